@@ -1,0 +1,1 @@
+//! Model-specific register numbers (SDM vol. 4).

@@ -1,0 +1,217 @@
+//! A vCPU with everything it reaches: what the interpreter, the system
+//! instructions and the translator all work on.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+use std::sync::{Arc, OnceLock};
+
+use arch::Exception;
+use engine::Bus;
+use memory::GuestRam;
+
+use crate::cpu::{Cpu, View, cr, flag, seg};
+use crate::lapic::Lapic;
+use crate::world::{Signal, World};
+
+/// Why an instruction did not simply complete.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trap {
+    /// A fault: the vCPU's state is as before the instruction (string
+    /// instructions: as after the last whole iteration).
+    Fault(Exception),
+    /// `hlt` or `mwait` completed (rip is past it): wait for an interrupt.
+    Halt,
+    /// Triple fault.
+    Shutdown,
+}
+
+impl From<Exception> for Trap {
+    fn from(e: Exception) -> Self {
+        Self::Fault(e)
+    }
+}
+
+/// Result of everything that guest code can make fail.
+pub type Exec<T = ()> = Result<T, Trap>;
+
+/// What all vCPUs of a machine share.
+pub struct Shared {
+    /// RAM.
+    pub ram: Arc<GuestRam>,
+    /// Devices; connected before the first run.
+    pub bus: OnceLock<Arc<dyn Bus>>,
+    /// Local APICs by vCPU index.
+    pub lapics: Vec<Arc<Lapic>>,
+    /// How to reach each vCPU, by index.
+    pub signals: Vec<Arc<Signal>>,
+    /// Stopping all vCPUs.
+    pub world: World,
+    /// What CPUID shows.
+    pub cpuid: arch::cpuid::CpuidTable,
+}
+
+impl Shared {
+    /// The buses.
+    ///
+    /// # Panics
+    /// If the engine was run before it was connected: a fault of the machine's
+    /// assembly, not reachable by a guest.
+    #[allow(clippy::expect_used)]
+    pub fn bus(&self) -> &dyn Bus {
+        &**self.bus.get().expect("engine is connected before it runs")
+    }
+}
+
+/// Memory of a [`Cpu`]: pinned, page-aligned, zeroed.
+pub struct CpuBox(NonNull<Cpu>);
+
+// SAFETY: owns its memory; `Cpu` holds no thread-bound data.
+unsafe impl Send for CpuBox {}
+
+impl CpuBox {
+    const LAYOUT: Layout = match Layout::new::<Cpu>().align_to(4096) {
+        Ok(l) => l,
+        Err(_) => panic!("layout of Cpu"),
+    };
+
+    /// A zeroed `Cpu` whose address never changes.
+    pub fn new() -> Self {
+        // SAFETY: the layout is not zero-sized; all-zero bytes are a valid
+        // `Cpu` (integers, bools and byte arrays).
+        let p = unsafe { alloc_zeroed(Self::LAYOUT) }.cast::<Cpu>();
+        match NonNull::new(p) {
+            Some(p) => Self(p),
+            None => handle_alloc_error(Self::LAYOUT),
+        }
+    }
+
+    /// Its address.
+    pub fn as_ptr(&self) -> *mut Cpu {
+        self.0.as_ptr()
+    }
+}
+
+impl Default for CpuBox {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for CpuBox {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `new` with the same layout.
+        unsafe { dealloc(self.0.as_ptr().cast(), Self::LAYOUT) }
+    }
+}
+
+impl Deref for CpuBox {
+    type Target = Cpu;
+    fn deref(&self) -> &Cpu {
+        // SAFETY: valid for the life of the box.
+        unsafe { self.0.as_ref() }
+    }
+}
+
+impl DerefMut for CpuBox {
+    fn deref_mut(&mut self) -> &mut Cpu {
+        // SAFETY: valid, and borrowed mutably through the box. Other threads
+        // touch only `pending`, an atomic.
+        unsafe { self.0.as_mut() }
+    }
+}
+
+/// One vCPU.
+pub struct Core {
+    /// Registers and software TLB.
+    pub cpu: CpuBox,
+    /// Index, which is also the APIC id.
+    pub index: u32,
+    /// RAM (the same as `shared.ram`).
+    pub ram: Arc<GuestRam>,
+    /// What all vCPUs share.
+    pub shared: Arc<Shared>,
+    /// This vCPU's local APIC (the same as `shared.lapics[index]`).
+    pub lapic: Arc<Lapic>,
+    /// TLB entries in use, so that flushing is cheap.
+    pub(crate) tlb_used: crate::mmu::TlbUse,
+    /// Counters.
+    pub stats: Stats,
+}
+
+/// Counters of one vCPU.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// Instructions interpreted.
+    pub interpreted: u64,
+    /// Exceptions delivered.
+    pub exceptions: u64,
+    /// Interrupts delivered.
+    pub interrupts: u64,
+    /// Software-TLB fills.
+    pub tlb_fills: u64,
+    /// Software-TLB flushes.
+    pub tlb_flushes: u64,
+    /// MMIO accesses.
+    pub mmio: u64,
+    /// Port accesses.
+    pub pio: u64,
+}
+
+impl Core {
+    /// Recomputes what is derived from CS, CR0, CR4, EFER and RFLAGS: `bits`,
+    /// `view`, `fpu_ok`. To be called after any change of those (`cpl` itself
+    /// is set by whoever loads CS).
+    pub fn update_mode(&mut self) {
+        let c = &mut *self.cpu;
+        let cs = c.seg[seg::CS];
+        c.bits = if c.efer & cr::EFER_LMA != 0 && cs.long() {
+            64
+        } else if c.cr0 & cr::CR0_PE != 0 && c.rflags & flag::VM == 0 && cs.big() {
+            32
+        } else {
+            16
+        };
+        c.fpu_ok = c.cr0 & (cr::CR0_EM | cr::CR0_TS) == 0 && c.cr4 & cr::CR4_OSFXSR != 0;
+        self.update_view();
+    }
+
+    /// Recomputes `view` only (after a change of CPL or RFLAGS.AC).
+    #[inline]
+    pub fn update_view(&mut self) {
+        let c = &mut *self.cpu;
+        c.view = if c.cpl == 3 {
+            View::User
+        } else if c.cr4 & cr::CR4_SMAP == 0 || c.rflags & flag::AC != 0 {
+            View::KernelAc
+        } else {
+            View::Kernel
+        } as u8;
+    }
+
+    /// Reads 1, 2 or 4 bytes from a port. Permission is the caller's business.
+    pub fn io_read(&mut self, port: u16, size: usize) -> u32 {
+        self.stats.pio += 1;
+        let mut b = [0xff; 4];
+        self.shared.bus().pio_read(port, &mut b[..size]);
+        let v = u32::from_le_bytes(b);
+        if size < 4 {
+            v & ((1 << (size * 8)) - 1)
+        } else {
+            v
+        }
+    }
+
+    /// Writes 1, 2 or 4 bytes to a port. Permission is the caller's business.
+    pub fn io_write(&mut self, port: u16, size: usize, value: u32) {
+        self.stats.pio += 1;
+        self.shared
+            .bus()
+            .pio_write(port, &value.to_le_bytes()[..size]);
+    }
+
+    /// This vCPU's signal.
+    pub fn signal(&self) -> &Arc<Signal> {
+        &self.shared.signals[self.index as usize]
+    }
+}

@@ -1,0 +1,21 @@
+//! The software CPU: runs guest x86-64 code without hardware virtualization.
+//!
+//! * [`cpu`]: the state of a vCPU as generated code sees it.
+//! * [`core`]: a vCPU with everything it reaches; what all modules below take.
+//! * [`mmu`]: page walks, the software TLB, loads and stores.
+//! * [`interpret`]: one instruction at a time; integer, string, control flow.
+//! * [`system`]: segments, events, privileged instructions, MSRs, CPUID.
+//! * [`native`]: x87, MMX, SSE, AVX, by running the instruction on the host.
+//! * [`lapic`]: local APICs and inter-processor interrupts.
+//! * [`world`]: stopping all vCPUs at a safe point.
+
+pub mod core;
+pub mod cpu;
+pub mod interpret;
+pub mod lapic;
+pub mod mmu;
+pub mod native;
+pub mod system;
+pub mod world;
+
+pub use crate::core::{Core, Shared, Trap};

@@ -1,0 +1,9 @@
+//! Linear addresses to memory: page walks, the software TLB, and the loads
+//! and stores that everything outside generated code uses.
+
+mod access;
+mod tlb;
+mod walk;
+
+pub use tlb::TlbUse;
+pub use walk::{Access, Translation};

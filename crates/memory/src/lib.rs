@@ -1,0 +1,16 @@
+//! Guest-physical memory.
+//!
+//! One `memfd` backs all of a machine's RAM and is mapped once, contiguously,
+//! into the monitor. RAM appears to the guest as at most two ranges: below the
+//! PCI hole and above 4 GiB ([`GuestRam::low_size`]). Everything that touches
+//! guest memory goes through this crate, so that writes can be tracked
+//! (dirty pages) and watched (pages that hold translated code).
+
+mod ram;
+mod track;
+
+pub use ram::{GuestRam, MemoryError, PAGE_SIZE};
+pub use track::{TrackSlice, Tracker, WriteWatcher};
+
+/// The `vm-memory` type that the virtqueue code works on.
+pub type GuestMemory = vm_memory::GuestMemoryMmap<Tracker>;
