@@ -191,7 +191,9 @@ fn memory(text: &str) -> Result<u64, String> {
 /// # Errors
 /// Says what a size looks like.
 pub fn size(text: &str) -> Result<u64, String> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
     let shift = match unit.to_ascii_uppercase().as_str() {
         "" | "B" => 0,
@@ -199,7 +201,11 @@ pub fn size(text: &str) -> Result<u64, String> {
         "M" | "MIB" => 20,
         "G" | "GIB" => 30,
         "T" | "TIB" => 40,
-        _ => return Err(format!("unknown unit {unit:?}: use K, M, G or T, as in 512M")),
+        _ => {
+            return Err(format!(
+                "unknown unit {unit:?}: use K, M, G or T, as in 512M"
+            ));
+        }
     };
     let number: u64 = digits
         .parse()
@@ -214,7 +220,9 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// # Errors
 /// Says what a duration looks like.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (digits, unit) = text.split_at(end);
     let bad = || "a duration is a whole number with ms, s, m or h, as in 90s".to_owned();
     let number: u64 = digits.parse().map_err(|_| bad())?;
@@ -239,7 +247,11 @@ fn disk(text: &str) -> Result<Disk, String> {
     if file.is_empty() {
         return Err("a disk is FILE[,readonly][,serial=S]".into());
     }
-    let mut disk = Disk { file: file.into(), readonly: false, serial: None };
+    let mut disk = Disk {
+        file: file.into(),
+        readonly: false,
+        serial: None,
+    };
     for word in words {
         match word.split_once('=') {
             None if word == "readonly" => disk.readonly = true,
@@ -309,7 +321,16 @@ mod tests {
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
         assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
-        for bad in ["", "0", "-1", "1.5s", "1d", "s", "99999999999999999999", "9999999999h"] {
+        for bad in [
+            "",
+            "0",
+            "-1",
+            "1.5s",
+            "1d",
+            "s",
+            "99999999999999999999",
+            "9999999999h",
+        ] {
             assert!(duration(bad).is_err(), "{bad}");
         }
     }
@@ -318,9 +339,19 @@ mod tests {
     fn disks() {
         assert_eq!(
             disk("a.img,readonly,serial=X1"),
-            Ok(Disk { file: "a.img".into(), readonly: true, serial: Some("X1".into()) })
+            Ok(Disk {
+                file: "a.img".into(),
+                readonly: true,
+                serial: Some("X1".into())
+            })
         );
-        for bad in ["", ",readonly", "a,ro", "a,serial=", "a,serial=123456789012345678901"] {
+        for bad in [
+            "",
+            ",readonly",
+            "a,ro",
+            "a,serial=",
+            "a,serial=123456789012345678901",
+        ] {
             assert!(disk(bad).is_err(), "{bad}");
         }
     }

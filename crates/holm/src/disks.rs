@@ -37,7 +37,10 @@ pub struct OwnDisk {
 /// [`CopyError`], for instance when the disk is full.
 pub fn own(template: &Template, keep: Option<&Path>) -> Result<OwnDisk, CopyError> {
     if template.readonly {
-        return Ok(OwnDisk { path: template.file.clone(), _unnamed: None });
+        return Ok(OwnDisk {
+            path: template.file.clone(),
+            _unnamed: None,
+        });
     }
     let directory = match keep {
         Some(directory) => directory.to_path_buf(),
@@ -66,7 +69,10 @@ fn scratch(template: &Path) -> PathBuf {
 }
 
 fn kept(template: &Path, path: &Path) -> io::Result<OwnDisk> {
-    let kept = OwnDisk { path: path.to_path_buf(), _unnamed: None };
+    let kept = OwnDisk {
+        path: path.to_path_buf(),
+        _unnamed: None,
+    };
     if path.exists() {
         return Ok(kept);
     }
@@ -110,7 +116,10 @@ fn unnamed(template: &Path, directory: &Path) -> io::Result<OwnDisk> {
     };
     copy(template, &target)?;
     let path = format!("/proc/{}/fd/{}", std::process::id(), target.as_raw_fd());
-    Ok(OwnDisk { path: path.into(), _unnamed: Some(target) })
+    Ok(OwnDisk {
+        path: path.into(),
+        _unnamed: Some(target),
+    })
 }
 
 /// Shares the blocks where the file system can, else copies what is not a hole.
@@ -159,12 +168,18 @@ mod tests {
         disk.set_len(64 << 20).unwrap();
         disk.write_all_at(b"start", 0).unwrap();
         disk.write_all_at(b"middle", 32 << 20).unwrap();
-        Template { file, readonly: false }
+        Template {
+            file,
+            readonly: false,
+        }
     }
 
     fn at(path: &Path, offset: u64) -> [u8; 6] {
         let mut bytes = [0; 6];
-        File::open(path).unwrap().read_exact_at(&mut bytes, offset).unwrap();
+        File::open(path)
+            .unwrap()
+            .read_exact_at(&mut bytes, offset)
+            .unwrap();
         bytes
     }
 
@@ -178,7 +193,12 @@ mod tests {
         let metadata = fs::metadata(&own.path).unwrap();
         assert_eq!(metadata.len(), 64 << 20);
         assert!(metadata.blocks() * 512 < 1 << 20, "the copy is not sparse");
-        OpenOptions::new().write(true).open(&own.path).unwrap().write_all_at(b"x", 0).unwrap();
+        OpenOptions::new()
+            .write(true)
+            .open(&own.path)
+            .unwrap()
+            .write_all_at(b"x", 0)
+            .unwrap();
         assert_eq!(&at(&template.file, 0), b"start\0", "the template changed");
         let names = fs::read_dir(directory.path()).unwrap().count();
         assert_eq!(names, 1, "the copy has a name");
@@ -191,14 +211,22 @@ mod tests {
         let keep = directory.path().join("a/b");
         let first = own(&template, Some(&keep)).unwrap();
         assert_eq!(first.path, keep.join("root.img"));
-        OpenOptions::new().write(true).open(&first.path).unwrap().write_all_at(b"X", 0).unwrap();
+        OpenOptions::new()
+            .write(true)
+            .open(&first.path)
+            .unwrap()
+            .write_all_at(b"X", 0)
+            .unwrap();
         let second = own(&template, Some(&keep)).unwrap();
         assert_eq!(&at(&second.path, 0), b"Xtart\0");
     }
 
     #[test]
     fn a_missing_template_is_named() {
-        let template = Template { file: "/nowhere/root.img".into(), readonly: false };
+        let template = Template {
+            file: "/nowhere/root.img".into(),
+            readonly: false,
+        };
         let error = own(&template, None).unwrap_err().to_string();
         assert!(error.contains("/nowhere/root.img"), "{error}");
     }

@@ -43,8 +43,20 @@ struct Kvm {
 
 impl From<KvmVerdict> for Kvm {
     fn from(verdict: KvmVerdict) -> Self {
-        let KvmVerdict { usable, reason, api_version, guest_mips, native_mips } = verdict;
-        Self { usable, reason, api_version, guest_mips, native_mips }
+        let KvmVerdict {
+            usable,
+            reason,
+            api_version,
+            guest_mips,
+            native_mips,
+        } = verdict;
+        Self {
+            usable,
+            reason,
+            api_version,
+            guest_mips,
+            native_mips,
+        }
     }
 }
 
@@ -65,7 +77,10 @@ pub fn run(arguments: &Doctor) -> u8 {
     let report = Report {
         version: VERSION,
         holm: env!("CARGO_PKG_VERSION"),
-        engine: Engine { auto: kind.name(), reason },
+        engine: Engine {
+            auto: kind.name(),
+            reason,
+        },
         kvm: verdict.into(),
         cpu: host::cpu(),
         host: host::findings(),
@@ -88,7 +103,11 @@ fn text(report: &Report) -> String {
         "engine: auto takes {}: {}\n\nKVM: {}: {}\n",
         report.engine.auto,
         report.engine.reason,
-        if report.kvm.usable { "usable" } else { "not usable" },
+        if report.kvm.usable {
+            "usable"
+        } else {
+            "not usable"
+        },
         report.kvm.reason,
     );
     let cpu = &report.cpu;

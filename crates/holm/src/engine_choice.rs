@@ -81,7 +81,10 @@ mod tests {
             guest_mips: Some(2.0),
             native_mips: Some(5000.0),
         };
-        assert_eq!(auto(&kvm, true), (EngineKind::Soft, "it only emulates".into()));
+        assert_eq!(
+            auto(&kvm, true),
+            (EngineKind::Soft, "it only emulates".into())
+        );
         kvm.usable = true;
         assert_eq!(auto(&kvm, true).0, EngineKind::Kvm);
         assert_eq!(auto(&kvm, false).0, EngineKind::Soft);

@@ -54,7 +54,14 @@ mod tests {
     #[test]
     fn own_codes_are_even_distinct_and_documented() {
         let own = [
-            SUCCESS, USAGE, TIMEOUT, TRIPLE_FAULT, BAD_FILE, HOST, INTERNAL, ENDED_BY_USER,
+            SUCCESS,
+            USAGE,
+            TIMEOUT,
+            TRIPLE_FAULT,
+            BAD_FILE,
+            HOST,
+            INTERNAL,
+            ENDED_BY_USER,
             ENDED_BY_SIGNAL,
         ];
         for (index, code) in own.iter().enumerate() {

@@ -77,7 +77,9 @@ impl Guest {
     /// # Errors
     /// [`Failure`], by what the user can do about it.
     pub fn new(_spec: &Spec, _output: Output) -> Result<Self, Failure> {
-        Err(Failure::Internal("the machine is not part of this build".into()))
+        Err(Failure::Internal(
+            "the machine is not part of this build".into(),
+        ))
     }
 
     /// Runs it to its end.

@@ -119,18 +119,27 @@ impl Image {
             .find(|directory| directory.join("image.json").exists())
             .ok_or_else(|| ImageError::Missing {
                 name: name.to_owned(),
-                looked: images.map_or_else(|| "no cache directory".into(), |i| i.display().to_string()),
+                looked: images
+                    .map_or_else(|| "no cache directory".into(), |i| i.display().to_string()),
             })
             .and_then(|directory| Self::read(&directory))
     }
 
     fn read(directory: &Path) -> Result<Self, ImageError> {
         // The name may be a link that is replaced at any time.
-        let directory = directory.canonicalize().unwrap_or_else(|_| directory.to_path_buf());
+        let directory = directory
+            .canonicalize()
+            .unwrap_or_else(|_| directory.to_path_buf());
         let path = directory.join("image.json");
         let shown = path.display().to_string();
-        let unreadable = |error| ImageError::Unreadable { path: shown.clone(), error };
-        let malformed = |reason: String| ImageError::Malformed { path: shown.clone(), reason };
+        let unreadable = |error| ImageError::Unreadable {
+            path: shown.clone(),
+            error,
+        };
+        let malformed = |reason: String| ImageError::Malformed {
+            path: shown.clone(),
+            reason,
+        };
         let size = fs::metadata(&path).map_err(unreadable)?.len();
         if size > LONGEST {
             return Err(malformed(format!("it has {size} bytes")));
@@ -139,13 +148,18 @@ impl Image {
         let Versioned { version } =
             serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
         if version != VERSION {
-            return Err(ImageError::Version { path: shown, version });
+            return Err(ImageError::Version {
+                path: shown,
+                version,
+            });
         }
         let description: Description =
             serde_json::from_slice(&text).map_err(|error| malformed(error.to_string()))?;
         let inside = |file: &str| match Path::new(file).components().collect::<Vec<_>>()[..] {
             [Component::Normal(name)] => Ok(directory.join(name)),
-            _ => Err(malformed(format!("{file:?} is not a file of the image's directory"))),
+            _ => Err(malformed(format!(
+                "{file:?} is not a file of the image's directory"
+            ))),
         };
         Ok(Self {
             kernel: inside(&description.kernel)?,
@@ -155,7 +169,10 @@ impl Image {
                 .disks
                 .iter()
                 .map(|disk| {
-                    Ok(Template { file: inside(&disk.file)?, readonly: disk.readonly })
+                    Ok(Template {
+                        file: inside(&disk.file)?,
+                        readonly: disk.readonly,
+                    })
                 })
                 .collect::<Result<_, ImageError>>()?,
         })
@@ -165,7 +182,11 @@ impl Image {
 /// Where made images are: `$XDG_CACHE_HOME/holm/images`, by default under
 /// `~/.cache`.
 pub fn directory() -> Option<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    let absolute = |name| {
+        std::env::var_os(name)
+            .map(PathBuf::from)
+            .filter(|p| p.is_absolute())
+    };
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("holm/images"))

@@ -92,7 +92,12 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         })
         .map_err(|e| internal("starting the machine's thread", e))?;
 
-    let mut session = Session { guest, output, input, line: Line::default() };
+    let mut session = Session {
+        guest,
+        output,
+        input,
+        line: Line::default(),
+    };
     let result = session.until_end(&received, deadline);
     session.output.flush(LAST_WORDS);
     drop(raw);
@@ -191,7 +196,9 @@ fn ended(outcome: Outcome) -> u8 {
         Outcome::PowerOff | Outcome::Reset | Outcome::Stopped => exit_code::SUCCESS,
         Outcome::DebugExit(value) => exit_code::debug_exit(value),
         Outcome::TripleFault(vcpu) => {
-            terminal::say(&format!("holm: the guest ended in a triple fault on vCPU {vcpu}"));
+            terminal::say(&format!(
+                "holm: the guest ended in a triple fault on vCPU {vcpu}"
+            ));
             exit_code::TRIPLE_FAULT
         }
     }
@@ -203,7 +210,10 @@ fn output(serial: &Serial) -> Result<Output, Failure> {
         Serial::Null => Output::new(io::sink()),
         Serial::File(path) => {
             let file = File::create(path).map_err(|error| {
-                Failure::File(format!("creating the console's file {}: {error}", path.display()))
+                Failure::File(format!(
+                    "creating the console's file {}: {error}",
+                    path.display()
+                ))
             })?;
             Output::new(file)
         }
@@ -214,15 +224,17 @@ fn output(serial: &Serial) -> Result<Output, Failure> {
 /// Ends the process by force if the main thread does not within [`GOOD_ORDER`].
 fn watch_signals(events: Sender<Event>) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
-    thread::Builder::new().name("signals".into()).spawn(move || {
-        if let Some(signal) = signals.forever().next() {
-            // Without a receiver the process is ending anyway.
-            let _ = events.send(Event::Signal(signal));
-            thread::sleep(GOOD_ORDER);
-            terminal::restore();
-            std::process::exit(i32::from(exit_code::ENDED_BY_SIGNAL));
-        }
-    })?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                // Without a receiver the process is ending anyway.
+                let _ = events.send(Event::Signal(signal));
+                thread::sleep(GOOD_ORDER);
+                terminal::restore();
+                std::process::exit(i32::from(exit_code::ENDED_BY_SIGNAL));
+            }
+        })?;
     Ok(())
 }
 
@@ -289,13 +301,15 @@ fn cmdline(arguments: &Run, image: Option<&Image>) -> String {
 /// A missing file is the commonest mistake: say so by name, before anything starts.
 fn check_files(spec: &Spec) -> Result<(), Failure> {
     let readable = |what: &str, path: &Path| match File::open(path).and_then(|f| f.metadata()) {
-        Ok(metadata) if metadata.is_dir() => {
-            Err(Failure::File(format!("{what} {} is a directory", path.display())))
-        }
+        Ok(metadata) if metadata.is_dir() => Err(Failure::File(format!(
+            "{what} {} is a directory",
+            path.display()
+        ))),
         Ok(_) => Ok(()),
-        Err(error) => {
-            Err(Failure::File(format!("opening {what} {}: {error}", path.display())))
-        }
+        Err(error) => Err(Failure::File(format!(
+            "opening {what} {}: {error}",
+            path.display()
+        ))),
     };
     readable("kernel", &spec.kernel)?;
     if let Some(initrd) = &spec.initrd {

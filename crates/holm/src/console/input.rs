@@ -45,14 +45,18 @@ impl Input {
     pub fn start(terminal: bool, events: Sender<Event>) -> io::Result<Arc<Self>> {
         let input = Arc::new(Self::default());
         let (reader, feeder) = (Arc::clone(&input), Arc::clone(&input));
-        thread::Builder::new().name("console-input".into()).spawn(move || {
-            if terminal {
-                reader.read_terminal(&events);
-            } else {
-                reader.read_pipe();
-            }
-        })?;
-        thread::Builder::new().name("console-feed".into()).spawn(move || feeder.feed())?;
+        thread::Builder::new()
+            .name("console-input".into())
+            .spawn(move || {
+                if terminal {
+                    reader.read_terminal(&events);
+                } else {
+                    reader.read_pipe();
+                }
+            })?;
+        thread::Builder::new()
+            .name("console-feed".into())
+            .spawn(move || feeder.feed())?;
         Ok(input)
     }
 

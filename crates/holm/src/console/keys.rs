@@ -71,7 +71,10 @@ mod tests {
     #[test]
     fn everything_but_ctrl_a_reaches_the_guest() {
         let mut keys = Keys::default();
-        assert_eq!(keys.feed("ls äß€\u{3}\r".as_bytes()), [guest("ls äß€\u{3}\r")]);
+        assert_eq!(
+            keys.feed("ls äß€\u{3}\r".as_bytes()),
+            [guest("ls äß€\u{3}\r")]
+        );
         let all: Vec<u8> = (0..=255).filter(|b| *b != ESCAPE).collect();
         assert_eq!(keys.feed(&all), [Typed::Guest(all.clone())]);
     }
@@ -81,7 +84,10 @@ mod tests {
         let mut keys = Keys::default();
         assert_eq!(keys.feed(b"ab\x01"), [guest("ab")]);
         assert_eq!(keys.feed(b"xcd"), [Typed::End, guest("cd")]);
-        assert_eq!(keys.feed(b"1\x01c2"), [guest("1"), Typed::Monitor, guest("2")]);
+        assert_eq!(
+            keys.feed(b"1\x01c2"),
+            [guest("1"), Typed::Monitor, guest("2")]
+        );
     }
 
     #[test]

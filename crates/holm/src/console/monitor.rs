@@ -92,7 +92,12 @@ pub fn registers(index: usize, state: &CpuState) -> String {
     let general: Vec<_> = NAMES.into_iter().zip(state.gpr).collect();
     row(&[("rip", state.rip), ("rflags", state.rflags)]);
     general.chunks(4).for_each(&mut row);
-    row(&[("cr0", state.cr0), ("cr2", state.cr2), ("cr3", state.cr3), ("cr4", state.cr4)]);
+    row(&[
+        ("cr0", state.cr0),
+        ("cr2", state.cr2),
+        ("cr3", state.cr3),
+        ("cr4", state.cr4),
+    ]);
     let [_, cs, ss, _, fs, gs] = state.segments;
     row(&[
         ("cs", cs.selector.into()),
@@ -121,7 +126,10 @@ mod tests {
         let mut line = Line::default();
         assert_eq!(line.feed(b"reh\x7f"), ("reh\x08 \x08".into(), vec![]));
         assert_eq!(line.feed(b"\r"), ("\r\n".into(), vec![Command::Registers]));
-        assert_eq!(line.feed(b"q\rnonsense\r\r").1, [Command::Quit, Command::Help]);
+        assert_eq!(
+            line.feed(b"q\rnonsense\r\r").1,
+            [Command::Quit, Command::Help]
+        );
         assert_eq!(line.feed(b"\x04").1, [Command::Continue]);
     }
 

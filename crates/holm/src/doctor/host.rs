@@ -104,14 +104,15 @@ pub fn findings() -> Vec<Finding> {
     ]
 }
 
-fn finding(
-    name: &'static str,
-    purpose: &'static str,
-    result: Result<String, String>,
-) -> Finding {
+fn finding(name: &'static str, purpose: &'static str, result: Result<String, String>) -> Finding {
     let usable = result.is_ok();
     let detail = result.unwrap_or_else(|reason| reason);
-    Finding { name, usable, detail, purpose }
+    Finding {
+        name,
+        usable,
+        detail,
+        purpose,
+    }
 }
 
 fn user_namespaces() -> Finding {
@@ -128,9 +129,15 @@ fn user_namespaces() -> Finding {
             "{}; see sysctl kernel.unprivileged_userns_clone and user.max_user_namespaces",
             String::from_utf8_lossy(&output.stderr).trim()
         )),
-        Err(error) => Err(format!("`unshare` (package util-linux) cannot be run: {error}")),
+        Err(error) => Err(format!(
+            "`unshare` (package util-linux) cannot be run: {error}"
+        )),
     };
-    finding("user_namespaces", "images without root, sandboxes, rootless networks", result)
+    finding(
+        "user_namespaces",
+        "images without root, sandboxes, rootless networks",
+        result,
+    )
 }
 
 fn tun() -> Finding {
@@ -149,7 +156,9 @@ fn io_uring() -> Finding {
     let result = io_uring::IoUring::new(8)
         .map(|_| "a ring was made".into())
         .map_err(|error| {
-            format!("{error}; see sysctl kernel.io_uring_disabled, or the container's seccomp profile")
+            format!(
+                "{error}; see sysctl kernel.io_uring_disabled, or the container's seccomp profile"
+            )
         });
     finding("io_uring", "fast disks (else threads do the work)", result)
 }
@@ -179,7 +188,11 @@ fn userfaultfd() -> Finding {
         .map_err(|error| {
             format!("{error}; see sysctl vm.unprivileged_userfaultfd, or the seccomp profile")
         });
-    finding("userfaultfd", "restoring memory while the machine already runs", result)
+    finding(
+        "userfaultfd",
+        "restoring memory while the machine already runs",
+        result,
+    )
 }
 
 fn memfd() -> Finding {
