@@ -5,6 +5,8 @@ use iced_x86::Instruction;
 
 use crate::core::{Core, Exec};
 
+pub(crate) mod operand;
+
 /// Executes one instruction that was decoded at the current `rip` in the
 /// current mode. On success `rip` is past it (or at the branch target; a
 /// repeated string instruction may return with `rip` still on itself after a
