@@ -135,6 +135,8 @@ pub struct Core {
     pub lapic: Arc<Lapic>,
     /// TLB entries in use, so that flushing is cheap.
     pub(crate) tlb_used: crate::mmu::TlbUse,
+    /// What `native` keeps: host stubs, x87 registers.
+    pub(crate) native: crate::native::NativeState,
     /// Counters.
     pub stats: Stats,
 }
