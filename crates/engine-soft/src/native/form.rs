@@ -116,6 +116,18 @@ pub(super) fn recognise(
     features: &Features,
     factory: &mut InstructionInfoFactory,
 ) -> Option<Form> {
+    if i.mnemonic() == Mnemonic::Wait {
+        return features.has(CpuidFeature::FPU).then_some(Form {
+            action: Action::Nothing,
+            class: Class::Wait,
+            mem: None,
+            x87: true,
+            waits: true,
+            mxcsr: false,
+            flags: 0,
+            environment: 0,
+        });
+    }
     let needs = i.cpuid_features();
     if needs.is_empty()
         || !features.has_all(needs)
@@ -176,7 +188,6 @@ fn classify(
 ) -> Option<(Class, bool)> {
     use Mnemonic as M;
     match i.mnemonic() {
-        M::Wait => return Some((Class::Wait, true)),
         M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => {
             return Some((Class::Fxsave, false));
         }
@@ -233,7 +244,7 @@ fn depends_on_mxcsr(name: &str) -> bool {
 fn action(i: &Instruction) -> Action {
     use Mnemonic as M;
     match i.mnemonic() {
-        M::Wait | M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Action::Nothing,
+        M::Prefetchnta | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => Action::Nothing,
         M::Sfence | M::Lfence | M::Mfence => Action::Fence,
         M::Ldmxcsr | M::Vldmxcsr => Action::Ldmxcsr,
         M::Stmxcsr | M::Vstmxcsr => Action::Stmxcsr,

@@ -286,7 +286,7 @@ impl Assembler {
 
 /// An operand in the vCPU's state.
 fn state(at: usize) -> MemoryOperand {
-    MemoryOperand::with_base_displ_size(Register::RDI, at as i64, 4)
+    MemoryOperand::with_base_displ_size(Register::RDI, at as i64, 8)
 }
 
 fn gpr_at(n: usize) -> usize {
@@ -316,7 +316,7 @@ fn assemble(
     if (0..body.op_count()).any(|op| body.op_kind(op) == OpKind::Memory) {
         body.set_memory_base(Register::RDI);
         body.set_memory_displacement64(AT_OPERAND as u64);
-        body.set_memory_displ_size(4);
+        body.set_memory_displ_size(8);
     }
     let reads_flags = i.rflags_read() != 0;
     let mut a = Assembler {
