@@ -339,12 +339,7 @@ pub(crate) fn linear_operand(
 /// Linear address of the one ordinary memory operand of the instruction (not
 /// a string operand).
 #[inline(always)]
-pub(crate) fn linear_memory(
-    core: &Core,
-    i: &Instruction,
-    size: usize,
-    write: bool,
-) -> Exec<u64> {
+pub(crate) fn linear_memory(core: &Core, i: &Instruction, size: usize, write: bool) -> Exec<u64> {
     let s = seg_index(i.memory_segment()).unwrap_or(seg::DS);
     linear(core, s, effective_address(core, i), size, write)
 }
