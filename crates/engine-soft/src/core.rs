@@ -12,6 +12,8 @@ use memory::GuestRam;
 
 use crate::cpu::{Cpu, Seg, View, cr, flag, seg};
 use crate::lapic::Lapic;
+use crate::translate::cache::CodeCache;
+use crate::translate::dispatch::Jit;
 use crate::world::{Signal, World};
 
 /// Why an instruction did not simply complete.
@@ -49,7 +51,20 @@ pub struct Shared {
     pub world: World,
     /// What CPUID shows.
     pub cpuid: arch::cpuid::CpuidTable,
+    /// Translated code.
+    pub(crate) code: CodeCache,
+    /// The vCPUs' states, for use while the world stands still.
+    pub(crate) cpus: Vec<CpuPtr>,
 }
+
+/// Address of a vCPU's state, which its `Core` owns.
+#[derive(Clone, Copy)]
+pub(crate) struct CpuPtr(pub(crate) *mut Cpu);
+
+// SAFETY: only dereferenced while all vCPUs stand at a safe point.
+unsafe impl Send for CpuPtr {}
+// SAFETY: as above.
+unsafe impl Sync for CpuPtr {}
 
 impl Shared {
     /// The buses.
@@ -133,6 +148,10 @@ pub struct Core {
     pub shared: Arc<Shared>,
     /// This vCPU's local APIC (the same as `shared.lapics[index]`).
     pub lapic: Arc<Lapic>,
+    /// The translator's part.
+    pub(crate) jit: Box<Jit>,
+    /// An interrupt waits for RFLAGS.IF.
+    pub(crate) interrupt_waits: bool,
     /// TLB entries in use, so that flushing is cheap.
     pub(crate) tlb_used: crate::mmu::TlbUse,
     /// What `native` keeps: host stubs, x87 registers.
@@ -191,6 +210,8 @@ impl Core {
             signals: vec![signal],
             world,
             cpuid: arch::cpuid::CpuidTable::default(),
+            code: CodeCache::new()?,
+            cpus: vec![CpuPtr(cpu.as_ptr())],
         });
         let mut core = Self {
             cpu,
@@ -198,6 +219,8 @@ impl Core {
             ram,
             shared,
             lapic,
+            jit: Box::new(Jit::new()),
+            interrupt_waits: false,
             tlb_used: crate::mmu::TlbUse::new(),
             native: crate::native::NativeState::new(crate::native::Features::host())?,
             stats: Stats::default(),

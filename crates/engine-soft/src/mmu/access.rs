@@ -320,9 +320,6 @@ impl Core {
             self.shared.bus().mmio_write(gpa, data);
         }
     }
-
-    /// A store by this vCPU hit a page that holds translated code.
-    fn code_written(&mut self, _ram_offset: u64, _len: usize) {}
 }
 
 /// # Safety
