@@ -10,8 +10,10 @@ use arch::Exception;
 use engine::Bus;
 use memory::GuestRam;
 
-use crate::cpu::{Cpu, View, cr, flag, seg};
+use crate::cpu::{Cpu, Seg, View, cr, flag, seg};
 use crate::lapic::Lapic;
+use crate::translate::cache::CodeCache;
+use crate::translate::dispatch::Jit;
 use crate::world::{Signal, World};
 
 /// Why an instruction did not simply complete.
@@ -49,7 +51,20 @@ pub struct Shared {
     pub world: World,
     /// What CPUID shows.
     pub cpuid: arch::cpuid::CpuidTable,
+    /// Translated code.
+    pub(crate) code: CodeCache,
+    /// The vCPUs' states, for use while the world stands still.
+    pub(crate) cpus: Vec<CpuPtr>,
 }
+
+/// Address of a vCPU's state, which its `Core` owns.
+#[derive(Clone, Copy)]
+pub(crate) struct CpuPtr(pub(crate) *mut Cpu);
+
+// SAFETY: only dereferenced while all vCPUs stand at a safe point.
+unsafe impl Send for CpuPtr {}
+// SAFETY: as above.
+unsafe impl Sync for CpuPtr {}
 
 impl Shared {
     /// The buses.
@@ -133,8 +148,14 @@ pub struct Core {
     pub shared: Arc<Shared>,
     /// This vCPU's local APIC (the same as `shared.lapics[index]`).
     pub lapic: Arc<Lapic>,
+    /// The translator's part.
+    pub(crate) jit: Box<Jit>,
+    /// An interrupt waits for RFLAGS.IF.
+    pub(crate) interrupt_waits: bool,
     /// TLB entries in use, so that flushing is cheap.
     pub(crate) tlb_used: crate::mmu::TlbUse,
+    /// What `native` keeps: host stubs, x87 registers.
+    pub(crate) native: crate::native::NativeState,
     /// Counters.
     pub stats: Stats,
 }
@@ -159,6 +180,56 @@ pub struct Stats {
 }
 
 impl Core {
+    /// A lone vCPU on `ram` and `bus` with everything the host can show, for
+    /// tests: registers as after RESET, caches empty, nothing running.
+    ///
+    /// # Errors
+    /// If the host gives no executable memory.
+    pub fn bare(ram: Arc<GuestRam>, bus: Arc<dyn Bus>) -> std::io::Result<Self> {
+        let mut cpu = CpuBox::new();
+        let reset = arch::CpuState::reset(true);
+        for (to, from) in cpu.seg.iter_mut().zip(&reset.segments) {
+            *to = Seg::new(from.selector, from.base, from.limit, from.rights);
+        }
+        cpu.rip = reset.rip;
+        cpu.rflags = reset.rflags;
+        cpu.cr0 = reset.cr0;
+        cpu.xcr0 = reset.xcr0;
+        cpu.dr = reset.dr;
+        cpu.mxcsr = 0x1f80;
+        // SAFETY: the address of a `CpuBox` never changes, and the box goes
+        // into the same `Core` as the only users of the signal.
+        let signal = unsafe { Signal::new(&raw const cpu.pending) };
+        let lapic = Arc::new(Lapic {});
+        let world = World::new();
+        world.add(signal.clone());
+        let shared = Arc::new(Shared {
+            ram: ram.clone(),
+            bus: OnceLock::from(bus),
+            lapics: vec![lapic.clone()],
+            signals: vec![signal],
+            world,
+            cpuid: arch::cpuid::CpuidTable::default(),
+            code: CodeCache::new()?,
+            cpus: vec![CpuPtr(cpu.as_ptr())],
+        });
+        let mut core = Self {
+            cpu,
+            index: 0,
+            ram,
+            shared,
+            lapic,
+            jit: Box::new(Jit::new()),
+            interrupt_waits: false,
+            tlb_used: crate::mmu::TlbUse::new(),
+            native: crate::native::NativeState::new(crate::native::Features::host())?,
+            stats: Stats::default(),
+        };
+        core.tlb_flush_all();
+        core.update_mode();
+        Ok(core)
+    }
+
     /// Recomputes what is derived from CS, CR0, CR4, EFER and RFLAGS: `bits`,
     /// `view`, `fpu_ok`. To be called after any change of those (`cpl` itself
     /// is set by whoever loads CS).

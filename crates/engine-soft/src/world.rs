@@ -1,7 +1,7 @@
 //! Stopping all vCPUs at a safe point, and waking halted ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
@@ -82,6 +82,8 @@ pub struct World {
     signals: Mutex<Vec<Arc<Signal>>>,
     exclusive: Mutex<()>,
     stop: AtomicBool,
+    /// Address of the signal of the vCPU that is alone now.
+    owner: AtomicUsize,
     stopped: Mutex<()>,
     stopped_cv: Condvar,
 }
@@ -99,6 +101,7 @@ impl World {
             signals: Mutex::new(Vec::new()),
             exclusive: Mutex::new(()),
             stop: AtomicBool::new(false),
+            owner: AtomicUsize::new(0),
             stopped: Mutex::new(()),
             stopped_cv: Condvar::new(),
         }
@@ -134,8 +137,12 @@ impl World {
 
     /// Runs `f` while every other vCPU stands at a safe point. Must be called
     /// between [`Self::enter`] and [`Self::leave`], with no lock held that
-    /// another vCPU may wait for.
+    /// another vCPU may wait for. May be nested.
     pub fn alone<R>(&self, me: &Signal, f: impl FnOnce() -> R) -> R {
+        let id = std::ptr::from_ref(me) as usize;
+        if self.owner.load(Ordering::SeqCst) == id {
+            return f();
+        }
         let others: Vec<Arc<Signal>> = self
             .signals
             .lock()
@@ -157,7 +164,9 @@ impl World {
             self.stopped_cv.wait(&mut guard);
         }
         drop(guard);
+        self.owner.store(id, Ordering::SeqCst);
         let result = f();
+        self.owner.store(0, Ordering::SeqCst);
         me.running.store(true, Ordering::SeqCst);
         self.stop.store(false, Ordering::SeqCst);
         for s in &others {
