@@ -1,1 +1,6 @@
-//! (under construction)
+//! The engine contract on KVM, and the probe that says whether this host's KVM
+//! is worth using.
+
+pub mod probe;
+
+pub use probe::{KvmVerdict, probe};

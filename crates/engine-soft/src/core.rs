@@ -210,6 +210,8 @@ impl Core {
             signals: vec![signal],
             world,
             cpuid: arch::cpuid::CpuidTable::default(),
+            code: CodeCache::new()?,
+            cpus: vec![CpuPtr(cpu.as_ptr())],
         });
         let mut core = Self {
             cpu,
@@ -217,6 +219,8 @@ impl Core {
             ram,
             shared,
             lapic,
+            jit: Box::new(Jit::new()),
+            interrupt_waits: false,
             tlb_used: crate::mmu::TlbUse::new(),
             native: crate::native::NativeState::new(crate::native::Features::host())?,
             stats: Stats::default(),

@@ -16,3 +16,6 @@ pub(crate) mod emit;
 pub(crate) mod enter;
 pub(crate) mod exit;
 pub(crate) mod fault;
+
+#[cfg(test)]
+mod tests;
