@@ -337,13 +337,6 @@ fn arrange_memory(r: &mut Random, i: &Instruction, op: u32, gpr: &mut [u64; 16])
 /// undefined.
 fn undefined(i: &Instruction, amd: bool) -> u64 {
     use Mnemonic::*;
-    let wide = matches!(i.mnemonic(), Shld | Shrd)
-        && i.op0_kind() == OpKind::Register
-        && i.op0_register().size() == 2
-        || i.memory_size().size() == 2 && matches!(i.mnemonic(), Shld | Shrd);
-    if wide {
-        return flag::STATUS;
-    }
     if amd {
         return 0;
     }
@@ -391,14 +384,10 @@ fn supported(i: &Instruction) -> bool {
 /// Whether the comparison makes sense for this instruction.
 fn wanted(i: &Instruction) -> bool {
     let m = i.mnemonic();
-    let string_name = matches!(m, Mnemonic::Movsd | Mnemonic::Cmpsd);
-    MNEMONICS.contains(&m)
-        && !i.is_invalid()
-        && !(string_name && !i.is_string_instruction())
-        && supported(i)
-        // 16-bit `bsf`-like forms with both prefixes, and 16-bit `shld` counts
-        // over 16, have undefined results.
-        && !(matches!(m, Mnemonic::Shld | Mnemonic::Shrd) && wide_count_possible(i))
+    let vector = matches!(m, Mnemonic::Movsd | Mnemonic::Cmpsd) && !i.is_string_instruction();
+    // 16-bit double shifts by 16 and more are undefined.
+    let unclear = matches!(m, Mnemonic::Shld | Mnemonic::Shrd) && wide_count_possible(i);
+    MNEMONICS.contains(&m) && !vector && !unclear && supported(i)
 }
 
 fn wide_count_possible(i: &Instruction) -> bool {
@@ -407,7 +396,7 @@ fn wide_count_possible(i: &Instruction) -> bool {
     } else {
         i.memory_size().size()
     };
-    size == 2 && (i.op2_kind() == OpKind::Register || i.immediate8() & 31 > 16)
+    size == 2 && (i.op2_kind() == OpKind::Register || i.immediate8() & 31 >= 16)
 }
 
 fn show(flags: u64) -> String {

@@ -376,12 +376,11 @@ pub(super) fn imul(core: &mut Core, i: &Instruction) -> Exec {
     Ok(())
 }
 
+/// Quotient and remainder of (high, low, divisor, size); `None` is #DE.
+type Divide = fn(u64, u64, u64, usize) -> Option<(u64, u64)>;
+
 /// `div` and `idiv`.
-pub(super) fn div(
-    core: &mut Core,
-    i: &Instruction,
-    f: fn(u64, u64, u64, usize) -> Option<(u64, u64)>,
-) -> Exec {
+pub(super) fn div(core: &mut Core, i: &Instruction, f: Divide) -> Exec {
     let size = operand_size(i, 0);
     let d = read_operand(core, i, 0)?;
     let c = &mut core.cpu;
@@ -455,7 +454,7 @@ pub(super) fn aam(core: &mut Core, i: &Instruction) -> Exec {
 pub(super) fn aad(core: &mut Core, i: &Instruction) -> Exec {
     let base = i.immediate(0) & 0xff;
     let ax = core.cpu.gpr[0] & 0xffff;
-    let r = (ax & 0xff) + (ax >> 8) * base & 0xff;
+    let r = ((ax & 0xff) + (ax >> 8) * base) & 0xff;
     write_reg(&mut core.cpu, 0, 2, r);
     set_status(core, alu::szp(r, 1));
     Ok(())

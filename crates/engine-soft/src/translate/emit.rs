@@ -2,7 +2,9 @@
 
 use std::mem::{offset_of, size_of};
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, MemorySize, OpAccess, OpKind, Register};
+use iced_x86::{
+    Encoder, Instruction, InstructionInfoFactory, MemorySize, OpAccess, OpKind, Register,
+};
 
 use crate::cpu::{Cpu, Seg, TLB_ENTRIES, TlbBank, View, seg};
 use crate::translate::asm::{Asm, Ea, cc, reg};
@@ -33,10 +35,7 @@ pub(crate) fn number(r: Register) -> u8 {
 }
 
 fn is_high_byte(r: Register) -> bool {
-    matches!(
-        r,
-        Register::AH | Register::CH | Register::DH | Register::BH
-    )
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
 }
 
 fn spilled(r: u8) -> bool {
@@ -255,8 +254,8 @@ impl Emitter {
                 n
             }
         };
-        let base = (i.memory_base() != Register::None)
-            .then(|| place(self, i.memory_base(), reg::T0));
+        let base =
+            (i.memory_base() != Register::None).then(|| place(self, i.memory_base(), reg::T0));
         let index = (i.memory_index() != Register::None).then(|| {
             let r = place(self, i.memory_index(), reg::T1);
             (r, i.memory_index_scale().trailing_zeros() as u8)
@@ -467,7 +466,10 @@ impl Emitter {
             if a != OpAccess::Write || r.size() < 4 {
                 read |= bit;
             }
-            if !matches!(a, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess) {
+            if !matches!(
+                a,
+                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            ) {
                 written |= bit;
             }
         }
@@ -477,10 +479,12 @@ impl Emitter {
     /// An instruction with one memory operand.
     pub fn memory(&mut self, i: &Instruction, live: bool) {
         let info = self.info.info(i);
-        let writes = info
-            .used_memory()
-            .iter()
-            .any(|m| !matches!(m.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess));
+        let writes = info.used_memory().iter().any(|m| {
+            !matches!(
+                m.access(),
+                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            )
+        });
         let size = i.memory_size().size();
         let mut operand_regs = 0u32;
         let mut high = false;
@@ -827,14 +831,16 @@ impl Emitter {
     /// `rdtsc` with the guest's offset; clobbers flags.
     pub fn rdtsc(&mut self) {
         // rdtsc; shl rdx, 32; or rax, rdx
-        self.hot.bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
+        self.hot
+            .bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
         let offset = Ea {
             disp: offset_of!(Cpu, tsc_offset) as i32,
             ..Ea::default()
         };
         self.hot.op_mem(&[0x03], reg::RAX, offset, true, true);
         // mov rdx, rax; shr rdx, 32; mov eax, eax
-        self.hot.bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
+        self.hot
+            .bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
     }
 
     /// Emits one slow path. `resume(n)` gives the place of instruction `n`,
