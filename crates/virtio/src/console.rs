@@ -297,8 +297,8 @@ impl VirtioDevice for Console {
     }
 
     fn reset(&mut self) {
-        // Input typed before a reboot is not for the next kernel.
-        self.port.receive.lock().pending.clear();
+        // Input is kept: drivers reset the device before they use it, and what
+        // was piped in before belongs to them.
     }
 
     fn save(&self) -> DeviceState {
