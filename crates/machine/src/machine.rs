@@ -212,15 +212,10 @@ impl Machine {
         self.inner.control.nmi(0);
     }
 
-    /// Gives input to the first serial port; how many bytes it took. It takes
-    /// fewer while its buffer is full.
+    /// Gives input to the first serial port; how many bytes it took. After
+    /// fewer than all, the sink's `input_ready` says when to go on.
     pub fn serial_input(&self, bytes: &[u8]) -> usize {
         self.inner.board.serial_input(bytes)
-    }
-
-    /// Waits until the serial port takes input again, or the limit has passed.
-    pub fn wait_serial_space(&self, limit: Duration) -> bool {
-        self.inner.board.wait_serial_space(limit)
     }
 
     /// Number of vCPUs.
@@ -348,21 +343,21 @@ impl Inner {
 
     fn boot_vcpus(&self, vcpus: Vec<Box<dyn Vcpu>>) -> Result<(), MachineError> {
         let states = self.load()?;
-        for (mut vcpu, state) in vcpus.into_iter().zip(&states) {
-            vcpu.restore(state)?;
-            let thread = self.control.spawn(vcpu);
-            let thread = thread.map_err(|source| MachineError::Host {
-                what: "thread for a vCPU",
-                source,
-            });
-            match thread {
-                Ok(thread) => self.threads.lock().push(thread),
-                Err(e) => {
-                    self.control.end();
-                    return Err(e);
-                }
-            }
+        let started = vcpus.into_iter().zip(&states).try_for_each(|(v, s)| self.spawn(v, s));
+        if started.is_err() {
+            self.control.end();
         }
+        started
+    }
+
+    fn spawn(&self, mut vcpu: Box<dyn Vcpu>, state: &CpuState) -> Result<(), MachineError> {
+        vcpu.restore(state)?;
+        let thread = self.control.spawn(vcpu);
+        let thread = thread.map_err(|source| MachineError::Host {
+            what: "thread for a vCPU",
+            source,
+        })?;
+        self.threads.lock().push(thread);
         Ok(())
     }
 
