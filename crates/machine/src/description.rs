@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use arch::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 
 /// Version of [`Description`] that this program writes and reads.
@@ -79,19 +80,6 @@ pub enum OnReset {
     Exit,
     /// Starts it again.
     Reboot,
-}
-
-/// Which CPU the guest sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CpuModel {
-    /// All that the engine can give on this host.
-    #[default]
-    Host,
-    /// x86-64-v2.
-    V2,
-    /// x86-64-v3.
-    V3,
 }
 
 /// What is wrong with a description.
