@@ -47,13 +47,26 @@ pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
     }
     fs::write(directory.join("initrd"), archive.finish())?;
     fs::remove_dir_all(&unpacked)?;
-    Ok(Made { cmdline: "console=ttyS0", disks: &[] })
+    Ok(Made {
+        cmdline: "console=ttyS0",
+        disks: &[],
+    })
 }
 
 /// A root with busybox, an init and the usual mount points.
 pub fn base(busybox: &[u8], init: &[u8]) -> Archive {
     let mut archive = Archive::default();
-    for name in ["bin", "dev", "proc", "sys", "tmp", "root", "etc", "lib", "lib/modules"] {
+    for name in [
+        "bin",
+        "dev",
+        "proc",
+        "sys",
+        "tmp",
+        "root",
+        "etc",
+        "lib",
+        "lib/modules",
+    ] {
         archive.directory(name);
     }
     archive.character_device("dev/console", 0o600, (5, 1));
