@@ -148,7 +148,7 @@ impl Core {
         self.tlb_fill(la, true, view)?;
         let last = la.wrapping_add(size as u64 - 1);
         if last >> 12 != la >> 12 {
-            self.tlb_fill(self.wrap(last), true, view)?;
+            self.tlb_fill(self.wrap(last) & !0xfff, true, view)?;
         }
         Ok(())
     }
@@ -320,9 +320,6 @@ impl Core {
             self.shared.bus().mmio_write(gpa, data);
         }
     }
-
-    /// A store by this vCPU hit a page that holds translated code.
-    fn code_written(&mut self, _ram_offset: u64, _len: usize) {}
 }
 
 /// # Safety
