@@ -2,6 +2,7 @@
 //! [`ConsoleSink`], what the host types goes in by a [`ConsoleInput`].
 
 use std::collections::VecDeque;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 
 use devices::{StateError, Version, versioned};
@@ -47,6 +48,8 @@ struct Port {
     size: Mutex<(u16, u16)>,
     signal: Mutex<Option<Arc<dyn Signal>>>,
     this: Weak<Port>,
+    /// See [`serve_later`].
+    later: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -84,6 +87,7 @@ impl Console {
             size: Mutex::new((80, 25)),
             signal: Mutex::new(None),
             this: this.clone(),
+            later: Arc::default(),
         });
         (Self { port: port.clone() }, ConsoleInput(port))
     }
@@ -125,7 +129,9 @@ impl Doorbell for Port {
                     self.sink.input_ready();
                 }
             }
-            TRANSMIT if !self.transmit_some() => serve_later(&self.this, Port::transmit_some),
+            TRANSMIT if !self.transmit_some() => {
+                serve_later(&self.this, &self.later, Port::transmit_some)
+            }
             _ => {}
         }
     }
@@ -165,6 +171,12 @@ impl Receive {
         };
         loop {
             while !self.pending.is_empty() && queue.pop(&mut self.chain)? {
+                if self.chain.writable.is_empty() {
+                    return Err(QueueError::Request {
+                        head: self.chain.head,
+                        what: "the receive buffer cannot be written",
+                    });
+                }
                 let written = take_input(queue, &mut self.chain, &mut self.pending);
                 queue.push(self.chain.head, written)?;
             }
@@ -285,8 +297,8 @@ impl VirtioDevice for Console {
     }
 
     fn reset(&mut self) {
-        // Input typed before a reboot is not for the next kernel.
-        self.port.receive.lock().pending.clear();
+        // Input is kept: drivers reset the device before they use it, and what
+        // was piped in before belongs to them.
     }
 
     fn save(&self) -> DeviceState {

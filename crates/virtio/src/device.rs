@@ -1,5 +1,6 @@
 //! What a virtio device is to its transport, and the other way round.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use devices::StateError;
@@ -150,18 +151,35 @@ pub(crate) fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
 }
 
 /// Goes on serving on another thread, for a driver that keeps a vCPU busy by
-/// making buffers available as fast as they are used.
-pub(crate) fn serve_later<T: Send + Sync + 'static>(this: &Weak<T>, serve: fn(&T) -> bool) {
-    let this = this.clone();
+/// making buffers available as fast as they are used. There is one such thread
+/// at most while `running` is set.
+pub(crate) fn serve_later<T: Send + Sync + 'static>(
+    this: &Weak<T>,
+    running: &Arc<AtomicBool>,
+    serve: fn(&T) -> bool,
+) {
+    if running.swap(true, Ordering::SeqCst) {
+        return;
+    }
+    let (this, flag) = (this.clone(), running.clone());
     let spawned = std::thread::Builder::new()
         .name("virtio-later".into())
         .stack_size(256 * 1024)
         .spawn(move || {
-            while this.upgrade().is_some_and(|this| !serve(&this)) {
-                std::thread::yield_now();
+            let serve = || this.upgrade().is_none_or(|this| serve(&this));
+            loop {
+                while !serve() {
+                    std::thread::yield_now();
+                }
+                flag.store(false, Ordering::SeqCst);
+                // A doorbell may have relied on the flag just before.
+                if serve() || flag.swap(true, Ordering::SeqCst) {
+                    return;
+                }
             }
         });
     if let Err(error) = spawned {
-        tracing::warn!(%error, "no thread to serve a busy queue; it waits for the next notification");
+        running.store(false, Ordering::SeqCst);
+        tracing::warn!(%error, "no thread for a busy queue; it waits for the next notification");
     }
 }

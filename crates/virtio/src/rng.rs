@@ -1,12 +1,15 @@
 //! Entropy device (virtio 1.2, 5.4): the host's random numbers.
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 
 use devices::{StateError, Version, versioned};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use crate::device::{ActivateError, Activation, DeviceKind, DeviceState, Doorbell, VirtioDevice};
+use crate::device::{
+    ActivateError, Activation, DeviceKind, DeviceState, Doorbell, VirtioDevice, serve_later,
+};
 use crate::queue::{Chain, QueueError, VirtQueue, write};
 
 const QUEUE_SIZE: u16 = 64;
@@ -31,13 +34,15 @@ impl Rng {
 /// The queue while the device works.
 struct Source {
     queue: Mutex<Option<(VirtQueue, Chain)>>,
-    this: std::sync::Weak<Source>,
+    this: Weak<Source>,
+    /// See [`serve_later`].
+    later: Arc<AtomicBool>,
 }
 
 impl Doorbell for Source {
     fn ring(&self, _queue: u16) {
         if !self.serve() {
-            crate::device::serve_later(&self.this, Source::serve);
+            serve_later(&self.this, &self.later, Source::serve);
         }
     }
 }
@@ -133,6 +138,7 @@ impl VirtioDevice for Rng {
         let source = Arc::new_cyclic(|this| Source {
             queue: Mutex::new(Some((queue, Chain::default()))),
             this: this.clone(),
+            later: Arc::default(),
         });
         self.active = Some(source.clone());
         source.ring(0);

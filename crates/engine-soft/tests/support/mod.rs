@@ -166,7 +166,13 @@ pub fn enter(core: &mut Core, mode: Mode, cpl: u8) {
         _ => 0xffff_ffff,
     };
     let base = if limit == 0xffff { CODE } else { 0 };
-    let selector = |n: u16| if mode == Mode::Real { (CODE >> 4) as u16 } else { n | u16::from(cpl) };
+    let selector = |n: u16| {
+        if mode == Mode::Real {
+            (CODE >> 4) as u16
+        } else {
+            n | u16::from(cpl)
+        }
+    };
     c.seg = [Seg::new(selector(0x10), 0, limit, data); 6];
     c.seg[seg::CS] = Seg::new(selector(8), base, limit, code);
     c.cr0 = cr::CR0_NE | cr::CR0_MP | cr::CR0_ET;
