@@ -119,7 +119,7 @@ fn a_saved_machine_goes_on_in_another_one() {
 fn bad_descriptions_and_files_are_refused_before_anything_runs() {
     let try_new = |d: Description| {
         let screen = std::sync::Arc::new(support::Screen::default());
-        machine::Machine::new(d, &soft, screen).map(|_| ()).unwrap_err()
+        machine::Machine::new(d, &soft, support::consoles(&screen)).map(|_| ()).unwrap_err()
     };
     let hello = kernel("hello");
     let good = Description::new(1, 32 << 20, &hello);

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use machine::{Description, Machine, MakeEngine, Outcome};
+use machine::{Consoles, Description, Machine, MakeEngine, Outcome};
 use parking_lot::Mutex;
 
 /// Assembles and links `tests/kernels/NAME.S` to a Multiboot ELF file.
@@ -62,10 +62,18 @@ pub fn description(name: &str, cpus: u32, cmdline: &str) -> Description {
     d
 }
 
+/// The serial port on a screen, no virtio console.
+pub fn consoles(screen: &Arc<Screen>) -> Consoles {
+    Consoles {
+        serial: screen.clone(),
+        virtio: None,
+    }
+}
+
 /// Assembles the machine with its serial port on a new screen.
 pub fn machine(description: Description, engine: MakeEngine<'_>) -> (Machine, Arc<Screen>) {
     let screen = Arc::new(Screen::default());
-    let machine = Machine::new(description, engine, screen.clone()).unwrap();
+    let machine = Machine::new(description, engine, consoles(&screen)).unwrap();
     (machine, screen)
 }
 
