@@ -51,6 +51,9 @@ pub struct Shared {
     pub world: World,
     /// What CPUID shows.
     pub cpuid: arch::cpuid::CpuidTable,
+    /// Guest TSC minus host TSC, before what each vCPU has added to its own
+    /// (IA32_TSC_ADJUST): the same for all, so that their TSCs agree.
+    pub tsc_base: std::sync::atomic::AtomicU64,
     /// Translated code.
     pub(crate) code: CodeCache,
     /// The vCPUs' states, for use while the world stands still.
@@ -152,6 +155,8 @@ pub struct Core {
     pub(crate) jit: Box<Jit>,
     /// An interrupt waits for RFLAGS.IF.
     pub(crate) interrupt_waits: bool,
+    /// System state that generated code never looks at.
+    pub system: crate::system::SystemState,
     /// TLB entries in use, so that flushing is cheap.
     pub(crate) tlb_used: crate::mmu::TlbUse,
     /// What `native` keeps: host stubs, x87 registers.
@@ -200,7 +205,14 @@ impl Core {
         // SAFETY: the address of a `CpuBox` never changes, and the box goes
         // into the same `Core` as the only users of the signal.
         let signal = unsafe { Signal::new(&raw const cpu.pending) };
-        let lapic = Arc::new(Lapic {});
+        let lapic = Lapic::new(0, signal.clone(), crate::lapic::Wheel::new());
+        let cpuid = arch::cpuid::CpuidTable::new(
+            arch::cpuid::CpuModel::Host,
+            &crate::system::host::host_cpu(),
+            1,
+            crate::system::clock::host_tsc_khz(),
+        )
+        .map_err(std::io::Error::other)?;
         let world = World::new();
         world.add(signal.clone());
         let shared = Arc::new(Shared {
@@ -209,7 +221,8 @@ impl Core {
             lapics: vec![lapic.clone()],
             signals: vec![signal],
             world,
-            cpuid: arch::cpuid::CpuidTable::default(),
+            cpuid,
+            tsc_base: crate::system::clock::new_tsc_base(),
             code: CodeCache::new()?,
             cpus: vec![CpuPtr(cpu.as_ptr())],
         });
@@ -221,6 +234,7 @@ impl Core {
             lapic,
             jit: Box::new(Jit::new()),
             interrupt_waits: false,
+            system: crate::system::SystemState::default(),
             tlb_used: crate::mmu::TlbUse::new(),
             native: crate::native::NativeState::new(crate::native::Features::host())?,
             stats: Stats::default(),
