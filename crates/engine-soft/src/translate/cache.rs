@@ -55,6 +55,8 @@ pub(crate) struct BlockKey {
     pub map: MapId,
     pub offset: u16,
     pub view: u8,
+    /// The variant without grouped checks.
+    pub ungrouped: bool,
 }
 
 /// The four ways into a block, as offsets into the cache. Each runs on into
