@@ -35,7 +35,9 @@ fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String
             let Some(case) = (0..8).find_map(|_| maker.make(*code)) else {
                 continue;
             };
-            if std::env::var_os("TRACE").is_some() { eprintln!("{:02x?} {}", case.bytes, case.instruction); }
+            if std::env::var_os("TRACE").is_some() {
+                eprintln!("{:02x?} {}", case.bytes, case.instruction);
+            }
             let (x, y) = (a.run(&case), b.run(&case));
             cases += 1;
             covered[n] += 1;

@@ -126,7 +126,10 @@ fn x87_state_follows_the_thread_and_unmasked_exceptions_come_late() {
     );
     native::leave_thread(&mut c);
     assert_eq!(run(&mut c, &[0x9b]), fault(Exception::new(vector::MF)));
-    assert_eq!(run(&mut c, &[0x0f, 0x77]), fault(Exception::new(vector::MF)));
+    assert_eq!(
+        run(&mut c, &[0x0f, 0x77]),
+        fault(Exception::new(vector::MF))
+    );
     run(&mut c, &[0xdf, 0xe0]).unwrap(); // fnstsw ax does not wait
     assert_eq!(c.cpu.gpr[0] & 0x84, 0x84, "ES and ZE");
     c.cpu.gpr[0] = DATA;
@@ -165,7 +168,11 @@ fn unmasked_simd_exceptions_are_raised_before_anything_changes() {
     let divpd = [0x66, 0x0f, 0x5e, 0xc1];
     assert_eq!(run(&mut c, &divpd), fault(Exception::new(vector::XM)));
     assert_eq!(c.cpu.ymm, before);
-    assert_eq!(c.cpu.mxcsr & 0x3f, 4, "only ZE: the inexact quotient was not computed");
+    assert_eq!(
+        c.cpu.mxcsr & 0x3f,
+        4,
+        "only ZE: the inexact quotient was not computed"
+    );
     c.cpu.cr4 &= !cr::CR4_OSXMMEXCPT;
     assert_eq!(run(&mut c, &divpd), fault(Exception::ud()));
     // An exact denormal result: only unmasked underflow tells it.
@@ -219,7 +226,13 @@ fn control_registers_gate_each_class() {
     c.cpu.xcr0 = 3;
     assert_eq!(run(&mut c, vex), ud);
     // Not for this module, and never for the host: syscall, hlt, add, jmp.
-    for code in [&[0x0fu8, 0x05][..], &[0xf4], &[0x01, 0xc8], &[0xeb, 0], &[0x0f, 0x01, 0xd0]] {
+    for code in [
+        &[0x0fu8, 0x05][..],
+        &[0xf4],
+        &[0x01, 0xc8],
+        &[0xeb, 0],
+        &[0x0f, 0x01, 0xd0],
+    ] {
         assert_eq!(run(&mut c, code), ud, "{code:x?}");
     }
 }
@@ -319,7 +332,9 @@ fn xsave_and_xrstor_agree_with_the_manual() {
     assert_eq!(b[576..832], [0; 256], "but xsave writes them");
     assert_eq!(b[160 + 80..160 + 88], 1.25f64.to_le_bytes());
     assert_eq!(b[464..512], [0xaa; 48]);
-    c.ram.write(gpa(area + 576 + 80), &9f64.to_le_bytes()).unwrap();
+    c.ram
+        .write(gpa(area + 576 + 80), &9f64.to_le_bytes())
+        .unwrap();
     c.ram.write(gpa(area + 512), &[7]).unwrap();
     set_lane(&mut c, 5, 0, 0.0);
     run(&mut c, xrstor).unwrap();

@@ -159,12 +159,12 @@ pub(super) fn andn(a: u64, b: u64, size: usize) -> (u64, u64) {
     alu::logic(!a & b, size)
 }
 
-/// `bextr`; SF, AF and PF are undefined: as AMD Zen leaves them.
+/// `bextr`; SF and AF (and PF) are undefined: as AMD Zen leaves them.
 pub(super) fn bextr(v: u64, control: u64, _size: usize) -> (u64, u64) {
     let (start, len) = (control & 0xff, control >> 8 & 0xff);
     let r = if start < 64 { v >> start } else { 0 };
     let r = if len < 64 { r & ((1 << len) - 1) } else { r };
-    (r, if r == 0 { ZF } else { 0 } | AF | PF)
+    (r, if r == 0 { ZF } else { 0 } | AF | alu::parity(r))
 }
 
 pub(super) fn blsi(v: u64, _: u64, size: usize) -> (u64, u64) {

@@ -247,17 +247,25 @@ pub(super) fn xadd(core: &mut Core, i: &Instruction) -> Exec {
     Ok(())
 }
 
-/// `cmpxchg`: memory is written in any case, so it needs write permission.
+/// `cmpxchg`: memory is written in any case, so it needs write permission; a
+/// register that does not match is not (AMD keeps its high half too).
 pub(super) fn cmpxchg(core: &mut Core, i: &Instruction) -> Exec {
     let reg = i.op1_register();
     let size = gpr_size(reg);
     let new = read_gpr(&core.cpu, reg);
     let acc = read_reg(&core.cpu, 0, size);
-    let mut old = 0;
-    modify(core, i, |a, _| {
-        old = a;
-        if a == acc { new } else { a }
-    })?;
+    let old = if i.op0_kind() == OpKind::Register {
+        let old = read_gpr(&core.cpu, i.op0_register());
+        if old == acc {
+            write_gpr(&mut core.cpu, i.op0_register(), new);
+        }
+        old
+    } else {
+        let la = linear_memory(core, i, size, true)?;
+        core.rmw(la, size, i.has_lock_prefix(), |a| {
+            if a == acc { new } else { a }
+        })?
+    };
     if old != acc {
         write_reg(&mut core.cpu, 0, size, old);
     }
@@ -368,12 +376,11 @@ pub(super) fn imul(core: &mut Core, i: &Instruction) -> Exec {
     Ok(())
 }
 
+/// Quotient and remainder of (high, low, divisor, size); `None` is #DE.
+type Divide = fn(u64, u64, u64, usize) -> Option<(u64, u64)>;
+
 /// `div` and `idiv`.
-pub(super) fn div(
-    core: &mut Core,
-    i: &Instruction,
-    f: fn(u64, u64, u64, usize) -> Option<(u64, u64)>,
-) -> Exec {
+pub(super) fn div(core: &mut Core, i: &Instruction, f: Divide) -> Exec {
     let size = operand_size(i, 0);
     let d = read_operand(core, i, 0)?;
     let c = &mut core.cpu;
@@ -447,7 +454,7 @@ pub(super) fn aam(core: &mut Core, i: &Instruction) -> Exec {
 pub(super) fn aad(core: &mut Core, i: &Instruction) -> Exec {
     let base = i.immediate(0) & 0xff;
     let ax = core.cpu.gpr[0] & 0xffff;
-    let r = (ax & 0xff) + (ax >> 8) * base & 0xff;
+    let r = ((ax & 0xff) + (ax >> 8) * base) & 0xff;
     write_reg(&mut core.cpu, 0, 2, r);
     set_status(core, alu::szp(r, 1));
     Ok(())

@@ -41,15 +41,23 @@ pub(super) enum Action {
     Stmxcsr,
     Fxsave,
     Fxrstor,
-    Xsave { optimize: bool, compact: bool },
+    Xsave {
+        optimize: bool,
+        compact: bool,
+    },
     Xrstor,
     ZeroUpper,
     ZeroAll,
     Gather(Gather),
     /// `vmaskmov*`, `vpmaskmov*` with elements of this many bytes; the load
     /// goes on in a stub.
-    MaskedLoad { element: u8, stub: u32 },
-    MaskedStore { element: u8 },
+    MaskedLoad {
+        element: u8,
+        stub: u32,
+    },
+    MaskedStore {
+        element: u8,
+    },
     /// `maskmovdqu`, `maskmovq`.
     ByteStore,
 }
@@ -191,8 +199,14 @@ fn classify(
         M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => {
             return Some((Class::Fxsave, false));
         }
-        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64
-        | M::Xrstor | M::Xrstor64 => return Some((Class::Xsave, false)),
+        M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xrstor
+        | M::Xrstor64 => return Some((Class::Xsave, false)),
         M::Ldmxcsr | M::Stmxcsr => return Some((Class::Sse, false)),
         M::Emms => return Some((Class::Mmx, true)),
         // With a memory operand they name no xmm register.
@@ -202,8 +216,15 @@ fn classify(
         M::Cvtss2si | M::Cvttss2si | M::Cvtsd2si | M::Cvttsd2si => {
             return Some((Class::Sse, false));
         }
-        M::Movnti | M::Crc32 | M::Sfence | M::Lfence | M::Mfence | M::Prefetchnta
-        | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => return Some((Class::Free, false)),
+        M::Movnti
+        | M::Crc32
+        | M::Sfence
+        | M::Lfence
+        | M::Mfence
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2 => return Some((Class::Free, false)),
         _ => {}
     }
     if name.starts_with('F') {
@@ -242,9 +263,11 @@ fn no_wait(i: &Instruction) -> bool {
 
 /// Integer and move instructions neither read nor change MXCSR.
 fn depends_on_mxcsr(name: &str) -> bool {
-    !["P", "Vp", "Mov", "Vmov", "Aes", "Vaes", "Sha", "Gf2", "Vgf2"]
-        .iter()
-        .any(|p| name.starts_with(p))
+    ![
+        "P", "Vp", "Mov", "Vmov", "Aes", "Vaes", "Sha", "Gf2", "Vgf2",
+    ]
+    .iter()
+    .any(|p| name.starts_with(p))
 }
 
 fn action(i: &Instruction) -> Action {
@@ -346,7 +369,12 @@ fn alignment(i: &Instruction, class: Class, size: usize) -> usize {
         }
         Class::Vex => matches!(
             i.mnemonic(),
-            M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq
+            M::Vmovaps
+                | M::Vmovapd
+                | M::Vmovdqa
+                | M::Vmovntps
+                | M::Vmovntpd
+                | M::Vmovntdq
                 | M::Vmovntdqa
         ),
         _ => false,

@@ -128,9 +128,7 @@ fn requested(core: &Core) -> u64 {
 /// x87 and SSE is not tracked: always in use.
 fn in_use(core: &Core) -> u64 {
     let n = vector_count(core);
-    let upper = core.cpu.ymm[..n]
-        .iter()
-        .any(|y| y.0[16..] != [0; 16]);
+    let upper = core.cpu.ymm[..n].iter().any(|y| y.0[16..] != [0; 16]);
     X87 | SSE | if upper { AVX } else { 0 }
 }
 
@@ -139,7 +137,11 @@ fn in_use(core: &Core) -> u64 {
 /// AVX component beyond the legacy region both formats have the same layout.
 pub(super) fn xsave(core: &mut Core, i: &Instruction, optimize: bool, compact: bool) -> Exec {
     let asked = requested(core);
-    let size = if asked & AVX != 0 { FULL_SIZE } else { BASE_SIZE };
+    let size = if asked & AVX != 0 {
+        FULL_SIZE
+    } else {
+        BASE_SIZE
+    };
     let la = area(core, i, size, 64, true)?;
     core.probe_write(la, size)?;
     let used = in_use(core) & asked;

@@ -114,7 +114,11 @@ pub fn difference(case: &Case, a: &Outcome, b: &Outcome) -> Option<String> {
         out += &format!("  end {:x?} / {:x?}\n", a.end, b.end);
     }
     let registers = if case.mode == Mode::Long { 16 } else { 8 };
-    let mask = if case.mode == Mode::Long { u64::MAX } else { 0xffff_ffff };
+    let mask = if case.mode == Mode::Long {
+        u64::MAX
+    } else {
+        0xffff_ffff
+    };
     for (n, name) in GPR.iter().enumerate().take(registers) {
         let (x, y) = (a.gpr[n] & mask, b.gpr[n] & mask);
         if x != y {
@@ -140,7 +144,13 @@ fn bytes(out: &mut String, what: &str, a: &[u8], b: &[u8]) {
     if a == b {
         return;
     }
-    for (k, (x, y)) in a.iter().zip(b).enumerate().filter(|(_, (x, y))| x != y).take(8) {
+    for (k, (x, y)) in a
+        .iter()
+        .zip(b)
+        .enumerate()
+        .filter(|(_, (x, y))| x != y)
+        .take(8)
+    {
         *out += &format!("  {what}[{k:#x}] {x:#04x} / {y:#04x}\n");
     }
 }

@@ -113,7 +113,10 @@ fn comparable(code: Code, bits: u32) -> bool {
         && !o.must_be_cpl0()
         && !i.is_privileged()
         && !is_system(code)
-        && !(bits == 64 && o.op_kinds().iter().any(|k| matches!(k, K::br16_1 | K::br16_2)))
+        && !(bits == 64
+            && o.op_kinds()
+                .iter()
+                .any(|k| matches!(k, K::br16_1 | K::br16_2)))
         && o.op_kinds().iter().all(|k| !is_system_operand(*k))
 }
 
@@ -309,8 +312,14 @@ impl Maker {
                 let r = self.vector(k);
                 set(OpKind::Register, r);
             }
-            K::r8_or_mem | K::r16_or_mem | K::r32_or_mem | K::r64_or_mem | K::mm_or_mem
-            | K::xmm_or_mem | K::ymm_or_mem | K::mem => self.memory(i, n),
+            K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem
+            | K::mem => self.memory(i, n),
             K::mem_offs => {
                 i.set_op_kind(n, OpKind::Memory);
                 let size = if self.mode == Mode::Long { 8 } else { 4 };
@@ -329,8 +338,16 @@ impl Maker {
             K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode | K::r64_vvvv => {
                 set(OpKind::Register, self.gpr(8));
             }
-            K::mm_reg | K::mm_rm | K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4
-            | K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 => {
+            K::mm_reg
+            | K::mm_rm
+            | K::xmm_reg
+            | K::xmm_rm
+            | K::xmm_vvvv
+            | K::xmm_is4
+            | K::ymm_reg
+            | K::ymm_rm
+            | K::ymm_vvvv
+            | K::ymm_is4 => {
                 let r = self.vector(k);
                 set(OpKind::Register, r);
             }
@@ -401,7 +418,11 @@ impl Maker {
         i.set_op_kind(n, OpKind::Memory);
         let long = self.mode == Mode::Long;
         let short = long && self.rng.below(6) == 0;
-        let of = if long && !short { Register::RAX } else { Register::EAX };
+        let of = if long && !short {
+            Register::RAX
+        } else {
+            Register::EAX
+        };
         let shape = self.rng.below(8);
         if long && shape == 0 {
             i.set_memory_base(Register::RIP);
@@ -436,7 +457,11 @@ impl Maker {
 
     fn vsib(&mut self, i: &mut Instruction, n: u32, k: K) {
         i.set_op_kind(n, OpKind::Memory);
-        let of = if self.mode == Mode::Long { Register::RAX } else { Register::EAX };
+        let of = if self.mode == Mode::Long {
+            Register::RAX
+        } else {
+            Register::EAX
+        };
         i.set_memory_base(of + self.number());
         let v = if matches!(k, K::mem_vsib32x | K::mem_vsib64x) {
             Register::XMM0
@@ -496,12 +521,19 @@ impl Maker {
         x[3] = top << 3 | (self.rng.below(8) as u8 & 7);
         x[4] = self.rng.next() as u8;
         for st in 0..8 {
-            let exponent: u16 = self.rng.pick(&[0x3fff, 0x4005, 0x3ff0, 0xbfff, 0x403e, 0, 0x7fff]);
-            let mantissa = if exponent == 0 { 0 } else { self.rng.next() | 1 << 63 };
+            let exponent: u16 = self
+                .rng
+                .pick(&[0x3fff, 0x4005, 0x3ff0, 0xbfff, 0x403e, 0, 0x7fff]);
+            let mantissa = if exponent == 0 {
+                0
+            } else {
+                self.rng.next() | 1 << 63
+            };
             x[32 + st * 16..40 + st * 16].copy_from_slice(&mantissa.to_le_bytes());
             x[40 + st * 16..42 + st * 16].copy_from_slice(&exponent.to_le_bytes());
         }
-        let mxcsr = 0x1f80u32 | (self.rng.below(4) as u32) << 13 | self.rng.pick(&[0, 0, 0x40, 0x8000]);
+        let mxcsr =
+            0x1f80u32 | (self.rng.below(4) as u32) << 13 | self.rng.pick(&[0, 0, 0x40, 0x8000]);
         x[24..28].copy_from_slice(&mxcsr.to_le_bytes());
         x[512] = 7;
         x
@@ -639,9 +671,17 @@ impl Maker {
 
     fn addresses_used(&mut self, case: &Case) -> Vec<u64> {
         let i = case.instruction;
-        let mask = if self.mode == Mode::Long { u64::MAX } else { 0xffff_ffff };
+        let mask = if self.mode == Mode::Long {
+            u64::MAX
+        } else {
+            0xffff_ffff
+        };
         let used: Vec<_> = self.info.info(&i).used_memory().to_vec();
-        let lanes = if i.memory_index().is_vector_register() { 8 } else { 1 };
+        let lanes = if i.memory_index().is_vector_register() {
+            8
+        } else {
+            1
+        };
         let mut out = Vec::new();
         for u in used {
             for lane in 0..lanes {
@@ -694,7 +734,11 @@ fn lane_value(case: &Case, register: usize, n: usize, size: usize) -> u64 {
     if byte >= 32 {
         return 0;
     }
-    let at = if byte < 16 { 160 + byte } else { 576 + byte - 16 } + register * 16;
+    let at = if byte < 16 {
+        160 + byte
+    } else {
+        576 + byte - 16
+    } + register * 16;
     let mut b = [0; 8];
     b[..size].copy_from_slice(&case.xsave[at..at + size]);
     if size == 4 {
@@ -719,9 +763,17 @@ fn is_string(i: &Instruction) -> bool {
     })
 }
 
-const SI: [OpKind; 3] = [OpKind::MemorySegRSI, OpKind::MemorySegESI, OpKind::MemorySegSI];
+const SI: [OpKind; 3] = [
+    OpKind::MemorySegRSI,
+    OpKind::MemorySegESI,
+    OpKind::MemorySegSI,
+];
 const ES_DI: [OpKind; 3] = [OpKind::MemoryESRDI, OpKind::MemoryESEDI, OpKind::MemoryESDI];
-const DI: [OpKind; 3] = [OpKind::MemorySegRDI, OpKind::MemorySegEDI, OpKind::MemorySegDI];
+const DI: [OpKind; 3] = [
+    OpKind::MemorySegRDI,
+    OpKind::MemorySegEDI,
+    OpKind::MemorySegDI,
+];
 
 fn string_kind(long: bool, short: bool, of: [OpKind; 3]) -> OpKind {
     match (long, short) {

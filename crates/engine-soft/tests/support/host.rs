@@ -137,7 +137,16 @@ fn map(at: u64, size: u64, prot: c_int, fd: c_int, offset: i64, replace: bool) -
         _ => (libc::MAP_SHARED, libc::MAP_FIXED),
     };
     // SAFETY: replaces nothing but this module's own reservation.
-    let p = unsafe { libc::mmap(at as *mut c_void, size as usize, prot, kind | fixed, fd, offset) };
+    let p = unsafe {
+        libc::mmap(
+            at as *mut c_void,
+            size as usize,
+            prot,
+            kind | fixed,
+            fd,
+            offset,
+        )
+    };
     assert!(p != libc::MAP_FAILED, "cannot map {at:#x}");
     p.cast()
 }

@@ -181,7 +181,13 @@ pub fn enter(core: &mut Core, mode: Mode, cpl: u8) {
         _ => 0xffff_ffff,
     };
     let base = if limit == 0xffff { CODE_GPA } else { 0 };
-    let selector = |n: u16| if mode == Mode::Real { (CODE_GPA >> 4) as u16 } else { n | u16::from(cpl) };
+    let selector = |n: u16| {
+        if mode == Mode::Real {
+            (CODE_GPA >> 4) as u16
+        } else {
+            n | u16::from(cpl)
+        }
+    };
     let flat = if mode == Mode::Real { base } else { 0 };
     c.seg = [Seg::new(selector(0x10), flat, limit, data); 6];
     c.seg[seg::CS] = Seg::new(selector(8), base, limit, code);

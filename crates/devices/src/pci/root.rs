@@ -1,0 +1,362 @@
+//! The root complex: bus 0 with 32 slots, configuration mechanism #1 (ports
+//! 0xcf8 and 0xcfc) and ECAM, the placing of BARs, and INTx routing.
+//!
+//! Functions may be attached and detached while the machine runs.
+
+use std::sync::{Arc, Weak};
+
+use arc_swap::ArcSwap;
+use arch::layout;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::config::BarWindow;
+use super::{BarKind, MappedBar, PciError, PciFunction, register};
+use crate::bus::{MmioBus, MmioDevice, PioBus, PioDevice};
+use crate::irq::{IrqLine, LineDriver};
+use crate::state::Version;
+use crate::versioned;
+
+/// First port of configuration mechanism #1.
+pub const CONFIG_PORT: u16 = 0xcf8;
+/// Slots on the bus.
+const SLOTS: u8 = 32;
+/// First I/O port for BARs.
+const IO_START: u64 = 0xc000;
+/// One past the last I/O port for BARs.
+const IO_END: u64 = 0x1_0000;
+/// 64-bit BARs up to this size are put below 4 GiB, where 32-bit kernels
+/// reach them too.
+const SMALL_BAR: u64 = 1 << 20;
+/// Enable bit of the configuration address register.
+const ADDRESS_ENABLE: u32 = 1 << 31;
+
+struct Slot {
+    function: Arc<dyn PciFunction>,
+    /// The BARs that are on the buses.
+    mapped: Mutex<Vec<MappedBar>>,
+}
+
+type Slots = [Option<Arc<Slot>>; SLOTS as usize];
+
+/// Next free addresses, for the initial placing.
+struct Windows {
+    memory32: u64,
+    memory64: u64,
+    io: u64,
+}
+
+/// The PCI Express root complex.
+pub struct PciRoot {
+    slots: ArcSwap<Slots>,
+    windows: Mutex<Windows>,
+    address: Mutex<u32>,
+    mmio: Weak<MmioBus>,
+    pio: Weak<PioBus>,
+    lines: Arc<dyn LineDriver>,
+    /// Serializes changes of slots and mappings.
+    change: Mutex<()>,
+}
+
+impl PciRoot {
+    /// A root complex with an empty bus, whose functions' BARs appear on
+    /// `mmio` and `pio` and whose INTx pins drive `lines`. Puts ECAM on
+    /// `mmio`; the caller puts [`PciRoot`] on `pio` at [`CONFIG_PORT`].
+    ///
+    /// # Errors
+    /// [`PciError::Bus`] if ECAM's addresses are taken.
+    pub fn new(
+        mmio: &Arc<MmioBus>,
+        pio: &Arc<PioBus>,
+        lines: Arc<dyn LineDriver>,
+    ) -> Result<Arc<Self>, PciError> {
+        let root = Arc::new(Self {
+            slots: ArcSwap::from_pointee(Slots::default()),
+            windows: Mutex::new(Windows {
+                memory32: layout::MMIO32_START,
+                memory64: layout::MMIO64_START,
+                io: IO_START,
+            }),
+            address: Mutex::new(0),
+            mmio: Arc::downgrade(mmio),
+            pio: Arc::downgrade(pio),
+            lines,
+            change: Mutex::new(()),
+        });
+        let ecam = Arc::new(Ecam(Arc::clone(&root)));
+        mmio.insert(layout::ECAM_START, layout::ECAM_SIZE, "PCI ECAM", ecam)?;
+        Ok(root)
+    }
+
+    /// Puts a function into slot `slot` (its device number), gives its BARs
+    /// addresses and connects its interrupt pin to GSI 16 + slot % 4.
+    ///
+    /// # Errors
+    /// [`PciError::Slot`], [`PciError::AddressSpace`].
+    pub fn attach(&self, slot: u8, function: Arc<dyn PciFunction>) -> Result<(), PciError> {
+        let _change = self.change.lock();
+        let mut slots = Slots::clone(&self.slots.load());
+        let place = match slots.get_mut(usize::from(slot)) {
+            Some(place @ None) => place,
+            _ => return Err(PciError::Slot { slot }),
+        };
+        let config = function.config();
+        for (bar, kind, size) in config.bars() {
+            let address =
+                self.allocate(kind, size)
+                    .ok_or(PciError::AddressSpace { slot, bar, size })?;
+            config.place(bar, kind, address);
+        }
+        if config.has_pin() {
+            let gsi = layout::PCI_INTX_GSI_BASE + slot % 4;
+            let line = IrqLine::new(Arc::clone(&self.lines), gsi);
+            config.connect(line, legacy_irq(gsi));
+        }
+        let attached = Arc::new(Slot {
+            function,
+            mapped: Mutex::default(),
+        });
+        *place = Some(Arc::clone(&attached));
+        self.slots.store(Arc::new(slots));
+        self.map(&attached);
+        Ok(())
+    }
+
+    /// Puts a function into the first free slot and returns its number.
+    ///
+    /// # Errors
+    /// As [`PciRoot::attach`].
+    pub fn attach_next(&self, function: Arc<dyn PciFunction>) -> Result<u8, PciError> {
+        let free = |slot: &u8| {
+            let slots = self.slots.load();
+            matches!(slots.get(usize::from(*slot)), Some(None))
+        };
+        let slot = (0..SLOTS)
+            .find(free)
+            .ok_or(PciError::Slot { slot: SLOTS })?;
+        self.attach(slot, function)?;
+        Ok(slot)
+    }
+
+    /// Takes the function out of a slot, off the buses; `None` if it is empty.
+    pub fn detach(&self, slot: u8) -> Option<Arc<dyn PciFunction>> {
+        let _change = self.change.lock();
+        let mut slots = Slots::clone(&self.slots.load());
+        let attached = slots.get_mut(usize::from(slot))?.take()?;
+        self.slots.store(Arc::new(slots));
+        self.unmap(&mut attached.mapped.lock(), |_| false);
+        Some(Arc::clone(&attached.function))
+    }
+
+    /// The function in a slot.
+    #[must_use]
+    pub fn function(&self, slot: u8) -> Option<Arc<dyn PciFunction>> {
+        self.slot(slot).map(|slot| Arc::clone(&slot.function))
+    }
+
+    /// Makes the buses agree with all BARs, after configuration spaces were
+    /// restored.
+    pub fn remap(&self) {
+        let _change = self.change.lock();
+        let slots = self.slots.load();
+        for slot in slots.iter().flatten() {
+            let wanted = slot.function.config().mapped_bars();
+            self.unmap(&mut slot.mapped.lock(), |bar| wanted.contains(bar));
+        }
+        for slot in slots.iter().flatten() {
+            self.map(slot);
+        }
+    }
+
+    fn slot(&self, slot: u8) -> Option<Arc<Slot>> {
+        self.slots.load().get(usize::from(slot))?.clone()
+    }
+
+    /// Addresses for a BAR, never reused: the windows are far larger than 32
+    /// functions need.
+    fn allocate(&self, kind: BarKind, size: u64) -> Option<u64> {
+        let mut windows = self.windows.lock();
+        let (next, end) = match kind {
+            BarKind::Io => (&mut windows.io, IO_END),
+            BarKind::Memory64 { .. } if size > SMALL_BAR => {
+                (&mut windows.memory64, layout::MMIO64_END)
+            }
+            BarKind::Memory32 | BarKind::Memory64 { .. } => {
+                (&mut windows.memory32, layout::MMIO32_END)
+            }
+        };
+        let address = next.next_multiple_of(size);
+        let after = address.checked_add(size).filter(|&after| after <= end)?;
+        *next = after;
+        Some(address)
+    }
+
+    /// Takes the BARs off the buses that `keep` refuses.
+    fn unmap(&self, mapped: &mut Vec<MappedBar>, keep: impl Fn(&MappedBar) -> bool) {
+        mapped.retain(|bar| {
+            let kept = keep(bar);
+            if !kept && bar.io {
+                self.pio.upgrade().map(|bus| bus.remove(bar.address as u16));
+            } else if !kept {
+                self.mmio.upgrade().map(|bus| bus.remove(bar.address));
+            }
+            kept
+        });
+    }
+
+    /// Puts the BARs on the buses that decode and are not there. One that
+    /// overlaps something else stays off until the guest moves it away.
+    fn map(&self, slot: &Slot) {
+        let wanted = slot.function.config().mapped_bars();
+        let mut mapped = slot.mapped.lock();
+        self.unmap(&mut mapped, |bar| wanted.contains(bar));
+        for bar in wanted {
+            if mapped.contains(&bar) {
+                continue;
+            }
+            let window = Arc::new(BarWindow {
+                function: Arc::clone(&slot.function),
+                bar: bar.bar,
+            });
+            let name = format!("BAR {}", bar.bar);
+            let done = if bar.io {
+                let ports = (u16::try_from(bar.address), u16::try_from(bar.size));
+                match (self.pio.upgrade(), ports) {
+                    (Some(bus), (Ok(first), Ok(count))) => {
+                        bus.insert(first, count, &name, window).is_ok()
+                    }
+                    _ => false,
+                }
+            } else {
+                self.mmio
+                    .upgrade()
+                    .is_some_and(|bus| bus.insert(bar.address, bar.size, &name, window).is_ok())
+            };
+            if done {
+                mapped.push(bar);
+            } else {
+                tracing::debug!(?bar, "a BAR overlaps another device and stays unmapped");
+            }
+        }
+    }
+
+    /// A configuration read; what is not there reads all ones.
+    fn read(&self, slot: u8, offset: u16, data: &mut [u8]) {
+        match self.slot(slot) {
+            Some(slot) => slot.function.config_read(offset, data),
+            None => data.fill(0xff),
+        }
+    }
+
+    fn write(&self, slot: u8, offset: u16, data: &[u8]) {
+        let Some(attached) = self.slot(slot) else {
+            return;
+        };
+        attached.function.config_write(offset, data);
+        let command = offset & !1 == register::COMMAND;
+        let bars = (register::BAR0..register::BAR0 + 24).contains(&offset);
+        if command || bars {
+            // Others may have waited for the addresses this one leaves.
+            self.remap();
+        }
+    }
+
+    /// The configuration address register, for a snapshot. Functions are
+    /// saved by their owners.
+    #[must_use]
+    pub fn save(&self) -> PciRootState {
+        PciRootState {
+            version: Version::current(),
+            address: *self.address.lock(),
+        }
+    }
+
+    /// Takes back a saved state.
+    pub fn restore(&self, state: &PciRootState) {
+        *self.address.lock() = state.address;
+    }
+
+    /// Slot and register that a data port addresses; `None` if nothing.
+    fn selected(&self, port: u16) -> Option<(u8, u16)> {
+        let address = *self.address.lock();
+        let bus = address >> 16 & 0xff;
+        let function = address >> 8 & 7;
+        let present = address & ADDRESS_ENABLE != 0 && bus == 0 && function == 0;
+        let offset = (address & 0xfc) as u16 | (port & 3);
+        present.then_some(((address >> 11 & 0x1f) as u8, offset))
+    }
+}
+
+/// The ISA IRQ that a PCI interrupt line reaches on the 8259 pair.
+#[must_use]
+pub fn legacy_irq(gsi: u8) -> u8 {
+    if gsi.is_multiple_of(2) { 10 } else { 11 }
+}
+
+/// Configuration mechanism #1 (PCI Local Bus 3.0, 3.2.2.3.2), at
+/// [`CONFIG_PORT`], 8 ports. Only a dword reaches the address register.
+impl PioDevice for PciRoot {
+    fn pio_read(&self, offset: u16, data: &mut [u8]) {
+        if offset >= 4 {
+            match self.selected(offset) {
+                Some((slot, register)) => self.read(slot, register, data),
+                None => data.fill(0xff),
+            }
+        } else if offset == 0 && data.len() == 4 {
+            data.copy_from_slice(&self.address.lock().to_le_bytes());
+        } else {
+            data.fill(0xff);
+        }
+    }
+
+    fn pio_write(&self, offset: u16, data: &[u8]) {
+        if offset >= 4 {
+            if let Some((slot, register)) = self.selected(offset) {
+                self.write(slot, register, data);
+            }
+        } else if let (0, Ok(address)) = (offset, <[u8; 4]>::try_from(data)) {
+            *self.address.lock() = u32::from_le_bytes(address) & (ADDRESS_ENABLE | 0x00ff_fffc);
+        }
+    }
+}
+
+/// The enhanced configuration access mechanism (PCI Express Base 7.2.2).
+struct Ecam(Arc<PciRoot>);
+
+impl Ecam {
+    /// Slot and register of an offset; `None` beyond bus 0 and functions 0.
+    fn decode(offset: u64) -> Option<(u8, u16)> {
+        let (bus, function) = (offset >> 20, offset >> 12 & 7);
+        let slot = (offset >> 15 & 0x1f) as u8;
+        (bus == 0 && function == 0).then_some((slot, (offset & 0xfff) as u16))
+    }
+}
+
+impl MmioDevice for Ecam {
+    fn mmio_read(&self, offset: u64, data: &mut [u8]) {
+        for (at, data) in (offset..).step_by(4).zip(data.chunks_mut(4)) {
+            match Self::decode(at) {
+                Some((slot, register)) => self.0.read(slot, register, data),
+                None => data.fill(0xff),
+            }
+        }
+    }
+
+    fn mmio_write(&self, offset: u64, data: &[u8]) {
+        for (at, data) in (offset..).step_by(4).zip(data.chunks(4)) {
+            if let Some((slot, register)) = Self::decode(at) {
+                self.0.write(slot, register, data);
+            }
+        }
+    }
+}
+
+/// Saved state of the root complex itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PciRootState {
+    /// Format.
+    pub version: Version<PciRootState>,
+    /// The configuration address register.
+    pub address: u32,
+}
+versioned!(PciRootState, "PCI root complex", 1);
