@@ -93,7 +93,8 @@ impl Board {
             functions: Vec::new(),
             console: None,
         };
-        let mut attach = |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
+        let mut attach =
+            |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
         attach(RNG_SLOT, Box::new(Rng::new()))?;
         let mut input = None;
         if let Some(sink) = consoles.virtio {
@@ -169,7 +170,8 @@ impl Board {
     /// Takes back a state; the devices stay paused.
     pub(crate) fn restore(&self, state: &BoardState) -> Result<(), MachineError> {
         let invalid = |e: devices::StateError| MachineError::State(e.to_string());
-        let slots = |s: &[(u8, VirtioPciState)]| s.iter().map(|(slot, _)| *slot).collect::<Vec<_>>();
+        let slots =
+            |s: &[(u8, VirtioPciState)]| s.iter().map(|(slot, _)| *slot).collect::<Vec<_>>();
         let own: Vec<u8> = self.functions.iter().map(|(slot, _)| *slot).collect();
         if slots(&state.virtio) != own {
             return Err(MachineError::State(format!(

@@ -15,8 +15,8 @@ mod state;
 
 pub use arch::cpuid::CpuModel;
 pub use board::{BoardState, Consoles};
-pub use devices::serial::SerialSink;
 pub use description::{Boot, Description, DescriptionError, Disk, OnReset};
+pub use devices::serial::SerialSink;
 pub use machine::{Machine, MakeEngine, RunState};
 pub use outcome::{MachineError, Outcome};
 pub use state::MachineState;

@@ -349,7 +349,10 @@ impl Inner {
 
     fn boot_vcpus(&self, vcpus: Vec<Box<dyn Vcpu>>) -> Result<(), MachineError> {
         let states = self.load()?;
-        let started = vcpus.into_iter().zip(&states).try_for_each(|(v, s)| self.spawn(v, s));
+        let started = vcpus
+            .into_iter()
+            .zip(&states)
+            .try_for_each(|(v, s)| self.spawn(v, s));
         if started.is_err() {
             self.control.end();
         }

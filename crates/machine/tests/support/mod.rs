@@ -28,10 +28,29 @@ pub fn kernel(name: &str) -> PathBuf {
     let word = |s: &'static str| std::ffi::OsStr::new(s);
     run(
         "as",
-        &[word("--64"), word("-I"), source.as_ref(), word("-o"), object.as_ref(), file.as_ref()],
+        &[
+            word("--64"),
+            word("-I"),
+            source.as_ref(),
+            word("-o"),
+            object.as_ref(),
+            file.as_ref(),
+        ],
     );
-    let address = [word("-N"), word("-Ttext"), word("0x100000"), word("-e"), word("_start")];
-    let mut link = vec![word("-m"), word("elf_x86_64"), word("-o"), elf.as_ref(), object.as_ref()];
+    let address = [
+        word("-N"),
+        word("-Ttext"),
+        word("0x100000"),
+        word("-e"),
+        word("_start"),
+    ];
+    let mut link = vec![
+        word("-m"),
+        word("elf_x86_64"),
+        word("-o"),
+        elf.as_ref(),
+        object.as_ref(),
+    ];
     link.extend(address);
     run("ld", &link);
     elf
