@@ -209,7 +209,13 @@ fn classify(
         | M::Xrstor64 => return Some((Class::Xsave, false)),
         M::Ldmxcsr | M::Stmxcsr => return Some((Class::Sse, false)),
         M::Emms => return Some((Class::Mmx, true)),
-        M::Cvtpi2ps | M::Cvtpi2pd => return Some((Class::Sse, true)),
+        // With a memory operand they name no xmm register.
+        M::Cvtpi2ps | M::Cvtpi2pd | M::Cvtps2pi | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi => {
+            return Some((Class::Sse, true));
+        }
+        M::Cvtss2si | M::Cvttss2si | M::Cvtsd2si | M::Cvttsd2si => {
+            return Some((Class::Sse, false));
+        }
         M::Movnti
         | M::Crc32
         | M::Sfence
@@ -343,8 +349,10 @@ fn memory(i: &Instruction, class: Class) -> Result<Option<Mem>, ()> {
 fn alignment(i: &Instruction, class: Class, size: usize) -> usize {
     use Mnemonic as M;
     let aligned = match class {
+        // The SHA instructions are aligned on Intel and not on AMD: allowed.
         Class::Sse => {
             size == 16
+                && !i.cpuid_features().contains(&CpuidFeature::SHA)
                 && !matches!(
                     i.mnemonic(),
                     M::Movups

@@ -164,7 +164,9 @@ pub(super) fn byte_store(core: &mut Core, i: &Instruction) -> Exec {
         b
     };
     let (data, masks) = (mm(source), mm(mask));
-    store_selected(core, i, 1, &data, |n| masks[n] & 0x80 != 0)
+    store_selected(core, i, 1, &data, |n| masks[n] & 0x80 != 0)?;
+    x87::become_mmx();
+    Ok(())
 }
 
 fn store_selected(

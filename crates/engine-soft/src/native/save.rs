@@ -76,12 +76,8 @@ fn gp<T>() -> Exec<T> {
 }
 
 /// Address of the memory operand, which must be aligned.
-fn area(core: &Core, i: &Instruction, size: usize, align: u64, write: bool) -> Exec<u64> {
-    let la = operand::linear_operand(core, i, 0, size, write)?;
-    if la & (align - 1) != 0 {
-        return gp();
-    }
-    Ok(la)
+fn area(core: &Core, i: &Instruction, size: usize, align: u16, write: bool) -> Exec<u64> {
+    super::aligned_operand(core, i, 0, size, align, write)
 }
 
 pub(super) fn ldmxcsr(core: &mut Core, i: &Instruction) -> Exec {
