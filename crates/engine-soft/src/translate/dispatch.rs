@@ -201,7 +201,7 @@ impl Core {
     fn tlb_miss(&mut self, r: &Record) -> Exec<Step> {
         self.jit.misses += 1;
         let la = self.cpu.jit.exit_addr;
-        let (write, size) = (r.access & 0x80 != 0, (r.access & 0x7f) as usize);
+        let (write, size) = (r.entry == 1, r.size as usize);
         let view = self.view();
         let canonical = (la as i64) << 16 >> 16 == la as i64;
         if canonical && (la & 0xfff) + size as u64 <= 4096 {
@@ -221,7 +221,7 @@ impl Core {
     fn group_miss(&mut self, r: &Record) -> Exec<Step> {
         self.jit.misses += 1;
         let la = self.cpu.jit.exit_addr;
-        let (write, span) = (r.access & 0x80 != 0, r.next as usize);
+        let (write, span) = (r.entry == 1, r.next as usize);
         let view = self.view();
         let canonical = (la as i64) << 16 >> 16 == la as i64;
         if canonical

@@ -875,7 +875,8 @@ impl Emitter {
                     Kind::TlbMiss
                 };
                 let mut r = Record::new(kind, rip);
-                r.access = size | u8::from(write) << 7;
+                r.size = size;
+                r.entry = u8::from(write);
                 r.a = retry as u32;
                 group_span = group;
                 r
