@@ -181,6 +181,8 @@ pub mod pending {
     pub const INIT: u32 = 16;
     /// SIPI was received (vector in the LAPIC).
     pub const SIPI: u32 = 32;
+    /// A device wrote a page that holds translated code.
+    pub const CODE: u32 = 64;
 }
 
 /// State of one vCPU. While Rust runs, everything is here, except the x87
@@ -290,8 +292,8 @@ pub struct JitState {
     /// Generated code's view of which code page is mapped where: identity of
     /// the mapping by linear page number modulo the size; kernel, then user.
     pub code_pages: [[u32; 1024]; 2],
-    /// Host entry by low 16 bits of the target address.
-    pub jump_cache: [u64; 65536],
+    /// Host entry by [`View`] and low 16 bits of the target address.
+    pub jump_cache: [[u64; 65536]; 3],
 }
 
 impl Cpu {

@@ -5,17 +5,22 @@
 //! * [`mmu`]: page walks, the software TLB, loads and stores.
 //! * [`interpret`]: one instruction at a time; integer, string, control flow.
 //! * [`system`]: segments, events, privileged instructions, MSRs, CPUID.
+//! * `translate`: warm 64-bit code to host code.
 //! * [`native`]: x87, MMX, SSE, AVX, by running the instruction on the host.
 //! * [`lapic`]: local APICs and inter-processor interrupts.
 //! * [`world`]: stopping all vCPUs at a safe point.
 
 pub mod core;
 pub mod cpu;
+mod engine;
 pub mod interpret;
 pub mod lapic;
 pub mod mmu;
 pub mod native;
 pub mod system;
+mod translate;
+mod vcpu;
 pub mod world;
 
 pub use crate::core::{Core, Shared, Trap};
+pub use crate::engine::SoftEngine;

@@ -1,36 +1,28 @@
 //! Stopping all vCPUs at a safe point, and waking halted ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::core::{CpuBox, CpuMemory};
 use crate::cpu::pending;
 
 /// How other threads reach a vCPU: its pending bits, and a way to wake it.
 pub struct Signal {
-    word: *const AtomicU32,
+    cpu: Arc<CpuMemory>,
     /// Set while the vCPU may touch guest memory or run generated code.
     running: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
 }
 
-// SAFETY: `word` points into a `Cpu` that `Core` keeps alive (see
-// `Signal::new`), and is only used as an atomic.
-unsafe impl Send for Signal {}
-// SAFETY: as above.
-unsafe impl Sync for Signal {}
-
 impl Signal {
-    /// A signal for the vCPU whose pending word this is.
-    ///
-    /// # Safety
-    /// `word` must stay valid as long as the `Signal` is used.
-    pub unsafe fn new(word: *const AtomicU32) -> Arc<Self> {
+    /// The signal of a vCPU.
+    pub fn new(cpu: &CpuBox) -> Arc<Self> {
         Arc::new(Self {
-            word,
+            cpu: cpu.memory(),
             running: AtomicBool::new(false),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -38,8 +30,7 @@ impl Signal {
     }
 
     fn word(&self) -> &AtomicU32 {
-        // SAFETY: valid by the contract of `new`.
-        unsafe { &*self.word }
+        self.cpu.pending()
     }
 
     /// Sets bits of `cpu::pending` and wakes the vCPU if it sleeps.
@@ -82,6 +73,8 @@ pub struct World {
     signals: Mutex<Vec<Arc<Signal>>>,
     exclusive: Mutex<()>,
     stop: AtomicBool,
+    /// Address of the signal of the vCPU that is alone now.
+    owner: AtomicUsize,
     stopped: Mutex<()>,
     stopped_cv: Condvar,
 }
@@ -99,6 +92,7 @@ impl World {
             signals: Mutex::new(Vec::new()),
             exclusive: Mutex::new(()),
             stop: AtomicBool::new(false),
+            owner: AtomicUsize::new(0),
             stopped: Mutex::new(()),
             stopped_cv: Condvar::new(),
         }
@@ -134,8 +128,12 @@ impl World {
 
     /// Runs `f` while every other vCPU stands at a safe point. Must be called
     /// between [`Self::enter`] and [`Self::leave`], with no lock held that
-    /// another vCPU may wait for.
+    /// another vCPU may wait for. May be nested.
     pub fn alone<R>(&self, me: &Signal, f: impl FnOnce() -> R) -> R {
+        let id = std::ptr::from_ref(me) as usize;
+        if self.owner.load(Ordering::SeqCst) == id {
+            return f();
+        }
         let others: Vec<Arc<Signal>> = self
             .signals
             .lock()
@@ -157,7 +155,9 @@ impl World {
             self.stopped_cv.wait(&mut guard);
         }
         drop(guard);
+        self.owner.store(id, Ordering::SeqCst);
         let result = f();
+        self.owner.store(0, Ordering::SeqCst);
         me.running.store(true, Ordering::SeqCst);
         self.stop.store(false, Ordering::SeqCst);
         for s in &others {

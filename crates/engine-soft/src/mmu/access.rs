@@ -68,7 +68,8 @@ impl Core {
         self.write_as(la, size, value, self.system_view())
     }
 
-    fn system_view(&self) -> View {
+    /// View of implicit supervisor accesses.
+    pub(crate) fn system_view(&self) -> View {
         if self.cpu.cr4 & crate::cpu::cr::CR4_SMAP != 0 {
             View::Kernel
         } else {
@@ -148,7 +149,7 @@ impl Core {
         self.tlb_fill(la, true, view)?;
         let last = la.wrapping_add(size as u64 - 1);
         if last >> 12 != la >> 12 {
-            self.tlb_fill(self.wrap(last), true, view)?;
+            self.tlb_fill(self.wrap(last) & !0xfff, true, view)?;
         }
         Ok(())
     }
@@ -320,9 +321,6 @@ impl Core {
             self.shared.bus().mmio_write(gpa, data);
         }
     }
-
-    /// A store by this vCPU hit a page that holds translated code.
-    fn code_written(&mut self, _ram_offset: u64, _len: usize) {}
 }
 
 /// # Safety

@@ -6,4 +6,5 @@ mod tlb;
 mod walk;
 
 pub use tlb::TlbUse;
+pub(crate) use tlb::drop_writes;
 pub use walk::{Access, Translation};

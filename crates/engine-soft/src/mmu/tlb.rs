@@ -7,7 +7,7 @@
 use arch::Exception;
 
 use crate::core::Core;
-use crate::cpu::{TLB_ENTRIES, TlbBank, View};
+use crate::cpu::{Cpu, TLB_ENTRIES, TlbBank, View};
 use crate::mmu::walk::{Access, Translation};
 
 /// Which entries of each bank were filled since its last flush; past
@@ -172,29 +172,38 @@ impl Core {
         self.code_flush_page(la);
     }
 
-    /// Drops write entries that reach a RAM page, because it is watched now.
-    pub(crate) fn tlb_drop_writes(&mut self, host_page: u64) {
-        for view in &mut self.cpu.tlb {
-            let bank = &mut view[1];
-            for i in 0..TLB_ENTRIES {
-                if bank.host[i] == host_page {
-                    bank.neg_page[i] = never(i);
-                }
-            }
-        }
+    /// Forgets where code pages are mapped.
+    pub(crate) fn tlb_code_flush(&mut self) {
+        self.code_flush_all();
     }
 
     fn code_flush_all(&mut self) {
         self.cpu.jit.code_pages = [[0; 1024]; 2];
+        self.jit.flush_pages(false);
     }
 
     fn code_flush_local(&mut self) {
         self.cpu.jit.code_pages[1] = [0; 1024];
+        self.jit.flush_pages(true);
     }
 
     fn code_flush_page(&mut self, la: u64) {
         for half in &mut self.cpu.jit.code_pages {
             half[(la >> 12) as usize & 1023] = 0;
+        }
+        self.jit.flush_page(la);
+    }
+}
+
+/// Drops a vCPU's write entries that reach a host page, because the page is
+/// watched from now on.
+pub(crate) fn drop_writes(cpu: &mut Cpu, host_page: u64) {
+    for view in &mut cpu.tlb {
+        let bank = &mut view[1];
+        for i in 0..TLB_ENTRIES {
+            if bank.host[i] == host_page {
+                bank.neg_page[i] = never(i);
+            }
         }
     }
 }

@@ -1,0 +1,310 @@
+//! From guest bytes to a translated block: decode, find which flags are live,
+//! emit.
+
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic};
+
+use crate::translate::cache::{Block, BlockKey, CodeCache, Index};
+use crate::translate::classify::{ALL_FLAGS, Class, classify, flags};
+use crate::translate::emit::{Emitter, Slow, SlowKind};
+use crate::translate::exit::{Kind, Record};
+use crate::translate::group;
+
+/// Most instructions in a block.
+const MAX_INSTRUCTIONS: usize = 64;
+/// Most side exits (branches that were run past) in a block.
+const MAX_BRANCHES: usize = 6;
+/// Free space that a block needs at most: hot and cold.
+const RESERVE: usize = 64 << 10;
+
+/// Where a block starts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub rip: u64,
+    pub key: BlockKey,
+    pub ram_page: u64,
+}
+
+/// What the translator asks of its surroundings.
+pub(crate) trait Source {
+    /// Copies code bytes at a linear address, up to the end of its page;
+    /// returns how many. 0 if it cannot be fetched now.
+    fn fetch(&mut self, rip: u64, out: &mut [u8]) -> usize;
+}
+
+/// Why there is no block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoBlock {
+    /// The first instruction must be interpreted.
+    Interpret,
+    /// The cache is full: empty it, and try again.
+    Full,
+}
+
+struct Insn {
+    i: Instruction,
+    class: Class,
+    /// Flags live before the instruction (that it or a later one reads).
+    live: u32,
+}
+
+/// Translates blocks; keeps its buffers.
+pub(crate) struct Translator {
+    encoder: Encoder,
+    bmi2: bool,
+}
+
+impl Default for Translator {
+    fn default() -> Self {
+        Self {
+            encoder: Encoder::new(64),
+            bmi2: std::arch::is_x86_feature_detected!("bmi2"),
+        }
+    }
+}
+
+impl Translator {
+    /// Translates the block at `place` and adds it to the index. The page must
+    /// be watched already, so that no later change of its bytes is missed.
+    pub fn translate(
+        &mut self,
+        cache: &CodeCache,
+        index: &mut Index,
+        source: &mut dyn Source,
+        place: Place,
+    ) -> Result<u32, NoBlock> {
+        let mut bytes = [0u8; MAX_INSTRUCTIONS * 15];
+        let n = source.fetch(place.rip, &mut bytes);
+        let bytes = &bytes[..n];
+        let (mut insns, length) = decode(bytes, place.rip);
+        if insns.is_empty() {
+            return Err(NoBlock::Interpret);
+        }
+        let live_out = liveness(&mut insns, place.rip + length as u64, source);
+        let (hot, cold) = cache.emitters(index);
+        let mut e = Emitter {
+            hot,
+            cold,
+            slows: Vec::with_capacity(insns.len() * 2),
+            view: place.key.view,
+            common: cache.common,
+            encoder: std::mem::replace(&mut self.encoder, Encoder::new(64)),
+            info: InstructionInfoFactory::new(),
+            bmi2: self.bmi2,
+            insn: 0,
+            member: None,
+        };
+        let block = emit_block(&mut e, place, &insns, bytes, length, live_out);
+        self.encoder = e.encoder;
+        if e.hot.full || e.cold.full || e.hot.pos + RESERVE > (24 << 20) {
+            return Err(NoBlock::Full);
+        }
+        index.hot = (e.hot.pos + 15) & !15;
+        index.cold = e.cold.pos;
+        Ok(index.insert(block))
+    }
+}
+
+fn decode(bytes: &[u8], rip: u64) -> (Vec<Insn>, usize) {
+    let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+    let mut out = Vec::with_capacity(32);
+    let mut branches = 0;
+    let mut length = 0;
+    while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
+        let i = decoder.decode();
+        if i.is_invalid() {
+            break;
+        }
+        let class = classify(&i);
+        if out.is_empty() && class == Class::EmulateEnd {
+            break;
+        }
+        length = decoder.position();
+        out.push(Insn { i, class, live: 0 });
+        match class {
+            Class::Branch => {
+                branches += 1;
+                if branches > MAX_BRANCHES || i.near_branch_target() <= i.ip() {
+                    break;
+                }
+            }
+            Class::Jump
+            | Class::Call
+            | Class::JumpIndirect
+            | Class::CallIndirect
+            | Class::Return
+            | Class::EmulateEnd => break,
+            _ => {}
+        }
+    }
+    (out, length)
+}
+
+/// Fills in `live` of each instruction; returns the flags live at the end.
+fn liveness(insns: &mut [Insn], end: u64, source: &mut dyn Source) -> u32 {
+    let falls_through = insns.last().is_none_or(|l| {
+        !matches!(
+            l.class,
+            Class::Jump
+                | Class::Call
+                | Class::JumpIndirect
+                | Class::CallIndirect
+                | Class::Return
+                | Class::EmulateEnd
+        )
+    });
+    let live_out = if falls_through {
+        peek(end, source, 2)
+    } else {
+        ALL_FLAGS
+    };
+    let mut live = live_out;
+    for insn in insns.iter_mut().rev() {
+        match insn.class {
+            Class::Branch => live |= peek(insn.i.near_branch_target(), source, 2),
+            Class::Jump | Class::Call => live = peek(insn.i.near_branch_target(), source, 2),
+            _ => {}
+        }
+        let (read, killed) = flags(&insn.i, insn.class);
+        live = read | live & !killed;
+        insn.live = live;
+    }
+    live_out
+}
+
+/// Flags that code at `rip` may read before it overwrites them.
+fn peek(rip: u64, source: &mut dyn Source, depth: u32) -> u32 {
+    let mut bytes = [0u8; 160];
+    let n = source.fetch(rip, &mut bytes);
+    let mut decoder = Decoder::with_ip(64, &bytes[..n], rip, DecoderOptions::NONE);
+    let (mut live, mut unknown) = (0, ALL_FLAGS);
+    for _ in 0..32 {
+        if !decoder.can_decode() {
+            break;
+        }
+        let i = decoder.decode();
+        if i.is_invalid() {
+            break;
+        }
+        let class = classify(&i);
+        let (read, killed) = flags(&i, class);
+        live |= read & unknown;
+        unknown &= !killed;
+        if unknown == 0 {
+            return live;
+        }
+        let more = match class {
+            Class::Branch if depth > 0 => {
+                peek(i.near_branch_target(), source, depth - 1)
+                    | peek(i.next_ip(), source, depth - 1)
+            }
+            Class::Jump | Class::Call if depth > 0 => {
+                peek(i.near_branch_target(), source, depth - 1)
+            }
+            Class::Branch
+            | Class::Jump
+            | Class::Call
+            | Class::JumpIndirect
+            | Class::CallIndirect
+            | Class::Return
+            | Class::EmulateEnd => ALL_FLAGS,
+            _ => continue,
+        };
+        return live | more & unknown;
+    }
+    live | unknown
+}
+
+fn emit_block(
+    e: &mut Emitter,
+    place: Place,
+    insns: &[Insn],
+    bytes: &[u8],
+    length: usize,
+    live_out: u32,
+) -> Block {
+    let base = place.rip;
+    let entries = e.prologue(base, place.key.map, insns[0].live != 0);
+    let members = if place.key.ungrouped {
+        vec![None; insns.len()]
+    } else {
+        let list: Vec<_> = insns.iter().map(|n| (n.i, n.class)).collect();
+        group::find(&list, &mut e.info)
+    };
+    let mut starts = Vec::with_capacity(insns.len() + 1);
+    for (k, insn) in insns.iter().enumerate() {
+        e.insn = k;
+        e.member = members[k];
+        let from = (insn.i.ip() - base) as usize;
+        let raw = &bytes[from..from + insn.i.len()];
+        starts.push((e.hot.pos as u32, (insn.i.ip() & 0xfff) as u16));
+        let after = insns.get(k + 1).map_or(live_out, |n| n.live);
+        emit_insn(e, insn, raw, after);
+    }
+    let last = &insns[insns.len() - 1];
+    if !matches!(
+        last.class,
+        Class::Jump
+            | Class::Call
+            | Class::JumpIndirect
+            | Class::CallIndirect
+            | Class::Return
+            | Class::EmulateEnd
+    ) {
+        let next = base.wrapping_add(length as u64);
+        starts.push((e.hot.pos as u32, (next & 0xfff) as u16));
+        e.goto(next, last.i.ip(), 0);
+    }
+    let end = e.hot.pos as u32;
+    let slows = std::mem::take(&mut e.slows);
+    for s in &slows {
+        let insn = &insns[s.insn];
+        let next = starts.get(s.insn + 1).map_or(0, |s| s.0);
+        e.slow_path(
+            s,
+            insn.i.ip(),
+            insn.i.len() as u8,
+            next,
+            (base, place.key.map),
+        );
+    }
+    let again = e.cold.pos as u32;
+    let mut record = Record::new(Kind::Again, base);
+    record.a = entries.indirect;
+    e.leave_with(record);
+    Block {
+        key: place.key,
+        rip: base,
+        ram_page: place.ram_page,
+        from: (base & 0xfff) as u16,
+        to: ((base & 0xfff) as usize + length) as u16,
+        entries,
+        end,
+        again,
+        starts: starts.into_boxed_slice(),
+        dead: false,
+    }
+}
+
+fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
+    let i = &insn.i;
+    let live = insn.live != 0;
+    match insn.class {
+        Class::Skip => {}
+        Class::Plain => e.plain(i, raw),
+        Class::Memory => e.memory(i, live),
+        Class::Push => e.push(i, live),
+        Class::Pop => e.pop(i, live),
+        Class::Leave => e.leave(live),
+        Class::Branch => e.branch(i, raw),
+        Class::Jump => e.goto(i.near_branch_target(), i.ip(), 0),
+        Class::Call => e.call(i, live, 0),
+        Class::JumpIndirect => e.jump_indirect(i, live),
+        Class::CallIndirect => e.call_indirect(i, live),
+        Class::Return => e.ret(i, live),
+        Class::Emulate if i.mnemonic() == Mnemonic::Rdtsc && live_after == 0 => e.rdtsc(),
+        Class::Emulate | Class::EmulateEnd => e.emulate(),
+    }
+}
+
+/// Slow paths refer to instructions by index.
+const _: fn(&Slow) -> &SlowKind = |s| &s.what;

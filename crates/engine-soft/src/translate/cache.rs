@@ -1,0 +1,438 @@
+//! The code cache: memory for generated code (mapped twice, so that no mapping
+//! is both writable and executable), and the index of translated blocks.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::translate::asm::{Asm, rel32};
+use crate::translate::enter::Switch;
+
+/// Bytes of code cache of one machine: hot code, then the slow paths.
+const HOT_SIZE: usize = 24 << 20;
+const COLD_SIZE: usize = 24 << 20;
+
+/// Hashes small integer keys well and fast (multiply and fold).
+#[derive(Default)]
+pub(crate) struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.write_u64(u64::from(b));
+        }
+    }
+    fn write_u8(&mut self, v: u8) {
+        self.write_u64(u64::from(v));
+    }
+    fn write_u16(&mut self, v: u16) {
+        self.write_u64(u64::from(v));
+    }
+    fn write_u32(&mut self, v: u32) {
+        self.write_u64(u64::from(v));
+    }
+    fn write_u64(&mut self, v: u64) {
+        let x = u128::from(self.0 ^ v).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        self.0 = (x >> 64) as u64 ^ x as u64;
+    }
+}
+
+pub(crate) type Map<K, V> = HashMap<K, V, BuildHasherDefault<KeyHasher>>;
+
+/// Identity of "this linear page maps to this RAM page": what generated code
+/// compares before it jumps across pages. Never 0.
+pub(crate) type MapId = u32;
+
+/// Which translation: of which mapped page, where in it, for which view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct BlockKey {
+    pub map: MapId,
+    pub offset: u16,
+    pub view: u8,
+    /// The variant without grouped checks.
+    pub ungrouped: bool,
+}
+
+/// The four ways into a block, as offsets into the cache. Each runs on into
+/// the next.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Entries {
+    /// From an indirect branch: compares the target in r14.
+    pub indirect: u32,
+    /// From another page: compares the page's mapping.
+    pub cross_page: u32,
+    /// Backward: polls for pending events.
+    pub poll: u32,
+    /// Straight in.
+    pub direct: u32,
+}
+
+/// One translated block.
+pub(crate) struct Block {
+    pub key: BlockKey,
+    pub rip: u64,
+    pub ram_page: u64,
+    /// Bytes of the page that it was made from: first, one past the last.
+    pub from: u16,
+    pub to: u16,
+    pub entries: Entries,
+    /// One past its hot code.
+    pub end: u32,
+    /// Exit that looks its rip up again.
+    pub again: u32,
+    /// Where each instruction starts: offset into the cache, offset in page.
+    pub starts: Box<[(u32, u16)]>,
+    pub dead: bool,
+}
+
+#[derive(Default)]
+struct Page {
+    blocks: Vec<u32>,
+    /// Bit n: bytes 64 n .. 64 n + 63 were translated.
+    lines: u64,
+}
+
+/// Offsets of code shared by all blocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Common {
+    /// Leaves generated code: r15 = exit record, r14 = its operand.
+    pub exit: usize,
+    /// Indirect branch to an address (r14) that the jump cache does not know.
+    pub miss: usize,
+}
+
+/// Everything behind the cache's lock.
+pub(crate) struct Index {
+    pub blocks: Vec<Block>,
+    by_key: Map<BlockKey, u32>,
+    pages: Map<u64, Page>,
+    map_ids: Map<(u64, u64, bool), MapId>,
+    pub hot: usize,
+    pub cold: usize,
+}
+
+/// The code cache of a machine.
+pub(crate) struct CodeCache {
+    rw: *mut u8,
+    rx: *mut u8,
+    start_hot: usize,
+    pub common: Common,
+    pub switch: Switch,
+    pub index: Mutex<Index>,
+    /// Changes whenever code was invalidated: a resume address taken before
+    /// is void.
+    epoch: AtomicU32,
+    /// Changes whenever the whole cache was emptied: jump caches are void.
+    generation: AtomicU32,
+    /// RAM pages with translated code that devices wrote.
+    pub dma: Mutex<Vec<u64>>,
+    pub translated_blocks: AtomicU64,
+    pub invalidated_blocks: AtomicU64,
+}
+
+// SAFETY: the mappings live as long as the value; `rw` is written only under
+// the index lock, or, for jump targets, as aligned 4-byte stores.
+unsafe impl Send for CodeCache {}
+// SAFETY: as above.
+unsafe impl Sync for CodeCache {}
+
+const SIZE: usize = HOT_SIZE + COLD_SIZE;
+
+fn map_cache() -> std::io::Result<(*mut u8, *mut u8)> {
+    // SAFETY: constant name; the result is checked.
+    let fd = unsafe { libc::memfd_create(c"holm-code".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: just created, owned by nobody else.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: plain ftruncate on our descriptor.
+    if unsafe { libc::ftruncate(fd.as_raw_fd(), SIZE as i64) } != 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    let map = |prot| {
+        // SAFETY: a fresh shared mapping; the kernel chooses the address.
+        let p = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                SIZE,
+                prot,
+                libc::MAP_SHARED | libc::MAP_NORESERVE,
+                fd.as_raw_fd(),
+                0,
+            )
+        };
+        if p == libc::MAP_FAILED {
+            Err(std::io::Error::last_os_error())
+        } else {
+            Ok(p.cast::<u8>())
+        }
+    };
+    let rw = map(libc::PROT_READ | libc::PROT_WRITE)?;
+    match map(libc::PROT_READ | libc::PROT_EXEC) {
+        Ok(rx) => Ok((rw, rx)),
+        Err(e) => {
+            // SAFETY: the mapping just made.
+            unsafe { libc::munmap(rw.cast(), SIZE) };
+            Err(e)
+        }
+    }
+}
+
+impl CodeCache {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// The host's, if it allows no executable shared memory.
+    pub fn new() -> std::io::Result<Self> {
+        let (rw, rx) = map_cache()?;
+        let switch = Switch::for_host();
+        // SAFETY: the whole writable view, used by nobody yet.
+        let mut a = unsafe { Asm::new(rw, 0, 4096) };
+        let exit = a.pos;
+        a.bytes(&[0xff, 0x25, 0, 0, 0, 0]);
+        a.qword(switch.exit_address());
+        let miss = a.pos;
+        // lea r15, [rip + record]; jmp exit
+        a.bytes(&[0x4c, 0x8d, 0x3d]);
+        a.dword(5);
+        a.jmp_to(exit);
+        crate::translate::exit::Record::indirect().write(&mut a);
+        let start_hot = (a.pos + 63) & !63;
+        crate::translate::fault::register(rx as usize, SIZE);
+        Ok(Self {
+            rw,
+            rx,
+            start_hot,
+            common: Common { exit, miss },
+            switch,
+            index: Mutex::new(Index::new(start_hot)),
+            epoch: AtomicU32::new(1),
+            generation: AtomicU32::new(1),
+            dma: Mutex::new(Vec::new()),
+            translated_blocks: AtomicU64::new(0),
+            invalidated_blocks: AtomicU64::new(0),
+        })
+    }
+
+    /// Address to execute at.
+    pub fn rx(&self, offset: usize) -> *const u8 {
+        debug_assert!(offset < SIZE);
+        self.rx.wrapping_add(offset)
+    }
+
+    /// Offset of an executable address, if it is in the cache.
+    pub fn offset_of(&self, pc: u64) -> Option<usize> {
+        let off = pc.wrapping_sub(self.rx as u64) as usize;
+        (off < SIZE).then_some(off)
+    }
+
+    /// Emitters for hot code and slow paths; the caller holds the index lock.
+    pub fn emitters(&self, index: &Index) -> (Asm, Asm) {
+        // SAFETY: the caller holds the lock, so these parts are its own.
+        unsafe {
+            (
+                Asm::new(self.rw, index.hot, HOT_SIZE),
+                Asm::new(self.rw, index.cold, SIZE),
+            )
+        }
+    }
+
+    /// Points the jump whose rel32 is at `at` (4-byte aligned) to `target`.
+    /// Other vCPUs may be executing the jump.
+    pub fn link(&self, at: usize, target: usize) {
+        debug_assert!(at % 4 == 0 && at + 4 <= SIZE);
+        // SAFETY: an aligned rel32 inside the cache, written atomically.
+        let cell = unsafe { AtomicU32::from_ptr(self.rw.add(at).cast()) };
+        cell.store(rel32(at, target), Ordering::SeqCst);
+    }
+
+    /// See [`CodeCache`]; compare before resuming.
+    pub fn epoch(&self) -> u32 {
+        self.epoch.load(Ordering::SeqCst)
+    }
+
+    /// Number of times the whole cache was emptied.
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::SeqCst)
+    }
+
+    /// Kills the blocks made from `[from, to)` of a RAM page. No vCPU may be
+    /// in generated code. Returns whether the page has none left.
+    pub fn invalidate(&self, index: &mut Index, ram_page: u64, from: u16, to: u16) -> bool {
+        let Some(page) = index.pages.get_mut(&ram_page) else {
+            return true;
+        };
+        let mut lines = 0;
+        let mut killed = Vec::new();
+        page.blocks.retain(|&b| {
+            let block = &index.blocks[b as usize];
+            let hit = block.from < to && from < block.to;
+            if hit {
+                killed.push(b);
+            } else {
+                lines |= line_mask(block.from, block.to);
+            }
+            !hit
+        });
+        page.lines = lines;
+        let empty = page.blocks.is_empty();
+        if empty {
+            index.pages.remove(&ram_page);
+        }
+        for &b in &killed {
+            self.kill(index, b);
+        }
+        if !killed.is_empty() {
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+        }
+        empty
+    }
+
+    fn kill(&self, index: &mut Index, b: u32) {
+        self.invalidated_blocks.fetch_add(1, Ordering::Relaxed);
+        let block = &mut index.blocks[b as usize];
+        block.dead = true;
+        let e = block.entries;
+        let again = block.again as usize;
+        if index.by_key.get(&block.key) == Some(&b) {
+            index.by_key.remove(&block.key);
+        }
+        self.redirect(e.indirect as usize, self.common.miss);
+        for at in [e.cross_page, e.poll, e.direct] {
+            self.redirect(at as usize, again);
+        }
+    }
+
+    /// Overwrites a block entry with a jump. No vCPU may be in generated code.
+    fn redirect(&self, at: usize, target: usize) {
+        // SAFETY: inside the cache, and each entry is at least 5 bytes long.
+        let mut a = unsafe { Asm::new(self.rw, at, at + 5) };
+        a.jmp_to(target);
+    }
+
+    /// Makes jumps into a dead block reach its successor. No vCPU may be in
+    /// generated code.
+    pub fn forward(&self, index: &Index, dead: u32, new: u32) {
+        let (old, new) = (&index.blocks[dead as usize], &index.blocks[new as usize]);
+        if !old.dead {
+            return;
+        }
+        self.redirect(
+            old.entries.cross_page as usize,
+            new.entries.cross_page as usize,
+        );
+        self.redirect(old.entries.poll as usize, new.entries.poll as usize);
+        self.redirect(old.entries.direct as usize, new.entries.direct as usize);
+    }
+
+    /// Whether a store to `[from, to)` of a page meets translated bytes.
+    pub fn touches(&self, ram_page: u64, from: u16, to: u16) -> bool {
+        let index = self.index.lock();
+        index.pages.get(&ram_page).is_some_and(|p| {
+            p.lines & line_mask(from, to) != 0
+                && p.blocks.iter().any(|&b| {
+                    let b = &index.blocks[b as usize];
+                    b.from < to && from < b.to
+                })
+        })
+    }
+
+    /// Empties the cache. No vCPU may be in generated code. Returns the RAM
+    /// pages that had code.
+    pub fn clear(&self, index: &mut Index) -> Vec<u64> {
+        let pages = index.pages.keys().copied().collect();
+        *index = Index::new(self.start_hot);
+        self.epoch.fetch_add(1, Ordering::SeqCst);
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        pages
+    }
+}
+
+impl Drop for CodeCache {
+    fn drop(&mut self) {
+        crate::translate::fault::unregister(self.rx as usize);
+        // SAFETY: both mappings were made by `new`; nothing runs in them now.
+        unsafe {
+            libc::munmap(self.rw.cast(), SIZE);
+            libc::munmap(self.rx.cast(), SIZE);
+        }
+    }
+}
+
+fn line_mask(from: u16, to: u16) -> u64 {
+    let (first, last) = (from / 64, to.saturating_sub(1).max(from) / 64);
+    (u64::MAX << first) & (u64::MAX >> (63 - last.min(63)))
+}
+
+impl Index {
+    fn new(start_hot: usize) -> Self {
+        Self {
+            blocks: Vec::new(),
+            by_key: Map::default(),
+            pages: Map::default(),
+            map_ids: Map::default(),
+            hot: start_hot,
+            cold: HOT_SIZE,
+        }
+    }
+
+    /// Identity of a mapping; the same for the same arguments until the cache
+    /// is emptied.
+    pub fn map_id(&mut self, linear_page: u64, ram_page: u64, user: bool) -> MapId {
+        let next = self.map_ids.len() as u32 + 1;
+        *self
+            .map_ids
+            .entry((linear_page, ram_page, user))
+            .or_insert(next)
+    }
+
+    /// The live block with this key.
+    pub fn find(&self, key: BlockKey) -> Option<u32> {
+        self.by_key.get(&key).copied()
+    }
+
+    /// The live or dead block whose hot code contains this offset.
+    pub fn block_at(&self, offset: usize) -> Option<u32> {
+        let i = self
+            .blocks
+            .partition_point(|b| (b.entries.indirect as usize) <= offset)
+            .checked_sub(1)?;
+        (offset < self.blocks[i].end as usize).then_some(i as u32)
+    }
+
+    /// The block whose indirect entry is at this offset.
+    pub fn block_from(&self, entry: usize) -> Option<u32> {
+        self.blocks
+            .binary_search_by_key(&(entry as u32), |b| b.entries.indirect)
+            .ok()
+            .map(|i| i as u32)
+    }
+
+    /// Adds a block.
+    pub fn insert(&mut self, block: Block) -> u32 {
+        let id = self.blocks.len() as u32;
+        self.by_key.insert(block.key, id);
+        let page = self.pages.entry(block.ram_page).or_default();
+        page.blocks.push(id);
+        page.lines |= line_mask(block.from, block.to);
+        self.blocks.push(block);
+        id
+    }
+
+    /// Guest rip of the instruction whose hot code contains this offset.
+    pub fn rip_at(&self, offset: usize) -> Option<u64> {
+        let b = &self.blocks[self.block_at(offset)? as usize];
+        let k = b
+            .starts
+            .partition_point(|s| (s.0 as usize) <= offset)
+            .checked_sub(1)?;
+        Some((b.rip & !0xfff) | u64::from(b.starts[k].1))
+    }
+}

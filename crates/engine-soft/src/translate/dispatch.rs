@@ -1,0 +1,691 @@
+//! Running translated code: finding blocks, making them when code is warm,
+//! linking them, and handling the exits.
+
+use iced_x86::{Decoder, DecoderOptions};
+
+use arch::Exception;
+
+use crate::core::{Core, Exec, Trap};
+use crate::cpu::{Cpu, View, cr, flag};
+use crate::mmu::Access;
+use crate::translate::block::{NoBlock, Place, Source, Translator};
+use crate::translate::cache::{BlockKey, MapId};
+use crate::translate::exit::{Kind, Record};
+
+/// Times a block start is interpreted before it is translated.
+const WARM: u8 = 6;
+const ITLB: usize = 512;
+
+/// One linear code page as this vCPU last found it mapped.
+#[derive(Clone, Copy)]
+struct CodePage {
+    /// Linear page address | view; odd: invalid.
+    tag: u64,
+    host: *const u8,
+    ram_page: u64,
+    map: MapId,
+}
+
+/// A vCPU's own part of the translator.
+pub(crate) struct Jit {
+    /// Taken out while it translates.
+    translator: Option<Translator>,
+    pages: Box<[CodePage; ITLB]>,
+    heat: Box<[u8; 65536]>,
+    generation: u32,
+    pub blocks_entered: u64,
+    pub misses: u64,
+    pub emulated: u64,
+    pub links: u64,
+}
+
+// SAFETY: `host` points into guest RAM, which outlives the vCPU and may be
+// read from any thread.
+unsafe impl Send for Jit {}
+
+impl Jit {
+    pub fn new() -> Self {
+        Self {
+            translator: Some(Translator::default()),
+            pages: Box::new(
+                [CodePage {
+                    tag: 1,
+                    host: std::ptr::null(),
+                    ram_page: 0,
+                    map: 0,
+                }; ITLB],
+            ),
+            heat: Box::new([0; 65536]),
+            generation: 0,
+            blocks_entered: 0,
+            misses: 0,
+            emulated: 0,
+            links: 0,
+        }
+    }
+
+    /// Forgets which page is mapped where.
+    pub fn flush_pages(&mut self, user_only: bool) {
+        for p in self.pages.iter_mut() {
+            if !user_only || p.tag >> 63 == 0 {
+                p.tag = 1;
+            }
+        }
+    }
+
+    /// Forgets one linear page.
+    pub fn flush_page(&mut self, la: u64) {
+        self.pages[page_index(la)].tag = 1;
+    }
+}
+
+fn page_index(la: u64) -> usize {
+    (la >> 12) as usize & (ITLB - 1)
+}
+
+/// What to do after generated code was left for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The code at rip is cold or cannot be translated.
+    Interpret,
+    /// Look at pending events and at the mode.
+    Check,
+}
+
+enum Step {
+    /// Go on at this offset of the cache.
+    Resume(usize),
+    /// Find the block at rip.
+    Lookup,
+    Return(Next),
+}
+
+impl Core {
+    /// Whether the current mode may run translated code.
+    pub(crate) fn translatable(&self) -> bool {
+        let c = &*self.cpu;
+        c.bits == 64
+            && c.fpu_ok
+            && !c.shadow
+            && c.rflags & flag::TF == 0
+            && c.dr[7] & 0xff == 0
+            && (c.cpl == 0 || c.cpl == 3 && c.cr4 & cr::CR4_TSD == 0)
+    }
+
+    /// Runs translated code from rip on.
+    ///
+    /// # Errors
+    /// Faults of the guest's instructions; the state is precise.
+    pub(crate) fn run_translated(&mut self) -> Exec<Next> {
+        let mut at = match self.find_block()? {
+            Some(at) => at,
+            None => return Ok(Next::Interpret),
+        };
+        self.flags_out();
+        loop {
+            self.enter(at);
+            match self.handle_exit()? {
+                Step::Resume(next) => at = next,
+                Step::Lookup => {
+                    if self.signal().peek() != 0 || !self.translatable() {
+                        return Ok(Next::Check);
+                    }
+                    match self.find_block()? {
+                        Some(next) => {
+                            at = next;
+                            self.flags_out();
+                        }
+                        None => return Ok(Next::Interpret),
+                    }
+                }
+                Step::Return(next) => return Ok(next),
+            }
+        }
+    }
+
+    fn enter(&mut self, at: usize) {
+        self.jit.blocks_entered += 1;
+        let cache = &self.shared.code;
+        let code = cache.rx(at);
+        // SAFETY: `SoftVcpu::run` points gs at this Cpu; `at` is the start of
+        // a block or a resume point of the current epoch.
+        unsafe { cache.switch.enter(self.cpu.as_ptr(), code) };
+    }
+
+    /// Takes the arithmetic flags over from generated code.
+    fn flags_in(&mut self) {
+        let ax = self.cpu.jit.flags_ax;
+        let low = ax >> 8 & 0xd5;
+        let of = (ax & 1) << 11;
+        self.cpu.rflags = self.cpu.rflags & !flag::STATUS | low | of;
+    }
+
+    /// Hands the arithmetic flags to generated code.
+    fn flags_out(&mut self) {
+        let f = self.cpu.rflags;
+        self.cpu.jit.flags_ax = (f & 0xd5) << 8 | f >> 11 & 1;
+    }
+
+    fn handle_exit(&mut self) -> Exec<Step> {
+        let p = self.cpu.jit.exit;
+        if p == 0 {
+            return self.host_fault();
+        }
+        // SAFETY: generated code leaves with the address of a record that it
+        // carries, in the cache's executable view.
+        let r = unsafe { (p as *const Record).read_unaligned() };
+        let rip = r.rip;
+        match r.kind() {
+            Some(Kind::TlbMiss) => self.tlb_miss(&r),
+            Some(Kind::GroupMiss) => self.group_miss(&r),
+            Some(Kind::Emulate) => self.emulate(&r),
+            Some(Kind::Link) => self.link(&r),
+            Some(Kind::Indirect) => {
+                self.flags_in();
+                self.cpu.rip = self.cpu.jit.exit_addr;
+                Ok(Step::Lookup)
+            }
+            Some(Kind::Poll) => {
+                self.flags_in();
+                self.cpu.rip = rip;
+                Ok(Step::Lookup)
+            }
+            Some(Kind::Again) => self.again(&r),
+            Some(Kind::Fault) | None => {
+                tracing::error!(kind = r.kind, "generated code left with an unknown reason");
+                Err(Trap::Shutdown)
+            }
+        }
+    }
+
+    fn tlb_miss(&mut self, r: &Record) -> Exec<Step> {
+        self.jit.misses += 1;
+        let la = self.cpu.jit.exit_addr;
+        let (write, size) = (r.access & 0x80 != 0, (r.access & 0x7f) as usize);
+        let view = self.view();
+        let canonical = (la as i64) << 16 >> 16 == la as i64;
+        if canonical && (la & 0xfff) + size as u64 <= 4096 {
+            if let Err(e) = self.tlb_fill(la, write, view) {
+                self.flags_in();
+                self.cpu.rip = r.rip;
+                return Err(e.into());
+            }
+            if self.tlb_get(view, write, la, size).is_some() {
+                return Ok(Step::Resume(r.a as usize));
+            }
+        }
+        self.emulate(r)
+    }
+
+    /// A group's range: fill the TLB, or run the ungrouped variant.
+    fn group_miss(&mut self, r: &Record) -> Exec<Step> {
+        self.jit.misses += 1;
+        let la = self.cpu.jit.exit_addr;
+        let (write, span) = (r.access & 0x80 != 0, r.next as usize);
+        let view = self.view();
+        let canonical = (la as i64) << 16 >> 16 == la as i64;
+        if canonical
+            && (la & 0xfff) + span as u64 <= 4096
+            && self.tlb_fill(la, write, view).is_ok()
+            && self.tlb_get(view, write, la, span).is_some()
+        {
+            return Ok(Step::Resume(r.a as usize));
+        }
+        self.flags_in();
+        self.cpu.rip = r.rip;
+        let Some(page) = self.code_page(r.rip)? else {
+            return Ok(Step::Return(Next::Interpret));
+        };
+        let key = BlockKey {
+            map: page.map,
+            offset: (r.rip & 0xfff) as u16,
+            view: self.cpu.view,
+            ungrouped: true,
+        };
+        let found = {
+            let index = self.shared.code.index.lock();
+            index.find(key).map(|b| index.blocks[b as usize].entries)
+        };
+        let entries = match found {
+            Some(e) => Some(e),
+            None => self.make_block(r.rip, key, page.ram_page)?,
+        };
+        match entries {
+            Some(e) => {
+                self.flags_out();
+                Ok(Step::Resume(e.direct as usize))
+            }
+            None => Ok(Step::Return(Next::Interpret)),
+        }
+    }
+
+    /// Interprets the instruction at the record's rip and goes on behind it.
+    fn emulate(&mut self, r: &Record) -> Exec<Step> {
+        self.jit.emulated += 1;
+        self.flags_in();
+        let (rip, len, next) = (r.rip, u64::from(r.len), r.next as usize);
+        self.cpu.rip = rip;
+        let epoch = self.shared.code.epoch();
+        let view = self.cpu.view;
+        loop {
+            self.step_one()?;
+            if self.cpu.rip != rip || self.signal().peek() != 0 {
+                break;
+            }
+        }
+        let straight = next != 0
+            && self.cpu.rip == rip.wrapping_add(len)
+            && self.cpu.view == view
+            && self.shared.code.epoch() == epoch
+            && self.signal().peek() == 0
+            && self.translatable();
+        if straight {
+            self.flags_out();
+            return Ok(Step::Resume(next));
+        }
+        Ok(Step::Lookup)
+    }
+
+    fn link(&mut self, r: &Record) -> Exec<Step> {
+        self.flags_in();
+        self.cpu.rip = r.rip;
+        let (at, map, poll) = (r.a as usize, r.map, r.entry == 1);
+        let generation = self.shared.code.generation();
+        if self.signal().peek() != 0 {
+            return Ok(Step::Return(Next::Check));
+        }
+        let Some(entry) = self.find_block()? else {
+            return Ok(Step::Return(Next::Interpret));
+        };
+        let shared = self.shared.clone();
+        let index = shared.code.index.lock();
+        if shared.code.generation() == generation
+            && let Some(b) = index.block_at(entry)
+        {
+            let e = index.blocks[b as usize].entries;
+            let target = if index.blocks[b as usize].key.map != map {
+                e.cross_page
+            } else if poll {
+                e.poll
+            } else {
+                e.direct
+            };
+            shared.code.link(at, target as usize);
+            self.jit.links += 1;
+        }
+        drop(index);
+        self.flags_out();
+        Ok(Step::Resume(entry))
+    }
+
+    /// A jump reached a block that was invalidated: send it to the new one.
+    fn again(&mut self, r: &Record) -> Exec<Step> {
+        self.flags_in();
+        self.cpu.rip = r.rip;
+        let generation = self.shared.code.generation();
+        if self.signal().peek() != 0 {
+            return Ok(Step::Return(Next::Check));
+        }
+        let dead = r.a as usize;
+        let Some(entry) = self.find_block()? else {
+            return Ok(Step::Return(Next::Interpret));
+        };
+        let shared = self.shared.clone();
+        let signal = self.signal().clone();
+        let forwarded = shared.world.alone(&signal, || {
+            if shared.code.generation() != generation {
+                return false;
+            }
+            let index = shared.code.index.lock();
+            if let (Some(new), Some(old)) = (index.block_at(entry), index.block_from(dead))
+                && !index.blocks[new as usize].dead
+            {
+                shared.code.forward(&index, old, new);
+                return true;
+            }
+            false
+        });
+        if !forwarded {
+            return Ok(Step::Lookup);
+        }
+        self.flags_out();
+        Ok(Step::Resume(entry))
+    }
+
+    /// A hardware exception in generated code: let the interpreter raise it.
+    fn host_fault(&mut self) -> Exec<Step> {
+        self.flags_in();
+        let pc = self.cpu.jit.fault_pc;
+        let rip = self
+            .shared
+            .code
+            .offset_of(pc)
+            .and_then(|off| self.shared.code.index.lock().rip_at(off));
+        let Some(rip) = rip else {
+            tracing::error!(pc, "exception in generated code outside any instruction");
+            return Err(Trap::Shutdown);
+        };
+        self.cpu.rip = rip;
+        self.step_one()?;
+        Ok(Step::Lookup)
+    }
+
+    /// Offset of the code for rip, translated if it is warm.
+    fn find_block(&mut self) -> Exec<Option<usize>> {
+        let generation = self.shared.code.generation();
+        if self.jit.generation != generation {
+            self.jit.generation = generation;
+            self.jump_cache_clear();
+            self.tlb_code_flush();
+        }
+        let rip = self.cpu.rip;
+        let Some(page) = self.code_page(rip)? else {
+            return Ok(None);
+        };
+        let key = BlockKey {
+            map: page.map,
+            offset: (rip & 0xfff) as u16,
+            view: self.cpu.view,
+            ungrouped: false,
+        };
+        let found = {
+            let index = self.shared.code.index.lock();
+            index.find(key).map(|b| index.blocks[b as usize].entries)
+        };
+        let entries = match found {
+            Some(e) => e,
+            None => {
+                let h = &mut self.jit.heat[heat_index(rip)];
+                if *h < WARM {
+                    *h += 1;
+                    return Ok(None);
+                }
+                match self.make_block(rip, key, page.ram_page)? {
+                    Some(e) => e,
+                    None => return Ok(None),
+                }
+            }
+        };
+        let slot = (rip & 0xffff) as usize;
+        let target = self.shared.code.rx(entries.indirect as usize) as u64;
+        let view = self.cpu.view as usize;
+        self.cpu.jit.jump_cache[view][slot] = target;
+        Ok(Some(entries.direct as usize))
+    }
+
+    /// Where rip's page is mapped; also tells generated code.
+    fn code_page(&mut self, rip: u64) -> Exec<Option<CodePage>> {
+        let page = rip & !0xfff;
+        let tag = page | u64::from(self.cpu.view) << 1;
+        let slot = page_index(rip);
+        let mut p = self.jit.pages[slot];
+        if p.tag != tag {
+            let view = self.view();
+            if (rip as i64) << 16 >> 16 != rip as i64 {
+                return Err(Exception::gp0().into());
+            }
+            let t = self.walk(rip, Access::Exec, view)?;
+            let gpa = t.gpa & !0xfff;
+            let (Some(host), Some(off)) = (self.ram.page_ptr(gpa), self.ram.offset_of(gpa)) else {
+                return Ok(None);
+            };
+            let ram_page = off >> 12;
+            let map = self
+                .shared
+                .code
+                .index
+                .lock()
+                .map_id(page, ram_page, view == View::User);
+            p = CodePage {
+                tag,
+                host,
+                ram_page,
+                map,
+            };
+            self.jit.pages[slot] = p;
+        }
+        let half = usize::from(rip >> 63 == 0);
+        self.cpu.jit.code_pages[half][(rip >> 12) as usize & 1023] = p.map;
+        Ok(Some(p))
+    }
+
+    fn make_block(
+        &mut self,
+        rip: u64,
+        key: BlockKey,
+        ram_page: u64,
+    ) -> Exec<Option<crate::translate::cache::Entries>> {
+        self.watch_page(ram_page);
+        let shared = self.shared.clone();
+        let place = Place { rip, key, ram_page };
+        let mut translator = self.jit.translator.take().unwrap_or_default();
+        let made = {
+            let mut source = CoreSource { core: self };
+            let mut index = shared.code.index.lock();
+            if shared.code.generation() != source.core.jit.generation {
+                // Emptied by another vCPU meanwhile: `key` means nothing now.
+                return Ok(None);
+            }
+            match index.find(key) {
+                Some(b) => Ok(b),
+                None => translator.translate(&shared.code, &mut index, &mut source, place),
+            }
+            .map(|b| index.blocks[b as usize].entries)
+        };
+        self.jit.translator = Some(translator);
+        match made {
+            Ok(e) => {
+                shared
+                    .code
+                    .translated_blocks
+                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(Some(e))
+            }
+            Err(NoBlock::Interpret) => Ok(None),
+            Err(NoBlock::Full) => {
+                self.empty_cache();
+                Ok(None)
+            }
+        }
+    }
+
+    /// Makes sure that no store to the page goes unnoticed from now on.
+    fn watch_page(&mut self, ram_page: u64) {
+        if self.ram.is_watched(ram_page) {
+            return;
+        }
+        let Some(host) = self.ram.page_ptr(self.ram.gpa_of(ram_page << 12)) else {
+            return;
+        };
+        let shared = self.shared.clone();
+        let signal = self.signal().clone();
+        shared.world.alone(&signal, || {
+            shared.ram.watch(ram_page, true);
+            for cpu in &shared.cpus {
+                // SAFETY: every vCPU stands at a safe point, outside generated
+                // code and away from its TLB.
+                let cpu: &mut Cpu = unsafe { &mut *cpu.0 };
+                crate::mmu::drop_writes(cpu, host as u64);
+            }
+        });
+    }
+
+    fn empty_cache(&mut self) {
+        let shared = self.shared.clone();
+        let signal = self.signal().clone();
+        shared.world.alone(&signal, || {
+            let mut index = shared.code.index.lock();
+            for page in shared.code.clear(&mut index) {
+                shared.ram.watch(page, false);
+            }
+        });
+    }
+
+    /// A store by this vCPU changed a watched page.
+    pub(crate) fn code_written(&mut self, ram_offset: u64, len: usize) {
+        let page = ram_offset >> 12;
+        let from = (ram_offset & 0xfff) as u16;
+        let to = (from as usize + len).min(4096) as u16;
+        let shared = self.shared.clone();
+        if !shared.code.touches(page, from, to) {
+            return;
+        }
+        let signal = self.signal().clone();
+        shared.world.alone(&signal, || {
+            let mut index = shared.code.index.lock();
+            if shared.code.invalidate(&mut index, page, from, to) {
+                shared.ram.watch(page, false);
+            }
+        });
+    }
+
+    /// Devices wrote pages with translated code: drop it.
+    pub(crate) fn code_written_by_devices(&mut self) {
+        let shared = self.shared.clone();
+        let signal = self.signal().clone();
+        shared.world.alone(&signal, || {
+            let pages = std::mem::take(&mut *shared.code.dma.lock());
+            let mut index = shared.code.index.lock();
+            for page in pages {
+                shared.code.invalidate(&mut index, page, 0, 4096);
+                shared.ram.watch(page, false);
+            }
+        });
+    }
+
+    /// Points every entry of the jump cache to the miss path.
+    fn jump_cache_clear(&mut self) {
+        let miss = self.shared.code.rx(self.shared.code.common.miss) as u64;
+        for view in &mut self.cpu.jit.jump_cache {
+            view.fill(miss);
+        }
+    }
+
+    /// Decodes and interprets the instruction at rip.
+    ///
+    /// # Errors
+    /// Its faults.
+    pub(crate) fn step_one(&mut self) -> Exec {
+        let (bits, rip) = (u32::from(self.cpu.bits), self.cpu.rip);
+        let mut buffer = [0u8; 15];
+        let bytes = self.fetch(&mut buffer)?;
+        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
+        let i = decoder.decode();
+        if i.is_invalid() {
+            if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+                return Err(Exception::gp0().into());
+            }
+            return Err(Exception::ud().into());
+        }
+        self.stats.interpreted += 1;
+        crate::interpret::step(self, &i)
+    }
+
+    /// The bytes at rip: from its page if they lie in it, else put together.
+    fn fetch<'a>(&mut self, buffer: &'a mut [u8; 15]) -> Exec<&'a [u8]> {
+        let la = self.fetch_address()?;
+        let left = 4096 - (la & 0xfff) as usize;
+        let n = left.min(15);
+        self.fetch_part(la, &mut buffer[..n])?;
+        if n == 15 {
+            return Ok(&buffer[..]);
+        }
+        // Only fetch from the next page if the instruction needs it.
+        let bits = u32::from(self.cpu.bits);
+        let mut decoder = Decoder::with_ip(bits, &buffer[..n], self.cpu.rip, DecoderOptions::NONE);
+        let i = decoder.decode();
+        if !i.is_invalid() || decoder.last_error() != iced_x86::DecoderError::NoMoreBytes {
+            return Ok(&buffer[..n]);
+        }
+        let mut next = la.wrapping_add(n as u64);
+        if bits != 64 {
+            next &= 0xffff_ffff;
+        }
+        let (_, tail) = buffer.split_at_mut(n);
+        self.fetch_part(next, tail)?;
+        Ok(&buffer[..])
+    }
+
+    /// Linear address of rip, with the CS limit checked.
+    fn fetch_address(&mut self) -> Exec<u64> {
+        let c = &*self.cpu;
+        if c.bits == 64 {
+            if (c.rip as i64) << 16 >> 16 != c.rip as i64 {
+                return Err(Exception::gp0().into());
+            }
+            return Ok(c.rip);
+        }
+        let cs = c.seg[crate::cpu::seg::CS];
+        let offset = c.rip & 0xffff_ffff;
+        if offset > u64::from(cs.limit) {
+            return Err(Exception::gp0().into());
+        }
+        Ok(cs.base.wrapping_add(offset) & 0xffff_ffff)
+    }
+
+    fn fetch_part(&mut self, la: u64, out: &mut [u8]) -> Exec {
+        let tag = la & !0xfff | u64::from(self.cpu.view) << 1;
+        let slot = page_index(la);
+        let p = self.jit.pages[slot];
+        let host = if p.tag == tag && self.cpu.bits == 64 {
+            p.host
+        } else {
+            let view = self.view();
+            let t = self.walk(la, Access::Exec, view)?;
+            let gpa = t.gpa & !0xfff;
+            match self.ram.page_ptr(gpa) {
+                Some(h) => h,
+                None => {
+                    self.phys_read(t.gpa, out);
+                    return Ok(());
+                }
+            }
+        };
+        // SAFETY: `host` is a page of guest RAM; the range stays inside it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                host.add((la & 0xfff) as usize),
+                out.as_mut_ptr(),
+                out.len(),
+            );
+        }
+        Ok(())
+    }
+}
+
+fn heat_index(rip: u64) -> usize {
+    (rip ^ rip >> 16) as usize & 0xffff
+}
+
+/// Reads code through the vCPU's current mapping, without raising faults.
+struct CoreSource<'a> {
+    core: &'a mut Core,
+}
+
+impl Source for CoreSource<'_> {
+    fn fetch(&mut self, rip: u64, out: &mut [u8]) -> usize {
+        if (rip as i64) << 16 >> 16 != rip as i64 {
+            return 0;
+        }
+        let tag = rip & !0xfff | u64::from(self.core.cpu.view) << 1;
+        let p = self.core.jit.pages[page_index(rip)];
+        let host = if p.tag == tag {
+            p.host
+        } else {
+            let view = self.core.view();
+            let Ok(t) = self.core.walk(rip, Access::Exec, view) else {
+                return 0;
+            };
+            match self.core.ram.page_ptr(t.gpa & !0xfff) {
+                Some(h) => h.cast_const(),
+                None => return 0,
+            }
+        };
+        let n = out.len().min(4096 - (rip & 0xfff) as usize);
+        // SAFETY: a page of guest RAM; the range stays inside it.
+        unsafe {
+            std::ptr::copy_nonoverlapping(host.add((rip & 0xfff) as usize), out.as_mut_ptr(), n);
+        }
+        n
+    }
+}

@@ -1,0 +1,967 @@
+//! Code for single guest instructions.
+
+use std::mem::{offset_of, size_of};
+
+use iced_x86::{
+    Encoder, Instruction, InstructionInfoFactory, MemorySize, OpAccess, OpKind, Register,
+};
+
+use crate::cpu::{Cpu, Seg, TLB_ENTRIES, TlbBank, View, seg};
+use crate::translate::asm::{Asm, Ea, cc, reg};
+use crate::translate::cache::Common;
+use crate::translate::exit::{Kind, Record};
+use crate::translate::group::Member;
+
+/// Offset of a guest general register in the state.
+pub(crate) const fn gpr(n: u8) -> usize {
+    offset_of!(Cpu, gpr) + n as usize * 8
+}
+
+const fn spill(n: usize) -> usize {
+    offset_of!(Cpu, jit.spill) + n * 8
+}
+
+const FLAGS_SAVE: usize = spill(0);
+const TARGET: usize = spill(1);
+const LOW_SAVE: usize = spill(2);
+
+const fn bank(view: u8, write: bool) -> usize {
+    offset_of!(Cpu, tlb) + (view as usize * 2 + write as usize) * size_of::<TlbBank>()
+}
+
+/// Number of a general register of any size (AH..BH count as rax..rbx).
+pub(crate) fn number(r: Register) -> u8 {
+    r.full_register() as u8 - Register::RAX as u8
+}
+
+fn is_high_byte(r: Register) -> bool {
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+fn spilled(r: u8) -> bool {
+    r == reg::T0 || r == reg::T1
+}
+
+/// A slow path to be emitted once the hot code stands.
+pub(crate) struct Slow {
+    /// rel32 that jumps to it.
+    pub jump: usize,
+    /// Index of the instruction in the block.
+    pub insn: usize,
+    pub what: SlowKind,
+}
+
+pub(crate) enum SlowKind {
+    Miss {
+        write: bool,
+        size: u8,
+        retry: usize,
+        flags_saved: bool,
+        /// The address, if it is a constant.
+        constant: Option<u64>,
+        /// A group's check: bytes of its range.
+        group: Option<u16>,
+    },
+    Emulate,
+    Link {
+        target: u64,
+        /// Where the rel32 to be linked is.
+        at: usize,
+        poll: bool,
+    },
+    Poll {
+        flags_saved: bool,
+    },
+    /// The indirect entry's check failed: r14 holds the target.
+    WrongTarget {
+        flags_saved: bool,
+    },
+    /// The page is not mapped as it was.
+    WrongPage {
+        flags_saved: bool,
+    },
+}
+
+/// Where a checked operand is, in host registers.
+#[derive(Clone, Copy)]
+struct Place {
+    base: u8,
+    index: Option<u8>,
+    disp: i32,
+}
+
+impl Place {
+    /// Where `check` leaves an operand.
+    const CHECKED: Self = Self {
+        base: reg::T0,
+        index: Some(reg::T1),
+        disp: 0,
+    };
+
+    const fn ea(self) -> Ea {
+        Ea {
+            base: Some(self.base),
+            index: match self.index {
+                Some(i) => Some((i, 0)),
+                None => None,
+            },
+            disp: self.disp,
+        }
+    }
+}
+
+/// Emits one block.
+pub(crate) struct Emitter {
+    pub hot: Asm,
+    pub cold: Asm,
+    pub slows: Vec<Slow>,
+    pub view: u8,
+    pub common: Common,
+    pub encoder: Encoder,
+    pub info: InstructionInfoFactory,
+    pub bmi2: bool,
+    /// Index of the instruction being emitted.
+    pub insn: usize,
+    /// Its part in a group.
+    pub member: Option<Member>,
+}
+
+impl Emitter {
+    /// Copies the instruction's own bytes.
+    fn copy(&mut self, bytes: &[u8]) {
+        self.hot.bytes(bytes);
+    }
+
+    fn encode(&mut self, i: &Instruction) -> bool {
+        match self.encoder.encode(i, 0) {
+            Ok(_) => {
+                let buffer = self.encoder.take_buffer();
+                self.hot.bytes(&buffer);
+                let mut buffer = buffer;
+                buffer.clear();
+                self.encoder.set_buffer(buffer);
+                true
+            }
+            Err(_) => {
+                // The encoder keeps what it wrote before it failed.
+                drop(self.encoder.take_buffer());
+                false
+            }
+        }
+    }
+
+    /// Leaves to the interpreter for this instruction.
+    pub fn emulate(&mut self) {
+        let jump = self.hot.jmp();
+        self.slow(jump, SlowKind::Emulate);
+    }
+
+    fn slow(&mut self, jump: usize, what: SlowKind) {
+        self.slows.push(Slow {
+            jump,
+            insn: self.insn,
+            what,
+        });
+    }
+
+    /// Linear address of the memory operand into T0; flag-free.
+    pub fn address(&mut self, i: &Instruction) {
+        let segment = match i.memory_segment() {
+            Register::FS => Some(seg::FS),
+            Register::GS => Some(seg::GS),
+            _ => None,
+        };
+        if i.is_ip_rel_memory_operand() {
+            self.hot.mov_imm(reg::T0, i.ip_rel_memory_address());
+        } else {
+            let wide = i.memory_base().size() != 4 && i.memory_index().size() != 4;
+            let simple = segment.is_some()
+                && wide
+                && (i.memory_base() == Register::None || i.memory_index() == Register::None);
+            if simple {
+                return self.address_segment_simple(i, segment.unwrap_or(0));
+            }
+            let ea = self.host_ea(i);
+            if ea.base.is_none() && ea.index.is_none() {
+                let disp = i.memory_displacement64();
+                self.hot.mov_imm(reg::T0, disp);
+            } else {
+                self.hot.lea(reg::T0, ea, wide);
+            }
+        }
+        if let Some(s) = segment {
+            self.hot.load(reg::T1, segment_base(s));
+            let both = Ea {
+                base: Some(reg::T0),
+                index: Some((reg::T1, 0)),
+                disp: 0,
+            };
+            self.hot.lea(reg::T0, both, true);
+        }
+    }
+
+    fn address_segment_simple(&mut self, i: &Instruction, s: usize) {
+        let register = if i.memory_base() == Register::None {
+            i.memory_index()
+        } else {
+            i.memory_base()
+        };
+        let disp = i.memory_displacement64() as i64 as i32;
+        let scale = if i.memory_base() == Register::None {
+            i.memory_index_scale().trailing_zeros() as u8
+        } else {
+            0
+        };
+        self.hot.load(reg::T0, segment_base(s));
+        let index = if register == Register::None {
+            None
+        } else {
+            let n = number(register);
+            if spilled(n) {
+                self.hot.load(reg::T1, gpr(n));
+                Some((reg::T1, scale))
+            } else if n == reg::RSP {
+                // rsp cannot be an index: swap the roles.
+                let ea = Ea {
+                    base: Some(reg::RSP),
+                    index: Some((reg::T0, 0)),
+                    disp,
+                };
+                self.hot.lea(reg::T0, ea, true);
+                return;
+            } else {
+                Some((n, scale))
+            }
+        };
+        if index.is_some() || disp != 0 {
+            let ea = Ea {
+                base: Some(reg::T0),
+                index,
+                disp,
+            };
+            self.hot.lea(reg::T0, ea, true);
+        }
+    }
+
+    /// The operand's address in host registers; loads spilled ones.
+    fn host_ea(&mut self, i: &Instruction) -> Ea {
+        let place = |e: &mut Self, r: Register, scratch: u8| {
+            let n = number(r);
+            if spilled(n) {
+                e.hot.load(scratch, gpr(n));
+                scratch
+            } else {
+                n
+            }
+        };
+        let base =
+            (i.memory_base() != Register::None).then(|| place(self, i.memory_base(), reg::T0));
+        let index = (i.memory_index() != Register::None).then(|| {
+            let r = place(self, i.memory_index(), reg::T1);
+            (r, i.memory_index_scale().trailing_zeros() as u8)
+        });
+        Ea {
+            base,
+            index,
+            disp: i.memory_displacement64() as i64 as i32,
+        }
+    }
+
+    /// Checks an access of `size` bytes at T0. Afterwards T0 + T1 is the host
+    /// address. `retry` is where the address computation began.
+    fn check(&mut self, retry: usize, write: bool, size: usize, live: bool) {
+        self.check_range(retry, write, size, live, None);
+    }
+
+    fn check_range(
+        &mut self,
+        retry: usize,
+        write: bool,
+        size: usize,
+        live: bool,
+        group: Option<u16>,
+    ) {
+        let b = bank(self.view, write);
+        self.guarded(live, |e| {
+            if e.bmi2 {
+                e.hot.rorx32(reg::T1, reg::T0, 9);
+            } else {
+                e.hot.op_reg(&[0x8b], reg::T1, reg::T0, false);
+                // shr r15d, 9
+                e.hot.bytes(&[0x41, 0xc1, 0xef, 9]);
+            }
+            // and r15d, 0x1ff8
+            e.hot.bytes(&[0x41, 0x81, 0xe7, 0xf8, 0x1f, 0, 0]);
+            let at = |array: usize| Ea {
+                base: Some(reg::T1),
+                index: None,
+                disp: (b + array) as i32,
+            };
+            let tags = at(offset_of!(TlbBank, neg_page));
+            e.hot.op_mem(&[0x03], reg::T0, tags, true, true);
+            // cmp r14, 4096 - size
+            e.hot.bytes(&[0x49, 0x81, 0xfe]);
+            e.hot.dword(4096 - size as u32);
+            let jump = e.hot.jcc(cc::A);
+            let what = SlowKind::Miss {
+                write,
+                size: size as u8,
+                retry,
+                flags_saved: live,
+                constant: None,
+                group,
+            };
+            e.slow(jump, what);
+            let hosts = at(offset_of!(TlbBank, host));
+            e.hot.op_mem(&[0x8b], reg::T1, hosts, true, true);
+        });
+    }
+
+    /// Checks an access at a constant address inside one page; T1 is the host
+    /// page afterwards.
+    fn check_constant(&mut self, address: u64, write: bool, size: usize, live: bool) -> Place {
+        let retry = self.hot.pos;
+        let slot = bank(self.view, write) + ((address >> 12) as usize & (TLB_ENTRIES - 1)) * 8;
+        let tag = Ea {
+            disp: (slot + offset_of!(TlbBank, neg_page)) as i32,
+            ..Ea::default()
+        };
+        let expected = (address & !0xfff).wrapping_neg();
+        self.guarded(live, |e| {
+            if expected as i64 == i64::from(expected as i32) {
+                e.hot.op_mem(&[0x81], 7, tag, true, true);
+                e.hot.dword(expected as u32);
+            } else {
+                e.hot.mov_imm(reg::T0, expected);
+                e.hot.op_mem(&[0x3b], reg::T0, tag, true, true);
+            }
+            let jump = e.hot.jcc(cc::NE);
+            let what = SlowKind::Miss {
+                write,
+                size: size as u8,
+                retry,
+                flags_saved: live,
+                constant: Some(address),
+                group: None,
+            };
+            e.slow(jump, what);
+        });
+        self.hot.load(reg::T1, slot + offset_of!(TlbBank, host));
+        Place {
+            base: reg::T1,
+            index: None,
+            disp: (address & 0xfff) as i32,
+        }
+    }
+
+    /// Address and check of an ordinary memory operand.
+    fn operand(&mut self, i: &Instruction, write: bool, size: usize, live: bool) -> Place {
+        if let Some(place) = self.group_place(live) {
+            return place;
+        }
+        let plain = !matches!(i.memory_segment(), Register::FS | Register::GS);
+        if i.is_ip_rel_memory_operand() && plain {
+            let address = i.ip_rel_memory_address();
+            if (address & 0xfff) as usize + size <= 4096 {
+                return self.check_constant(address, write, size, live);
+            }
+        }
+        let retry = self.hot.pos;
+        self.address(i);
+        self.check(retry, write, size, live);
+        Place::CHECKED
+    }
+
+    /// A group member's operand; the first one checks.
+    fn group_place(&mut self, live: bool) -> Option<Place> {
+        let m = self.member?;
+        if let Some(c) = m.check {
+            let retry = self.hot.pos;
+            let ea = Ea {
+                base: Some(c.base),
+                index: None,
+                disp: c.low,
+            };
+            self.hot.lea(reg::T0, ea, true);
+            self.check_range(retry, c.write, c.span as usize, live, Some(c.span));
+        }
+        Some(Place {
+            disp: m.offset,
+            ..Place::CHECKED
+        })
+    }
+
+    /// Checks 8 bytes of stack at rsp + `disp`.
+    fn stack_place(&mut self, disp: i32, write: bool, live: bool) -> Place {
+        if let Some(place) = self.group_place(live) {
+            return place;
+        }
+        let retry = self.hot.pos;
+        let ea = Ea {
+            base: Some(reg::RSP),
+            index: None,
+            disp,
+        };
+        self.hot.lea(reg::T0, ea, true);
+        self.check(retry, write, 8, live);
+        Place::CHECKED
+    }
+
+    /// An instruction without memory operand.
+    pub fn plain(&mut self, i: &Instruction, bytes: &[u8]) {
+        let (r, w) = self.spilled_operands(i);
+        if i.is_ip_rel_memory_operand() {
+            return self.lea_constant(i);
+        }
+        for t in [reg::T0, reg::T1] {
+            if r & 1 << t != 0 {
+                self.hot.load(t, gpr(t));
+            }
+        }
+        self.copy(bytes);
+        for t in [reg::T0, reg::T1] {
+            if w & 1 << t != 0 {
+                self.hot.store(t, gpr(t));
+            }
+        }
+    }
+
+    /// `lea reg, [rip + disp]`.
+    fn lea_constant(&mut self, i: &Instruction) {
+        let address = i.ip_rel_memory_address();
+        let d = i.op0_register();
+        let n = number(d);
+        match d.size() {
+            8 => {
+                self.hot.mov_imm(n, address);
+            }
+            4 => self.hot.mov_imm(n, address & 0xffff_ffff),
+            _ => return self.emulate(),
+        }
+        if spilled(n) {
+            self.hot.store(n, gpr(n));
+        }
+    }
+
+    /// Masks of spilled guest registers that the operands read and write.
+    fn spilled_operands(&mut self, i: &Instruction) -> (u32, u32) {
+        let mentions = |r: Register| r.is_gpr() && spilled(number(r));
+        let any = (0..i.op_count()).any(|k| match i.op_kind(k) {
+            OpKind::Register => mentions(i.op_register(k)),
+            OpKind::Memory => mentions(i.memory_base()) || mentions(i.memory_index()),
+            _ => false,
+        });
+        if !any {
+            return (0, 0);
+        }
+        let (mut read, mut written) = (0, 0);
+        for used in self.info.info(i).used_registers() {
+            let r = used.register();
+            if !mentions(r) {
+                continue;
+            }
+            let bit = 1 << number(r);
+            let a = used.access();
+            // A partial or conditional write keeps the rest.
+            if a != OpAccess::Write || r.size() < 4 {
+                read |= bit;
+            }
+            if !matches!(
+                a,
+                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            ) {
+                written |= bit;
+            }
+        }
+        (read, written)
+    }
+
+    /// An instruction with one memory operand.
+    pub fn memory(&mut self, i: &Instruction, live: bool) {
+        let info = self.info.info(i);
+        let writes = info.used_memory().iter().any(|m| {
+            !matches!(
+                m.access(),
+                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            )
+        });
+        let size = i.memory_size().size();
+        let mut operand_regs = 0u32;
+        let mut high = false;
+        let mut fixed = 0u32;
+        for used in info.used_registers() {
+            if used.register().is_gpr() {
+                fixed |= 1 << number(used.register());
+            }
+        }
+        for k in 0..i.op_count() {
+            if i.op_kind(k) == OpKind::Register && i.op_register(k).is_gpr() {
+                let r = i.op_register(k);
+                high |= is_high_byte(r);
+                if spilled(number(r)) {
+                    operand_regs |= 1 << number(r);
+                }
+            }
+        }
+        if operand_regs == 1 << reg::T0 | 1 << reg::T1 || high && operand_regs != 0 {
+            return self.emulate();
+        }
+        let place = self.operand(i, writes, size, live);
+        if high {
+            self.access_with_low_base(i, fixed, place);
+        } else if operand_regs == 0 {
+            self.access(i, place);
+        } else {
+            self.access_spilled(i, operand_regs, place);
+        }
+    }
+
+    /// Emits the instruction with its memory operand at `place`.
+    fn access(&mut self, i: &Instruction, place: Place) {
+        let mut o = *i;
+        o.set_memory_base(wide(place.base));
+        o.set_memory_index(place.index.map_or(Register::None, wide));
+        o.set_memory_index_scale(1);
+        o.set_memory_displacement64(place.disp as i64 as u64);
+        o.set_memory_displ_size(match place.disp {
+            0 => 0,
+            d if i8::try_from(d).is_ok() => 1,
+            _ => 8,
+        });
+        o.set_segment_prefix(Register::None);
+        if !self.encode(&o) {
+            // Cannot happen for what `classify` lets through; if it does, the
+            // interpreter takes the instruction.
+            self.emulate();
+        }
+    }
+
+    /// The other operand is a spilled guest register, whose host register
+    /// becomes that operand; the address moves to the other scratch register.
+    fn access_spilled(&mut self, i: &Instruction, operand: u32, place: Place) {
+        let (value, address) = if operand == 1 << reg::T0 {
+            (reg::T0, reg::T1)
+        } else {
+            (reg::T1, reg::T0)
+        };
+        self.hot.lea(address, place.ea(), true);
+        let (read, written) = {
+            let mut o = *i;
+            o.set_memory_base(Register::None);
+            o.set_memory_index(Register::None);
+            o.set_memory_displ_size(8);
+            self.spilled_operands(&o)
+        };
+        if read & 1 << value != 0 {
+            self.hot.load(value, gpr(value));
+        }
+        let at = Place {
+            base: address,
+            index: None,
+            disp: 0,
+        };
+        self.access(i, at);
+        if written & 1 << value != 0 {
+            self.hot.store(value, gpr(value));
+        }
+    }
+
+    /// AH..BH cannot be encoded next to r14 or r15: borrow a low register.
+    fn access_with_low_base(&mut self, i: &Instruction, used: u32, place: Place) {
+        const LOW: [u8; 4] = [6, 7, 5, 3];
+        let Some(&n) = LOW.iter().find(|n| used & 1 << **n == 0) else {
+            return self.emulate();
+        };
+        self.hot.lea(reg::T0, place.ea(), true);
+        self.hot.store(n, LOW_SAVE);
+        self.hot.mov(n, reg::T0);
+        let at = Place {
+            base: n,
+            index: None,
+            disp: 0,
+        };
+        self.access(i, at);
+        self.hot.load(n, LOW_SAVE);
+    }
+
+    fn move_rsp(&mut self, by: i32) {
+        let ea = Ea {
+            base: Some(reg::RSP),
+            index: None,
+            disp: by,
+        };
+        self.hot.lea(reg::RSP, ea, true);
+    }
+
+    /// `push`, 64 bits.
+    pub fn push(&mut self, i: &Instruction, live: bool) {
+        if i.op0_kind() == OpKind::Memory {
+            let place = self.operand(i, false, 8, live);
+            self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
+            self.hot.store(reg::T0, TARGET);
+        }
+        let place = self.stack_place(-8, true, live);
+        match i.op0_kind() {
+            OpKind::Register => self.store_register(number(i.op0_register()), place),
+            OpKind::Memory => {
+                self.hot.lea(reg::T0, place.ea(), true);
+                self.hot.load(reg::T1, TARGET);
+                self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
+            }
+            _ => self.store_imm(i.immediate(0), place),
+        }
+        self.move_rsp(-8);
+    }
+
+    fn store_register(&mut self, n: u8, place: Place) {
+        if spilled(n) {
+            self.hot.lea(reg::T0, place.ea(), true);
+            self.hot.load(reg::T1, gpr(n));
+            self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
+        } else {
+            self.hot.op_mem(&[0x89], n, place.ea(), true, false);
+        }
+    }
+
+    fn store_imm(&mut self, v: u64, place: Place) {
+        if v as i64 == i64::from(v as i32) {
+            self.hot.op_mem(&[0xc7], 0, place.ea(), true, false);
+            self.hot.dword(v as u32);
+        } else {
+            self.hot.lea(reg::T0, place.ea(), true);
+            self.hot.mov_imm(reg::T1, v);
+            self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
+        }
+    }
+
+    /// `pop` of 64 bits into a register.
+    pub fn pop(&mut self, i: &Instruction, live: bool) {
+        let n = number(i.op0_register());
+        let place = self.stack_place(0, false, live);
+        if n == reg::RSP {
+            self.hot.op_mem(&[0x8b], reg::RSP, place.ea(), true, false);
+            return;
+        }
+        let d = if spilled(n) { reg::T0 } else { n };
+        self.hot.op_mem(&[0x8b], d, place.ea(), true, false);
+        if spilled(n) {
+            self.hot.store(reg::T0, gpr(n));
+        }
+        self.move_rsp(8);
+    }
+
+    /// `leave`.
+    pub fn leave(&mut self, live: bool) {
+        let retry = self.hot.pos;
+        self.hot.mov(reg::T0, reg::RBP);
+        self.check(retry, false, 8, live);
+        self.hot.op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
+        let ea = Ea {
+            base: Some(reg::RBP),
+            index: None,
+            disp: 8,
+        };
+        self.hot.lea(reg::RSP, ea, true);
+        self.hot.mov(reg::RBP, reg::T0);
+    }
+
+    /// Pushes the return address.
+    fn push_return(&mut self, next: u64, live: bool) {
+        let place = self.stack_place(-8, true, live);
+        self.store_imm(next, place);
+        self.move_rsp(-8);
+    }
+
+    /// `call rel32`.
+    pub fn call(&mut self, i: &Instruction, live: bool, page_map: u64) {
+        self.push_return(i.next_ip(), live);
+        self.goto(i.near_branch_target(), i.ip(), page_map);
+    }
+
+    /// `call r/m64`.
+    pub fn call_indirect(&mut self, i: &Instruction, live: bool) {
+        self.load_target(i, live);
+        self.hot.store(reg::T0, TARGET);
+        self.push_return(i.next_ip(), live);
+        self.hot.load(reg::T0, TARGET);
+        self.dispatch();
+    }
+
+    /// `jmp r/m64`.
+    pub fn jump_indirect(&mut self, i: &Instruction, live: bool) {
+        self.load_target(i, live);
+        self.dispatch();
+    }
+
+    fn load_target(&mut self, i: &Instruction, live: bool) {
+        if i.op0_kind() == OpKind::Register {
+            let n = number(i.op0_register());
+            if spilled(n) {
+                self.hot.load(reg::T0, gpr(n));
+            } else {
+                self.hot.mov(reg::T0, n);
+            }
+        } else {
+            let place = self.operand(i, false, 8, live);
+            self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
+        }
+    }
+
+    /// Near return, with `imm16` more bytes popped.
+    pub fn ret(&mut self, i: &Instruction, live: bool) {
+        let place = self.stack_place(0, false, live);
+        self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
+        let extra = if i.op_count() > 0 {
+            i32::from(i.immediate16())
+        } else {
+            0
+        };
+        self.move_rsp(8 + extra);
+        self.dispatch();
+    }
+
+    /// Jumps to the translation of the address in T0.
+    fn dispatch(&mut self) {
+        let table = offset_of!(Cpu, jit.jump_cache) + self.view as usize * 65536 * 8;
+        // movzx r15d, r14w
+        self.hot.bytes(&[0x45, 0x0f, 0xb7, 0xfe]);
+        let at = Ea {
+            base: None,
+            index: Some((reg::T1, 3)),
+            disp: table as i32,
+        };
+        self.hot.op_mem(&[0xff], 4, at, false, true);
+    }
+
+    /// Direct jump to guest code, linked on first use.
+    pub fn goto(&mut self, target: u64, from: u64, _page_map: u64) {
+        self.hot.align_rel(1);
+        let at = self.hot.jmp();
+        self.slow(
+            at,
+            SlowKind::Link {
+                target,
+                at,
+                poll: target <= from,
+            },
+        );
+    }
+
+    /// Conditional branch: linked like [`Self::goto`] when taken, else runs on.
+    pub fn branch(&mut self, i: &Instruction, bytes: &[u8]) {
+        let (target, from) = (i.near_branch_target(), i.ip());
+        if i.is_jcc_short_or_near() {
+            self.hot.align_rel(2);
+            let at = self.hot.jcc(condition(i));
+            self.slow(
+                at,
+                SlowKind::Link {
+                    target,
+                    at,
+                    poll: target <= from,
+                },
+            );
+            return;
+        }
+        // loop, loope, loopne, jrcxz have only rel8 forms.
+        let mut copy = [0u8; 15];
+        let n = bytes.len().min(15);
+        copy[..n].copy_from_slice(&bytes[..n]);
+        copy[n - 1] = 2;
+        self.hot.bytes(&copy[..n]);
+        self.hot.bytes(&[0xeb, 0]);
+        let skip = self.hot.pos - 1;
+        let start = self.hot.pos;
+        self.goto(target, from, 0);
+        let length = (self.hot.pos - start) as u8;
+        if !self.hot.full {
+            self.hot.patch8(skip, length);
+        }
+    }
+
+    /// The four entries of a block (see `Entries`); returns their offsets.
+    pub fn prologue(&mut self, rip: u64, map: u32, live: bool) -> crate::translate::cache::Entries {
+        let mut e = crate::translate::cache::Entries {
+            indirect: self.hot.pos as u32,
+            ..Default::default()
+        };
+        let slot = ((rip >> 12) as usize & 1023) + if rip >> 63 != 0 { 0 } else { 1024 };
+        let page = offset_of!(Cpu, jit.code_pages) + slot * 4;
+        self.guarded(live, |e| {
+            if rip as i64 == i64::from(rip as i32) {
+                // cmp r14, imm32
+                e.hot.bytes(&[0x49, 0x81, 0xfe]);
+                e.hot.dword(rip as u32);
+            } else {
+                e.hot.mov_imm(reg::T1, rip);
+                // cmp r14, r15
+                e.hot.bytes(&[0x4d, 0x39, 0xfe]);
+            }
+            let jump = e.hot.jcc(cc::NE);
+            e.slow(jump, SlowKind::WrongTarget { flags_saved: live });
+        });
+        e.cross_page = self.hot.pos as u32;
+        self.guarded(live, |e| {
+            e.hot.cmp_state32(page, map);
+            let jump = e.hot.jcc(cc::NE);
+            e.slow(jump, SlowKind::WrongPage { flags_saved: live });
+        });
+        e.poll = self.hot.pos as u32;
+        self.guarded(live, |e| {
+            e.hot.cmp_state32(offset_of!(Cpu, pending), 0);
+            let jump = e.hot.jcc(cc::NE);
+            e.slow(jump, SlowKind::Poll { flags_saved: live });
+        });
+        e.direct = self.hot.pos as u32;
+        e
+    }
+
+    fn guarded(&mut self, live: bool, f: impl FnOnce(&mut Self)) {
+        if live {
+            self.hot.store(reg::RAX, FLAGS_SAVE);
+            self.hot.flags_to_ax();
+        }
+        f(self);
+        if live {
+            self.hot.flags_from_ax();
+            self.hot.load(reg::RAX, FLAGS_SAVE);
+        }
+    }
+
+    /// `rdtsc` with the guest's offset; clobbers flags.
+    pub fn rdtsc(&mut self) {
+        // rdtsc; shl rdx, 32; or rax, rdx
+        self.hot
+            .bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
+        let offset = Ea {
+            disp: offset_of!(Cpu, tsc_offset) as i32,
+            ..Ea::default()
+        };
+        self.hot.op_mem(&[0x03], reg::RAX, offset, true, true);
+        // mov rdx, rax; shr rdx, 32; mov eax, eax
+        self.hot
+            .bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
+    }
+
+    /// Emits one slow path. `resume(n)` gives the place of instruction `n`,
+    /// if the block has it.
+    pub fn slow_path(&mut self, s: &Slow, rip: u64, len: u8, next: u32, start: (u64, u32)) {
+        let at = self.cold.pos;
+        self.hot.patch_rel(s.jump, at);
+        let mut group_span = None;
+        let record = match s.what {
+            SlowKind::Miss {
+                write,
+                size,
+                retry,
+                flags_saved,
+                constant,
+                group,
+            } => {
+                if let Some(address) = constant {
+                    self.cold.mov_imm(reg::T0, address);
+                } else {
+                    let tags = Ea {
+                        base: Some(reg::T1),
+                        index: None,
+                        disp: (bank(self.view, write) + offset_of!(TlbBank, neg_page)) as i32,
+                    };
+                    self.cold.op_mem(&[0x2b], reg::T0, tags, true, true);
+                }
+                self.restore_flags(flags_saved);
+                let kind = if group.is_some() {
+                    Kind::GroupMiss
+                } else {
+                    Kind::TlbMiss
+                };
+                let mut r = Record::new(kind, rip);
+                r.access = size | u8::from(write) << 7;
+                r.a = retry as u32;
+                group_span = group;
+                r
+            }
+            SlowKind::Emulate => Record::new(Kind::Emulate, rip),
+            SlowKind::Link { target, at, poll } => {
+                let mut r = Record::new(Kind::Link, target);
+                r.a = at as u32;
+                r.entry = u8::from(poll);
+                r
+            }
+            SlowKind::Poll { flags_saved } => {
+                self.restore_flags(flags_saved);
+                Record::new(Kind::Poll, start.0)
+            }
+            SlowKind::WrongTarget { flags_saved } => {
+                self.restore_flags(flags_saved);
+                Record::new(Kind::Indirect, 0)
+            }
+            SlowKind::WrongPage { flags_saved } => {
+                self.restore_flags(flags_saved);
+                let mut r = Record::new(Kind::Poll, start.0);
+                r.entry = 1;
+                r
+            }
+        };
+        let mut record = record;
+        record.map = start.1;
+        record.len = len;
+        record.next = group_span.map_or(next, u32::from);
+        self.leave_with(record);
+    }
+
+    fn restore_flags(&mut self, saved: bool) {
+        if saved {
+            self.cold.flags_from_ax();
+            self.cold.load(reg::RAX, FLAGS_SAVE);
+        }
+    }
+
+    /// `lea r15, [record]; jmp exit`, and the record.
+    pub fn leave_with(&mut self, record: Record) {
+        self.cold.bytes(&[0x4c, 0x8d, 0x3d, 5, 0, 0, 0]);
+        self.cold.jmp_to(self.common.exit);
+        record.write(&mut self.cold);
+    }
+}
+
+const fn at_t0() -> Ea {
+    Ea {
+        base: Some(reg::T0),
+        index: None,
+        disp: 0,
+    }
+}
+
+/// The 64-bit register with this number.
+fn wide(n: u8) -> Register {
+    Register::RAX + u32::from(n)
+}
+
+fn segment_base(s: usize) -> usize {
+    offset_of!(Cpu, seg) + s * size_of::<Seg>() + offset_of!(Seg, base)
+}
+
+/// Condition code of a `jcc`.
+fn condition(i: &Instruction) -> u8 {
+    use iced_x86::ConditionCode as C;
+    match i.condition_code() {
+        C::None | C::o => 0,
+        C::no => 1,
+        C::b => 2,
+        C::ae => 3,
+        C::e => 4,
+        C::ne => 5,
+        C::be => 6,
+        C::a => 7,
+        C::s => 8,
+        C::ns => 9,
+        C::p => 10,
+        C::np => 11,
+        C::l => 12,
+        C::ge => 13,
+        C::le => 14,
+        C::g => 15,
+    }
+}
+
+const _: () = assert!(View::User as u8 == 0 && MemorySize::Unknown as u32 == 0);

@@ -1,0 +1,90 @@
+//! Exit records: why generated code was left. A record lies in the cache
+//! after the code that leaves, and r15 points to it.
+
+use crate::translate::asm::Asm;
+
+/// Kind of exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// The software TLB does not know the page, or the access crosses pages.
+    TlbMiss = 0,
+    /// Interpret one instruction.
+    Emulate = 1,
+    /// A direct jump that is not linked yet.
+    Link = 2,
+    /// An indirect branch the jump cache does not know; target in r14.
+    Indirect = 3,
+    /// An entry of a block that was invalidated.
+    Again = 4,
+    /// Something is pending.
+    Poll = 5,
+    /// As `TlbMiss`, of a group's range (its length is in `next`).
+    GroupMiss = 7,
+    /// The host CPU raised an exception (no record).
+    Fault = 6,
+}
+
+/// An exit record, 24 bytes.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, packed)]
+pub(crate) struct Record {
+    pub kind: u8,
+    /// Bytes of the access that missed; bit 7: store.
+    pub access: u8,
+    /// Length of the guest instruction.
+    pub len: u8,
+    /// Entry of the target that the jump wants: 0 direct, 1 poll.
+    pub entry: u8,
+    /// TlbMiss: where to try again. Link: place of the rel32. Again: block.
+    pub a: u32,
+    /// Where the next guest instruction starts; 0: leave the block.
+    pub next: u32,
+    /// Source block's mapping (Link).
+    pub map: u32,
+    /// Guest rip (Link: target).
+    pub rip: u64,
+}
+
+impl Record {
+    pub const SIZE: usize = 24;
+
+    pub fn new(kind: Kind, rip: u64) -> Self {
+        Self {
+            kind: kind as u8,
+            access: 0,
+            len: 0,
+            entry: 0,
+            a: 0,
+            next: 0,
+            map: 0,
+            rip,
+        }
+    }
+
+    pub fn indirect() -> Self {
+        Self::new(Kind::Indirect, 0)
+    }
+
+    pub fn write(&self, a: &mut Asm) {
+        a.bytes(&[self.kind, self.access, self.len, self.entry]);
+        a.dword(self.a);
+        a.dword(self.next);
+        a.dword(self.map);
+        a.qword(self.rip);
+    }
+
+    /// The kind, if the number is one.
+    pub fn kind(&self) -> Option<Kind> {
+        Some(match self.kind {
+            0 => Kind::TlbMiss,
+            1 => Kind::Emulate,
+            2 => Kind::Link,
+            3 => Kind::Indirect,
+            4 => Kind::Again,
+            5 => Kind::Poll,
+            7 => Kind::GroupMiss,
+            _ => return None,
+        })
+    }
+}

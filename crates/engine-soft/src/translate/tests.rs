@@ -1,0 +1,210 @@
+//! Whole programs, compiled by the host's C compiler, run by the interpreter
+//! and by the translator: same registers and memory, and the host's result.
+
+use std::process::Command;
+use std::sync::Arc;
+
+use engine::Bus;
+use memory::GuestRam;
+
+use crate::core::Core;
+use crate::cpu::{Seg, cr, seg};
+use crate::translate::dispatch::Next;
+
+struct NoBus;
+
+impl Bus for NoBus {
+    fn pio_read(&self, _: u16, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn pio_write(&self, _: u16, _: &[u8]) {}
+    fn mmio_read(&self, _: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn mmio_write(&self, _: u64, _: &[u8]) {}
+    fn acknowledge_extint(&self) -> Option<u8> {
+        None
+    }
+    fn end_of_interrupt(&self, _: u8) {}
+}
+
+const TEXT: u64 = 0x20_0000;
+const STACK: u64 = 0x18_0000;
+
+/// Compiles a freestanding program whose first function is the entry, and
+/// which ends with `hlt`.
+fn compile(source: &str) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let (c, o) = (dir.path().join("p.c"), dir.path().join("p.bin"));
+    std::fs::write(&c, source).unwrap();
+    let status = Command::new("cc")
+        .args(["-O2", "-mpopcnt", "-ffreestanding", "-nostdlib", "-static", "-fno-pie", "-no-pie"])
+        .args(["-fno-stack-protector", "-fcf-protection=none", "-mno-red-zone"])
+        .args(["-Wl,-Ttext=0x200000,--oformat=binary,--build-id=none,-e,_start"])
+        .arg("-o")
+        .arg(&o)
+        .arg(&c)
+        .status()
+        .expect("cc, the C compiler that Rust links with");
+    assert!(status.success());
+    std::fs::read(&o).unwrap()
+}
+
+/// A core in 64-bit mode, ring 0, first 8 MiB mapped to themselves.
+fn core64(program: &[u8]) -> Core {
+    let ram = GuestRam::new(8 << 20, 8 << 20).unwrap();
+    ram.write(TEXT, program).unwrap();
+    let table = |at: u64, value: u64| ram.write(at, &value.to_le_bytes()).unwrap();
+    table(0x1000, 0x2003);
+    table(0x2000, 0x3003);
+    for i in 0..4 {
+        table(0x3000 + i * 8, i << 21 | 0x83);
+    }
+    core64_on(ram)
+}
+
+fn core64_on(ram: Arc<GuestRam>) -> Core {
+    let mut core = Core::bare(ram, Arc::new(NoBus)).unwrap();
+    let c = &mut *core.cpu;
+    c.cr3 = 0x1000;
+    c.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT | cr::CR4_OSXSAVE;
+    c.cr0 = cr::CR0_PE | cr::CR0_PG | cr::CR0_NE | cr::CR0_WP;
+    c.efer = cr::EFER_LME | cr::EFER_LMA;
+    c.xcr0 = 7;
+    c.seg[seg::CS] = Seg::new(8, 0, u32::MAX, 0xa09b);
+    for s in [seg::DS, seg::ES, seg::SS] {
+        c.seg[s] = Seg::new(16, 0, u32::MAX, 0xc093);
+    }
+    c.rip = TEXT;
+    c.gpr = [0; 16];
+    c.gpr[4] = STACK;
+    core.update_mode();
+    core.tlb_flush_all();
+    core
+}
+
+/// Whether the program has reached its final `hlt`.
+fn ended(core: &Core) -> bool {
+    let mut byte = [0];
+    core.ram.read(core.cpu.rip, &mut byte).unwrap();
+    byte[0] == 0xf4
+}
+
+fn interpret(core: &mut Core) -> u64 {
+    while !ended(core) {
+        core.step_one()
+            .unwrap_or_else(|e| panic!("{e:?} at {:#x}", core.cpu.rip));
+    }
+    core.cpu.gpr[0]
+}
+
+fn translate(core: &mut Core) -> u64 {
+    let mut stack = vec![0u8; 64 << 10];
+    crate::translate::fault::use_signal_stack(&mut stack).unwrap();
+    crate::translate::enter::point_gs(core.cpu.as_ptr()).unwrap();
+    crate::native::enter_thread(core);
+    while !ended(core) {
+        match core.run_translated() {
+            Ok(Next::Check) => {}
+            Ok(Next::Interpret) if ended(core) => {}
+            Ok(Next::Interpret) => core
+                .step_one()
+                .unwrap_or_else(|e| panic!("{e:?} at {:#x}", core.cpu.rip)),
+            Err(e) => panic!("{e:?} at {:#x}", core.cpu.rip),
+        }
+    }
+    crate::native::leave_thread(core);
+    crate::translate::fault::drop_signal_stack();
+    core.cpu.gpr[0]
+}
+
+fn both(source: &str) -> u64 {
+    let program = compile(source);
+    let (mut a, mut b) = (core64(&program), core64(&program));
+    let (x, y) = (interpret(&mut a), translate(&mut b));
+    assert_eq!(x, y, "results: interpreter, translator");
+    assert_eq!(a.cpu.gpr, b.cpu.gpr);
+    let (mut ma, mut mb) = (vec![0; 4 << 20], vec![0; 4 << 20]);
+    a.ram.read(0x10_0000, &mut ma).unwrap();
+    b.ram.read(0x10_0000, &mut mb).unwrap();
+    let differs = ma.iter().zip(&mb).position(|(p, q)| p != q);
+    assert_eq!(differs.map(|d| d + 0x10_0000), None, "memory differs");
+    assert!(b.shared.code.translated_blocks.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    x
+}
+
+const START: &str = r#"
+void *memset(void *p, int c, unsigned long n) { volatile char *q = p; while (n--) *q++ = c; return p; }
+void *memcpy(void *d, const void *s, unsigned long n) { volatile char *q = d; const char *r = s; while (n--) *q++ = *r++; return d; }
+typedef unsigned long u64; typedef unsigned int u32; typedef unsigned char u8;
+static u64 run(void);
+__attribute__((naked, section(".text.unlikely"))) void _start(void) {
+  __asm__("call run_; hlt");
+}
+static char heap[1 << 20];
+__attribute__((used)) u64 run_(void) __asm__("run_");
+u64 run_(void) { return run(); }
+"#;
+
+#[test]
+fn fibonacci() {
+    let x = both(&format!(
+        "{START} static u64 __attribute__((noinline)) fib(u64 n) {{ return n < 2 ? n : fib(n-1) + fib(n-2); }}
+         static u64 run(void) {{ return fib(20); }}"
+    ));
+    assert_eq!(x, 6765);
+}
+
+#[test]
+fn sorting_and_indirect_calls() {
+    let x = both(&format!(
+        r#"{START}
+        static u32 seed = 12345;
+        static u32 rnd(void) {{ seed = seed * 1103515245 + 12345; return seed >> 8; }}
+        static int up(u32 a, u32 b) {{ return a < b; }}
+        static int down(u32 a, u32 b) {{ return a > b; }}
+        typedef int (*cmp)(u32, u32);
+        static void __attribute__((noinline)) sort(u32 *v, long lo, long hi, cmp f) {{
+          if (lo >= hi) return;
+          u32 p = v[(lo + hi) / 2]; long i = lo, j = hi;
+          while (i <= j) {{
+            while (f(v[i], p)) i++;
+            while (f(p, v[j])) j--;
+            if (i <= j) {{ u32 t = v[i]; v[i] = v[j]; v[j] = t; i++; j--; }}
+          }}
+          sort(v, lo, j, f); sort(v, i, hi, f);
+        }}
+        static u64 run(void) {{
+          u32 *v = (u32 *)heap; u64 h = 1469598103934665603ul;
+          for (int k = 0; k < 5000; k++) v[k] = rnd();
+          volatile cmp fs[2] = {{ up, down }};
+          for (int k = 0; k < 2; k++) {{
+            sort(v, 0, 4999, fs[k]);
+            for (int i = 0; i < 5000; i++) h = (h ^ v[i]) * 1099511628211ul;
+          }}
+          return h;
+        }}"#
+    ));
+    assert_ne!(x, 0);
+}
+
+#[test]
+fn bytes_floats_and_vectors() {
+    both(&format!(
+        r#"{START}
+        static u64 run(void) {{
+          u8 *p = (u8 *)heap; double s = 0; float f[64]; u64 h = 0;
+          for (int i = 0; i < 70000; i++) p[i] = (u8)(i * 7 + (i >> 5));
+          for (int i = 0; i < 64; i++) f[i] = p[i * 3] * 0.5f;
+          for (int k = 0; k < 100; k++)
+            for (int i = 0; i < 64; i++) f[i] = f[i] * 1.01f + (float)p[k + i];
+          for (int i = 0; i < 64; i++) s += f[i];
+          for (int i = 1; i < 70000 - 8; i += 3) {{
+            u64 w = *(volatile u64 *)(p + i);
+            h = h * 31 + (w >> (i & 63) | w << (-i & 63)) + __builtin_popcountl(w);
+            h ^= (h / (w | 1)) + ((long)h % (long)(w | 3));
+          }}
+          return h ^ (u64)s;
+        }}"#
+    ));
+}

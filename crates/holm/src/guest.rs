@@ -1,0 +1,161 @@
+//! The thin layer between the command line and crate `machine`.
+
+use std::sync::Arc;
+
+use arch::cpuid::CpuModel;
+use boot::BootError;
+use devices::serial::SerialSink;
+use engine::EngineError;
+use engine_soft::SoftEngine;
+use machine::{Consoles, Description, Machine, MachineError, Outcome};
+use virtio::console::ConsoleSink;
+
+use crate::cli;
+use crate::console::input::{Port, Room};
+use crate::console::monitor;
+use crate::console::output::Output;
+use crate::engine_choice::EngineKind;
+use crate::failure::Failure;
+
+/// A machine with the first serial port as its console.
+pub struct Guest {
+    machine: Machine,
+}
+
+/// The serial port's way out.
+struct Serial {
+    output: Output,
+    room: Arc<Room>,
+}
+
+impl SerialSink for Serial {
+    fn write(&self, data: &[u8]) {
+        self.output.push(data);
+    }
+
+    fn input_ready(&self) {
+        self.room.announce();
+    }
+}
+
+/// The virtio console carries the terminal's size; what is printed there goes
+/// nowhere.
+struct SizeOnly;
+
+impl ConsoleSink for SizeOnly {
+    fn output(&self, _: &[u8]) {}
+}
+
+impl Guest {
+    /// Puts the machine together.
+    ///
+    /// # Errors
+    /// [`Failure`], by what the user can do about it.
+    pub fn new(
+        description: Description,
+        engine: EngineKind,
+        output: Output,
+        room: Arc<Room>,
+    ) -> Result<Self, Failure> {
+        let consoles = Consoles {
+            serial: Arc::new(Serial { output, room }),
+            virtio: Some(Arc::new(SizeOnly)),
+        };
+        let machine = Machine::new(
+            description,
+            &|ram, vcpus, model| match engine {
+                EngineKind::Soft => SoftEngine::new(ram, vcpus, model),
+                EngineKind::Kvm => Err(EngineError::Unavailable {
+                    engine: "kvm",
+                    reason: "this version of Holm has no engine for it yet".into(),
+                }),
+            },
+            consoles,
+        )?;
+        Ok(Self { machine })
+    }
+
+    /// Runs it to its end.
+    ///
+    /// # Errors
+    /// [`Failure`] if Holm or the host failed.
+    pub fn run(&self) -> Result<Arc<Outcome>, Failure> {
+        self.machine.start(None)?;
+        Ok(self.machine.wait())
+    }
+
+    /// Ends the machine from outside, as if its power were cut.
+    pub fn stop(&self) {
+        self.machine.stop();
+    }
+
+    /// Presses the power button (ACPI).
+    pub fn press_power_button(&self) {
+        self.machine.press_power_button();
+    }
+
+    /// Tells the guest the size of the user's terminal.
+    pub fn set_terminal_size(&self, (columns, rows): (u16, u16)) {
+        if let Some(console) = self.machine.console() {
+            console.set_size(columns, rows);
+        }
+    }
+
+    /// Registers of all vCPUs, for people.
+    pub fn registers(&self) -> String {
+        (0..self.machine.cpus())
+            .map(|index| match self.machine.registers(index) {
+                Ok(state) => monitor::registers(index, &state),
+                Err(error) => format!("vCPU {index}: {error}\n"),
+            })
+            .collect()
+    }
+
+    /// Counters of the engine, for people.
+    pub fn statistics(&self) -> String {
+        match self.machine.stats() {
+            Ok(all) => (0..)
+                .zip(&all)
+                .map(|(index, stats)| monitor::statistics(index, stats))
+                .collect(),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+impl Port for Guest {
+    fn push(&self, bytes: &[u8]) -> usize {
+        self.machine.serial_input(bytes)
+    }
+}
+
+/// The CPU model as the machine calls it.
+pub fn cpu_model(model: cli::CpuModel) -> CpuModel {
+    match model {
+        cli::CpuModel::Host => CpuModel::Host,
+        cli::CpuModel::V2 => CpuModel::V2,
+        cli::CpuModel::V3 => CpuModel::V3,
+    }
+}
+
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        let text = error.to_string();
+        match error {
+            MachineError::Description(_) => Self::Usage(text),
+            MachineError::Boot(
+                BootError::CmdlineTooLong { .. }
+                | BootError::CmdlineNul
+                | BootError::TablesTooLarge(_),
+            ) => Self::Usage(text),
+            MachineError::Boot(BootError::Memory { .. } | BootError::Random(_)) => {
+                Self::Internal(text)
+            }
+            MachineError::Boot(_) | MachineError::Disk(_) => Self::File(text),
+            MachineError::Memory(_)
+            | MachineError::Engine(EngineError::Unavailable { .. })
+            | MachineError::Host { .. } => Self::Host(text),
+            _ => Self::Internal(text),
+        }
+    }
+}

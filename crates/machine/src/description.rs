@@ -1,0 +1,205 @@
+//! What a machine is made of, as data.
+
+use std::path::PathBuf;
+
+use arch::cpuid::CpuModel;
+use serde::{Deserialize, Serialize};
+
+/// Version of [`Description`] that this program writes and reads.
+pub const DESCRIPTION_VERSION: u32 = 1;
+
+/// A machine. Version 1.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Description {
+    /// [`DESCRIPTION_VERSION`]; others are refused.
+    pub version: u32,
+    /// Number of vCPUs, 1 to [`arch::layout::MAX_VCPUS`].
+    pub cpus: u32,
+    /// Bytes of RAM, a multiple of 4096.
+    pub memory: u64,
+    /// Which CPU the guest sees.
+    #[serde(default)]
+    pub cpu_model: CpuModel,
+    /// What is started.
+    pub boot: Boot,
+    /// Disks, in the order of their PCI slots.
+    #[serde(default)]
+    pub disks: Vec<Disk>,
+    /// What a reset by the guest does.
+    #[serde(default)]
+    pub on_reset: OnReset,
+    /// Whether there is a debug-exit port at 0xf4.
+    #[serde(default)]
+    pub debug_exit: bool,
+    /// System UUID, as its 16 bytes are written.
+    #[serde(default)]
+    pub uuid: [u8; 16],
+    /// Serial number of the machine, in SMBIOS.
+    #[serde(default)]
+    pub serial: String,
+}
+
+/// A direct kernel boot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// bzImage, ELF kernel or Multiboot kernel.
+    pub kernel: PathBuf,
+    /// Initial RAM disk, or the Multiboot module.
+    #[serde(default)]
+    pub initrd: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// The kernel unpacks itself even where the monitor could do it faster.
+    #[serde(default)]
+    pub self_unpack: bool,
+}
+
+/// A virtio disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Disk {
+    /// Raw image or block device.
+    pub file: PathBuf,
+    /// The guest may not write.
+    #[serde(default)]
+    pub read_only: bool,
+    /// Serial number, at most 20 ASCII bytes.
+    #[serde(default)]
+    pub serial: Option<String>,
+}
+
+/// What a reset by the guest does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnReset {
+    /// Ends the machine.
+    #[default]
+    Exit,
+    /// Starts it again.
+    Reboot,
+}
+
+/// What is wrong with a description.
+#[derive(Debug, thiserror::Error)]
+pub enum DescriptionError {
+    /// Another version.
+    #[error(
+        "the machine description has version {0}, but this holm reads version {DESCRIPTION_VERSION}; use the holm that wrote it, or a newer one"
+    )]
+    Version(u32),
+    /// Not JSON, or fields that do not exist.
+    #[error("the machine description cannot be read: {0}")]
+    Format(#[from] serde_json::Error),
+    /// Too many or no vCPUs.
+    #[error("a machine has between 1 and {most} CPUs, not {0}", most = arch::layout::MAX_VCPUS)]
+    Cpus(u32),
+    /// A memory size that cannot be.
+    #[error("a machine's memory is a multiple of 4 KiB between 2 MiB and 1 TiB, not {0} bytes")]
+    Memory(u64),
+    /// More disks than PCI slots.
+    #[error("a machine has at most {MOST_DISKS} disks, not {0}")]
+    Disks(usize),
+    /// A disk serial number that virtio cannot say.
+    #[error("the serial number {0:?} of a disk is not 1 to 20 printable ASCII characters")]
+    DiskSerial(String),
+}
+
+/// Most disks: the PCI slots that other devices leave.
+pub const MOST_DISKS: usize = 24;
+
+impl Description {
+    /// A machine with this kernel and nothing else.
+    pub fn new(cpus: u32, memory: u64, kernel: impl Into<PathBuf>) -> Self {
+        Self {
+            version: DESCRIPTION_VERSION,
+            cpus,
+            memory,
+            cpu_model: CpuModel::default(),
+            boot: Boot {
+                kernel: kernel.into(),
+                initrd: None,
+                cmdline: String::new(),
+                self_unpack: false,
+            },
+            disks: Vec::new(),
+            on_reset: OnReset::default(),
+            debug_exit: false,
+            uuid: [0; 16],
+            serial: String::new(),
+        }
+    }
+
+    /// Reads a description and checks it.
+    ///
+    /// # Errors
+    /// [`DescriptionError`].
+    pub fn from_json(text: &str) -> Result<Self, DescriptionError> {
+        #[derive(Deserialize)]
+        struct Head {
+            version: u32,
+        }
+        let head: Head = serde_json::from_str(text)?;
+        if head.version != DESCRIPTION_VERSION {
+            return Err(DescriptionError::Version(head.version));
+        }
+        let description: Self = serde_json::from_str(text)?;
+        description.check()?;
+        Ok(description)
+    }
+
+    /// Refuses what cannot be a machine on any host.
+    ///
+    /// # Errors
+    /// [`DescriptionError`].
+    pub fn check(&self) -> Result<(), DescriptionError> {
+        if self.version != DESCRIPTION_VERSION {
+            return Err(DescriptionError::Version(self.version));
+        }
+        if self.cpus == 0 || self.cpus > arch::layout::MAX_VCPUS {
+            return Err(DescriptionError::Cpus(self.cpus));
+        }
+        if !self.memory.is_multiple_of(4096) || !(2 << 20..=1 << 40).contains(&self.memory) {
+            return Err(DescriptionError::Memory(self.memory));
+        }
+        if self.disks.len() > MOST_DISKS {
+            return Err(DescriptionError::Disks(self.disks.len()));
+        }
+        for serial in self.disks.iter().filter_map(|d| d.serial.as_deref()) {
+            if !(1..=20).contains(&serial.len()) || serial.bytes().any(|b| !(32..127).contains(&b))
+            {
+                return Err(DescriptionError::DiskSerial(serial.into()));
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_description_survives_json_and_refuses_what_it_does_not_know() {
+        let d = Description::new(2, 64 << 20, "/boot/vmlinuz");
+        let text = serde_json::to_string(&d).unwrap();
+        assert_eq!(Description::from_json(&text).unwrap(), d);
+        let newer = text.replacen("\"version\":1", "\"version\":2,\"new\":true", 1);
+        let error = Description::from_json(&newer).unwrap_err().to_string();
+        assert!(error.contains("version 2"), "{error}");
+        let unknown = text.replacen("\"cpus\"", "\"colour\":1,\"cpus\"", 1);
+        assert!(Description::from_json(&unknown).is_err());
+        let short = r#"{"version":1,"cpus":1,"memory":4194304,"boot":{"kernel":"k"}}"#;
+        assert_eq!(
+            Description::from_json(short).unwrap().on_reset,
+            OnReset::Exit
+        );
+        let mut none = d.clone();
+        none.cpus = 0;
+        assert!(matches!(none.check(), Err(DescriptionError::Cpus(0))));
+        none.cpus = 65;
+        assert!(none.check().is_err());
+    }
+}

@@ -1,0 +1,290 @@
+//! Debian packages from the host's own sources, without touching the host:
+//! apt with its lists and downloads in Holm's cache, so no root is needed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+
+use crate::host;
+
+/// The release the images are made of.
+pub const SUITE: &str = "bookworm";
+/// Releases that a Debian host's sources may name instead.
+const OTHER_SUITES: [&str; 6] = ["stable", "trixie", "forky", "testing", "sid", "bullseye"];
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Age at which package lists are fetched again.
+const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A private apt.
+pub struct Apt {
+    directory: PathBuf,
+}
+
+impl Apt {
+    /// Prepares the private state; fetches the package lists if they are
+    /// missing, a week old, or `refresh` asks for it.
+    ///
+    /// # Errors
+    /// If the host has no Debian sources, or the lists cannot be had at all.
+    pub fn open(refresh: bool) -> Result<Self> {
+        let apt = Self {
+            directory: host::cache()?.join("apt"),
+        };
+        for part in ["lists/partial", "cache/archives/partial"] {
+            let path = apt.directory.join(part);
+            fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+        }
+        let sources = host_sources()?;
+        let unchanged = fs::read_to_string(apt.sources()).is_ok_and(|old| old == sources);
+        fs::write(apt.sources(), &sources)?;
+        fs::write(apt.directory.join("status"), "")?;
+        let stamp = apt.directory.join("updated");
+        let age = fs::metadata(&stamp)
+            .and_then(|m| m.modified())
+            .ok()
+            .and_then(|t| SystemTime::now().duration_since(t).ok());
+        if refresh || !unchanged || age.is_none_or(|a| a > STALE) {
+            match host::output(apt.command("apt-get").args(["-q", "-y", "update"])) {
+                Ok(_) => fs::write(&stamp, "")?,
+                Err(error) if unchanged && age.is_some() => {
+                    eprintln!("xtask: going on with old package lists: {error:#}");
+                }
+                Err(error) => return Err(error.context("fetching the package lists")),
+            }
+        }
+        Ok(apt)
+    }
+
+    /// The sources as a one-line-style file, for mmdebstrap.
+    pub fn sources(&self) -> PathBuf {
+        self.directory.join("sources.list")
+    }
+
+    fn command(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        let d = self.directory.display();
+        for option in [
+            format!("Dir::State={d}"),
+            format!("Dir::State::lists={d}/lists"),
+            format!("Dir::State::status={d}/status"),
+            format!("Dir::Cache={d}/cache"),
+            format!("Dir::Etc::sourcelist={d}/sources.list"),
+            "Dir::Etc::sourceparts=-".into(),
+            "APT::Architecture=amd64".into(),
+            "APT::Architectures=amd64".into(),
+            "APT::Sandbox::User=root".into(),
+            "Acquire::Languages=none".into(),
+            "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled=false".into(),
+        ] {
+            command.args(["-o", &option]);
+        }
+        command
+    }
+
+    /// The version that would be installed, for each package.
+    ///
+    /// # Errors
+    /// If one does not exist.
+    pub fn versions(&self, packages: &[&str]) -> Result<Vec<(String, String)>> {
+        let text = host::output(
+            self.command("apt-cache")
+                .env("LC_ALL", "C")
+                .arg("policy")
+                .args(packages),
+        )?;
+        packages
+            .iter()
+            .map(|package| {
+                candidate(&text, package)
+                    .map(|version| ((*package).to_owned(), version))
+                    .with_context(|| format!("the host's package sources have no {package}"))
+            })
+            .collect()
+    }
+
+    /// The package that a metapackage depends on (first dependency).
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn dependency(&self, package: &str) -> Result<String> {
+        let text = host::output(
+            self.command("apt-cache")
+                .env("LC_ALL", "C")
+                .args(["depends", package]),
+        )?;
+        text.lines()
+            .find_map(|line| line.trim().strip_prefix("Depends: "))
+            .map(str::to_owned)
+            .with_context(|| format!("package {package} depends on nothing"))
+    }
+
+    /// Downloads a package (once per version) and unpacks it into `into`.
+    ///
+    /// # Errors
+    /// If apt or dpkg-deb fail.
+    pub fn unpack(&self, package: &str, into: &Path) -> Result<()> {
+        let (_, version) = self.versions(&[package])?.remove(0);
+        let kept = self
+            .directory
+            .join("cache")
+            .join(format!("{package}_{version}.deb"));
+        if !kept.is_file() {
+            let scratch = self
+                .directory
+                .join(format!("download-{}", std::process::id()));
+            fs::create_dir_all(&scratch)?;
+            let mut download = self.command("apt-get");
+            download
+                .current_dir(&scratch)
+                .args(["-q", "download", package]);
+            host::output(&mut download)?;
+            let deb = fs::read_dir(&scratch)?
+                .filter_map(|entry| Some(entry.ok()?.path()))
+                .find(|path| path.extension().is_some_and(|e| e == "deb"))
+                .with_context(|| format!("apt-get downloaded no file for {package}"))?;
+            fs::rename(deb, &kept)?;
+            fs::remove_dir_all(&scratch)?;
+        }
+        host::output(Command::new("dpkg-deb").arg("-x").args([&kept, into]))?;
+        Ok(())
+    }
+}
+
+/// `Candidate:` of one package in the output of `apt-cache policy`.
+fn candidate(policy: &str, package: &str) -> Option<String> {
+    let heading = format!("{package}:");
+    let mut lines = policy.lines().skip_while(|line| *line != heading).skip(1);
+    lines
+        .by_ref()
+        .take_while(|line| line.starts_with(' '))
+        .find_map(|line| line.trim().strip_prefix("Candidate: "))
+        .filter(|version| *version != "(none)")
+        .map(str::to_owned)
+}
+
+/// The host's sources of Debian itself, as one-line entries of [`SUITE`].
+fn host_sources() -> Result<String> {
+    let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
+    if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
+        files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
+    }
+    files.sort();
+    let mut lines = Vec::new();
+    for file in files {
+        let Ok(text) = fs::read_to_string(&file) else {
+            continue;
+        };
+        match file.extension().and_then(|e| e.to_str()) {
+            Some("list") => lines.extend(text.lines().filter_map(one_line)),
+            Some("sources") => lines.extend(text.split("\n\n").flat_map(stanza)),
+            _ => {}
+        }
+    }
+    lines.sort();
+    lines.dedup();
+    if !lines
+        .iter()
+        .any(|line| line.ends_with(&format!(" {SUITE} main")))
+    {
+        bail!(
+            "/etc/apt names no source of Debian {SUITE} (component main): images are made from the \
+             host's own package sources, so add one there"
+        );
+    }
+    Ok(lines.join("\n") + "\n")
+}
+
+fn one_line(line: &str) -> Option<String> {
+    let line = line.trim();
+    let rest = line.strip_prefix("deb ")?.trim_start();
+    let rest = match rest.strip_prefix('[') {
+        Some(options) => options.split_once(']')?.1,
+        None => rest,
+    };
+    let mut words = rest.split_whitespace();
+    let (uri, suite) = (words.next()?, words.next()?);
+    if !words.any(|component| component == "main") {
+        return None;
+    }
+    entry(uri, suite)
+}
+
+fn stanza(text: &str) -> Vec<String> {
+    let field = |name: &str| -> Vec<&str> {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(|value| value.split_whitespace().collect())
+            .unwrap_or_default()
+    };
+    if !field("Types").contains(&"deb")
+        || !field("Components").contains(&"main")
+        || field("Enabled").contains(&"no")
+    {
+        return Vec::new();
+    }
+    let suites = field("Suites");
+    field("URIs")
+        .iter()
+        .flat_map(|uri| suites.iter().filter_map(|suite| entry(uri, suite)))
+        .collect()
+}
+
+/// An entry for [`SUITE`] if this is a source of Debian (not of a third
+/// party): suites of other releases are replaced.
+fn entry(uri: &str, suite: &str) -> Option<String> {
+    let (release, pocket) = match suite.split_once('-') {
+        Some((release, pocket)) => (release, format!("-{pocket}")),
+        None => (suite, String::new()),
+    };
+    let known = release == SUITE || OTHER_SUITES.contains(&release);
+    let wanted = matches!(pocket.as_str(), "" | "-security" | "-updates");
+    if !known || !wanted || !uri.contains("debian") {
+        return None;
+    }
+    Some(format!(
+        "deb [signed-by={KEYRING}] {uri} {SUITE}{pocket} main"
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{candidate, one_line, stanza};
+
+    #[test]
+    fn sources_of_both_styles_become_entries_of_the_suite() {
+        let expected = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
+                        http://mirror/debian bookworm-updates main";
+        assert_eq!(
+            one_line(
+                "deb [arch=amd64 signed-by=/x] http://mirror/debian trixie-updates contrib main"
+            )
+            .unwrap(),
+            expected
+        );
+        let text = "Types: deb deb-src\nURIs: http://mirror/debian\n\
+                    Suites: bookworm-updates bookworm-backports\nComponents: main\n";
+        assert_eq!(stanza(text), [expected]);
+    }
+
+    #[test]
+    fn third_parties_sources_and_disabled_ones_are_left_out() {
+        assert_eq!(one_line("deb http://vendor/apt nodistro main"), None);
+        assert_eq!(one_line("# deb http://mirror/debian bookworm main"), None);
+        assert!(
+            stanza("Types: deb\nURIs: http://mirror/debian\nSuites: bookworm\nComponents: main\nEnabled: no\n")
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_candidate_belongs_to_its_own_package() {
+        let policy =
+            "a:\n  Installed: (none)\n  Candidate: (none)\nb:\n  Installed: 1\n  Candidate: 2-3\n";
+        assert_eq!(candidate(policy, "a"), None);
+        assert_eq!(candidate(policy, "b").unwrap(), "2-3");
+        assert_eq!(candidate(policy, "c"), None);
+    }
+}
