@@ -267,7 +267,8 @@ impl Maker {
         self.is_safe(&case).then_some(case)
     }
 
-    fn instruction(&mut self, code: Code) -> Option<(Vec<u8>, Instruction)> {
+    /// Encodes an instance of a form, operands at random.
+    pub fn instruction(&mut self, code: Code) -> Option<(Vec<u8>, Instruction)> {
         let mut i = Instruction::new();
         i.set_code(code);
         let o = code.op_code();
@@ -361,6 +362,35 @@ impl Maker {
             K::sti_opcode => {
                 let r = Register::ST0 + self.rng.below(8) as u32;
                 set(OpKind::Register, r);
+            }
+            K::seg_reg => {
+                let r = Register::ES + self.rng.below(6) as u32;
+                set(OpKind::Register, r);
+            }
+            K::cr_reg => {
+                let r = Register::CR0 + self.rng.pick(&[0, 2, 3, 4, 8]);
+                set(OpKind::Register, r);
+            }
+            K::dr_reg => {
+                let r = Register::DR0 + self.rng.below(8) as u32;
+                set(OpKind::Register, r);
+            }
+            K::es => set(OpKind::Register, Register::ES),
+            K::cs => set(OpKind::Register, Register::CS),
+            K::ss => set(OpKind::Register, Register::SS),
+            K::ds => set(OpKind::Register, Register::DS),
+            K::fs => set(OpKind::Register, Register::FS),
+            K::gs => set(OpKind::Register, Register::GS),
+            K::farbr2_2 | K::farbr4_2 => {
+                let wide = k == K::farbr4_2;
+                i.set_op_kind(n, if wide { OpKind::FarBranch32 } else { OpKind::FarBranch16 });
+                i.set_far_branch_selector(self.rng.below(0x60) as u16);
+                let to = CODE + self.rng.below(0x1000);
+                if wide {
+                    i.set_far_branch32(to as u32);
+                } else {
+                    i.set_far_branch16(to as u16);
+                }
             }
             _ => self.immediate_or_string(i, n, k),
         }
