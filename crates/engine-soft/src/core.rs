@@ -52,6 +52,9 @@ pub struct Shared {
     pub world: World,
     /// What CPUID shows.
     pub cpuid: arch::cpuid::CpuidTable,
+    /// Guest TSC minus host TSC, before what each vCPU has added to its own
+    /// (IA32_TSC_ADJUST): the same for all, so that their TSCs agree.
+    pub tsc_base: std::sync::atomic::AtomicU64,
     /// Translated code.
     pub(crate) code: CodeCache,
     /// The vCPUs' states, for use while the world stands still.
@@ -172,6 +175,8 @@ pub struct Core {
     pub(crate) jit: Box<Jit>,
     /// An interrupt waits for RFLAGS.IF.
     pub(crate) interrupt_waits: bool,
+    /// System state that generated code never looks at.
+    pub system: crate::system::SystemState,
     /// TLB entries in use, so that flushing is cheap.
     pub(crate) tlb_used: crate::mmu::TlbUse,
     /// What `native` keeps: host stubs, x87 registers.
@@ -221,7 +226,10 @@ impl Shared {
             .zip(0..)
             .map(|(s, id)| Lapic::new(id, s.clone(), wheel.clone()))
             .collect();
-        let features = crate::native::Features::of(&cpuid);
+        let features = crate::native::Features::from_cpuid(|leaf, sub| {
+            cpuid.lookup(leaf, sub, 0, &arch::cpuid::Dynamic::default())
+        })
+        .and(crate::native::Features::host());
         let shared = Arc::new(Self {
             ram: ram.clone(),
             bus: OnceLock::new(),
@@ -229,6 +237,7 @@ impl Shared {
             signals,
             world,
             cpuid,
+            tsc_base: crate::system::clock::new_tsc_base(),
             code: CodeCache::new()?,
             cpus: cpus.iter().map(|c| CpuPtr(c.as_ptr())).collect(),
         });
@@ -242,6 +251,7 @@ impl Shared {
                 shared: shared.clone(),
                 jit: Box::new(Jit::new()),
                 interrupt_waits: false,
+                system: crate::system::SystemState::default(),
                 tlb_used: crate::mmu::TlbUse::new(),
                 native: crate::native::NativeState::new(features)?,
                 stats: Stats::default(),
@@ -261,7 +271,7 @@ impl Core {
     /// If the host gives no executable memory.
     #[doc(hidden)]
     pub fn bare(ram: Arc<GuestRam>, bus: Arc<dyn Bus>) -> std::io::Result<Self> {
-        let table = crate::system::host_table(arch::cpuid::CpuModel::Host, 1)
+        let table = crate::system::host::host_table(arch::cpuid::CpuModel::Host, 1)
             .map_err(std::io::Error::other)?;
         let (shared, mut cores) = Shared::build(ram, 1, table, &Wheel::new())?;
         let _ = shared.bus.set(bus);

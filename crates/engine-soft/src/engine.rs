@@ -54,7 +54,7 @@ impl SoftEngine {
             reason,
         };
         let table =
-            crate::system::host_table(model, vcpus).map_err(|e| unavailable(e.to_string()))?;
+            crate::system::host::host_table(model, vcpus).map_err(|e| unavailable(e.to_string()))?;
         let timer = TimerThread::start()
             .map_err(|e| unavailable(format!("cannot start the timer thread: {e}")))?;
         let (shared, cores) = Shared::build(ram.clone(), vcpus, table, &timer.wheel())

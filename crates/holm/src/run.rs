@@ -286,12 +286,7 @@ fn cmdline(arguments: &Run, image: Option<&Image>) -> String {
     let mut words = Vec::new();
     match (&arguments.cmdline, image) {
         (Some(cmdline), _) => words.push(cmdline.clone()),
-        (None, Some(image)) => {
-            words.push(image.cmdline.clone());
-            if let Some((columns, rows)) = terminal::size() {
-                words.push(format!("holm.console={columns}x{rows}"));
-            }
-        }
+        (None, Some(image)) => words.push(image.cmdline.clone()),
         (None, None) => {}
     }
     words.extend(arguments.append.clone());

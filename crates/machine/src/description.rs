@@ -192,7 +192,10 @@ mod tests {
         let unknown = text.replacen("\"cpus\"", "\"colour\":1,\"cpus\"", 1);
         assert!(Description::from_json(&unknown).is_err());
         let short = r#"{"version":1,"cpus":1,"memory":4194304,"boot":{"kernel":"k"}}"#;
-        assert_eq!(Description::from_json(short).unwrap().on_reset, OnReset::Exit);
+        assert_eq!(
+            Description::from_json(short).unwrap().on_reset,
+            OnReset::Exit
+        );
         let mut none = d.clone();
         none.cpus = 0;
         assert!(matches!(none.check(), Err(DescriptionError::Cpus(0))));

@@ -14,8 +14,10 @@ mod outcome;
 mod state;
 
 pub use arch::cpuid::CpuModel;
-pub use board::{BoardState, SerialSink};
+pub use board::{BoardState, Consoles};
 pub use description::{Boot, Description, DescriptionError, Disk, OnReset};
+pub use devices::serial::SerialSink;
 pub use machine::{Machine, MakeEngine, RunState};
 pub use outcome::{MachineError, Outcome};
 pub use state::MachineState;
+pub use virtio::console::{ConsoleInput, ConsoleSink};

@@ -11,8 +11,9 @@ use boot::{Identity, ImageFile, Request, Role};
 use engine::{Engine, EngineError, Vcpu, VcpuStats};
 use memory::GuestRam;
 use parking_lot::{Condvar, Mutex};
+use virtio::console::ConsoleInput;
 
-use crate::board::{Board, SerialSink};
+use crate::board::{Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, OnReset};
 use crate::outcome::{MachineError, Outcome};
@@ -59,15 +60,14 @@ struct Inner {
 }
 
 impl Machine {
-    /// Assembles a machine and loads its kernel; nothing runs yet. `serial`
-    /// receives what the guest writes to its first serial port.
+    /// Assembles a machine and loads its kernel; nothing runs yet.
     ///
     /// # Errors
     /// [`MachineError`]: whatever file, host resource or value is unfit.
     pub fn new(
         description: Description,
         make_engine: MakeEngine<'_>,
-        serial: SerialSink,
+        consoles: Consoles,
     ) -> Result<Self, MachineError> {
         description.check()?;
         let kernel = ImageFile::open(Role::Kernel, &description.boot.kernel)?;
@@ -79,7 +79,7 @@ impl Machine {
         let ram = GuestRam::new(description.memory, LOW_RAM_LIMIT)?;
         let engine = make_engine(ram.clone(), description.cpus, description.cpu_model)?;
         let control = Control::new();
-        let board = Board::new(&description, &ram, &*engine, &control, serial, disks)?;
+        let board = Board::new(&description, &ram, &*engine, &control, consoles, disks)?;
         engine.connect(board.bus());
         let mut vcpus = Vec::new();
         let mut reset_states = Vec::new();
@@ -218,6 +218,12 @@ impl Machine {
         self.inner.board.serial_input(bytes)
     }
 
+    /// The input and the size of the virtio console, if the machine has one.
+    #[must_use]
+    pub fn console(&self) -> Option<&ConsoleInput> {
+        self.inner.board.console()
+    }
+
     /// Number of vCPUs.
     #[must_use]
     pub fn cpus(&self) -> u32 {
@@ -343,7 +349,10 @@ impl Inner {
 
     fn boot_vcpus(&self, vcpus: Vec<Box<dyn Vcpu>>) -> Result<(), MachineError> {
         let states = self.load()?;
-        let started = vcpus.into_iter().zip(&states).try_for_each(|(v, s)| self.spawn(v, s));
+        let started = vcpus
+            .into_iter()
+            .zip(&states)
+            .try_for_each(|(v, s)| self.spawn(v, s));
         if started.is_err() {
             self.control.end();
         }

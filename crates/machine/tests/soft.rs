@@ -49,7 +49,10 @@ fn ten_ticks_of_the_timer_through_the_8259() {
 fn processors_start_by_init_and_sipi_and_count_together() {
     for cpus in [1, 2, 4, 8] {
         let (outcome, text) = run(description("smp", cpus, &cpus.to_string()), &soft);
-        assert!(matches!(*outcome, Outcome::DebugExit(0x11)), "{cpus}: {outcome:?}");
+        assert!(
+            matches!(*outcome, Outcome::DebugExit(0x11)),
+            "{cpus}: {outcome:?}"
+        );
         assert_eq!(text, "all processors counted\n");
     }
 }
@@ -106,12 +109,15 @@ fn a_saved_machine_goes_on_in_another_one() {
     let text = serde_json::to_string(&state).unwrap();
     let (n, _) = machine(description("idle", 2, ""), &soft);
     n.pause();
-    n.restore(&machine::MachineState::from_json(&text).unwrap()).unwrap();
+    n.restore(&machine::MachineState::from_json(&text).unwrap())
+        .unwrap();
     let again = n.save().unwrap();
     assert_eq!(again.vcpus[0].gpr, state.vcpus[0].gpr);
     assert_eq!(again.vcpus[0].segments, state.vcpus[0].segments);
     let newer = text.replacen("\"version\":1", "\"version\":9", 1);
-    let error = machine::MachineState::from_json(&newer).unwrap_err().to_string();
+    let error = machine::MachineState::from_json(&newer)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("version 9"), "{error}");
 }
 
@@ -119,7 +125,9 @@ fn a_saved_machine_goes_on_in_another_one() {
 fn bad_descriptions_and_files_are_refused_before_anything_runs() {
     let try_new = |d: Description| {
         let screen = std::sync::Arc::new(support::Screen::default());
-        machine::Machine::new(d, &soft, screen).map(|_| ()).unwrap_err()
+        machine::Machine::new(d, &soft, support::consoles(&screen))
+            .map(|_| ())
+            .unwrap_err()
     };
     let hello = kernel("hello");
     let good = Description::new(1, 32 << 20, &hello);

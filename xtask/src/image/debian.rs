@@ -16,7 +16,8 @@ use crate::host::{self, Need};
 pub(super) const RECIPE: &[&[u8]] = &[
     include_bytes!("debian.rs"),
     include_bytes!("../../images/debian/finish"),
-    include_bytes!("../../images/debian/console-size.sh"),
+    include_bytes!("../../images/debian/console-size.service"),
+    include_bytes!("../../images/console-size"),
 ];
 pub(super) const PACKAGES: &[&str] = &[
     "systemd",

@@ -11,7 +11,6 @@ mod bits;
 mod branch;
 mod integer;
 pub(crate) mod operand;
-mod placeholder;
 mod stack;
 mod string;
 

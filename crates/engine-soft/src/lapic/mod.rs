@@ -318,5 +318,9 @@ impl Core {
     pub(crate) fn set_tsc_deadline(&mut self, tsc: u64) {
         let at = (tsc != 0).then(|| self.instant_of_tsc(tsc));
         self.lapic.with(|s| s.set_tsc_deadline(tsc, at));
+        if at.is_some() {
+            // Without a detour through the timer thread if it is due already.
+            self.lapic.poll_timer(Instant::now());
+        }
     }
 }

@@ -68,7 +68,8 @@ impl Core {
         self.write_as(la, size, value, self.system_view())
     }
 
-    fn system_view(&self) -> View {
+    /// View of implicit supervisor accesses.
+    pub(crate) fn system_view(&self) -> View {
         if self.cpu.cr4 & crate::cpu::cr::CR4_SMAP != 0 {
             View::Kernel
         } else {

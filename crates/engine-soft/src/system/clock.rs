@@ -7,6 +7,7 @@
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use crate::core::Core;
@@ -105,7 +106,26 @@ fn ticks_to_ns(ticks: u64, khz: u32) -> u64 {
     (t * u128::from(mul) >> 32) as u64
 }
 
+/// `Shared::tsc_base` of a new machine: its TSC starts at zero now.
+pub fn new_tsc_base() -> AtomicU64 {
+    AtomicU64::new(host_tsc().wrapping_neg())
+}
+
 impl Core {
+    /// Before the vCPU runs: takes the machine's TSC base, which a restore of
+    /// any vCPU may have moved.
+    pub fn sync_tsc(&mut self) {
+        let base = self.shared.tsc_base.load(Ordering::SeqCst);
+        let offset = base.wrapping_add(self.system.tsc_adjust);
+        if offset != self.cpu.tsc_offset {
+            self.cpu.tsc_offset = offset;
+            let deadline = self.lapic.tsc_deadline();
+            if deadline != 0 {
+                self.set_tsc_deadline(deadline);
+            }
+        }
+    }
+
     /// The guest's TSC now.
     #[inline]
     pub fn guest_tsc(&self) -> u64 {

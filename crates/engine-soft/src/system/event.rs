@@ -54,7 +54,6 @@ fn class(vector: u8) -> Class {
 pub fn deliver_exception(core: &mut Core, e: Exception) -> Exec {
     let mut now = e;
     loop {
-        core.stats.exceptions += 1;
         if now.vector == exception::PF {
             core.cpu.cr2 = now.cr2;
         }
@@ -71,6 +70,7 @@ pub fn deliver_exception(core: &mut Core, e: Exception) -> Exec {
         let Trap::Fault(next) = trap else {
             return Err(trap);
         };
+        core.stats.exceptions += 1;
         now = combine(now, next)?;
     }
 }
@@ -95,7 +95,6 @@ fn combine(first: Exception, second: Exception) -> Exec<Exception> {
 /// # Errors
 /// `Trap::Shutdown` on a triple fault.
 pub fn deliver_interrupt(core: &mut Core, vector: u8, nmi: bool) -> Exec {
-    core.stats.interrupts += 1;
     if nmi {
         core.cpu.nmi_blocked = true;
     }
@@ -128,10 +127,6 @@ pub fn software_interrupt(core: &mut Core, i: &Instruction, vector: u8) -> Exec 
         resume: false,
         ip: next_ip(core, i),
     };
-    if i.code() == Code::Int1 {
-        // As a trap: DR6 says nothing of it.
-        core.stats.exceptions += 1;
-    }
     deliver(core, &event)
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use machine::{Description, Machine, MakeEngine, Outcome};
+use machine::{Consoles, Description, Machine, MakeEngine, Outcome};
 use parking_lot::Mutex;
 
 /// Assembles and links `tests/kernels/NAME.S` to a Multiboot ELF file.
@@ -28,10 +28,29 @@ pub fn kernel(name: &str) -> PathBuf {
     let word = |s: &'static str| std::ffi::OsStr::new(s);
     run(
         "as",
-        &[word("--64"), word("-I"), source.as_ref(), word("-o"), object.as_ref(), file.as_ref()],
+        &[
+            word("--64"),
+            word("-I"),
+            source.as_ref(),
+            word("-o"),
+            object.as_ref(),
+            file.as_ref(),
+        ],
     );
-    let address = [word("-N"), word("-Ttext"), word("0x100000"), word("-e"), word("_start")];
-    let mut link = vec![word("-m"), word("elf_x86_64"), word("-o"), elf.as_ref(), object.as_ref()];
+    let address = [
+        word("-N"),
+        word("-Ttext"),
+        word("0x100000"),
+        word("-e"),
+        word("_start"),
+    ];
+    let mut link = vec![
+        word("-m"),
+        word("elf_x86_64"),
+        word("-o"),
+        elf.as_ref(),
+        object.as_ref(),
+    ];
     link.extend(address);
     run("ld", &link);
     elf
@@ -62,10 +81,18 @@ pub fn description(name: &str, cpus: u32, cmdline: &str) -> Description {
     d
 }
 
+/// The serial port on a screen, no virtio console.
+pub fn consoles(screen: &Arc<Screen>) -> Consoles {
+    Consoles {
+        serial: screen.clone(),
+        virtio: None,
+    }
+}
+
 /// Assembles the machine with its serial port on a new screen.
 pub fn machine(description: Description, engine: MakeEngine<'_>) -> (Machine, Arc<Screen>) {
     let screen = Arc::new(Screen::default());
-    let machine = Machine::new(description, engine, screen.clone()).unwrap();
+    let machine = Machine::new(description, engine, consoles(&screen)).unwrap();
     (machine, screen)
 }
 
