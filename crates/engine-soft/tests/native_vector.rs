@@ -9,7 +9,7 @@ use arch::exception as vector;
 use engine_soft::cpu::cr;
 use engine_soft::{Core, Trap, native};
 use iced_x86::{Decoder, DecoderOptions};
-use support::{CODE, DATA, Mode, READ_ONLY, UNMAPPED, enter, gpa, guest};
+use support::{DATA, Mode, READ_ONLY, UNMAPPED, enter, gpa, guest};
 
 /// Runs the instructions in `code` through `native` only.
 fn run(core: &mut Core, code: &[u8]) -> Result<(), Trap> {
