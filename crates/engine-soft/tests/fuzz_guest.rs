@@ -17,9 +17,9 @@ use arch::{CpuState, DescriptorTable, Segment};
 use engine::{Exit, Vcpu, VcpuHandle};
 use engine_soft::SoftEngine;
 use engine_soft::cpu::cr;
-use iced_x86::{Code, EncodingKind};
+use iced_x86::{Code, EncodingKind, OpCodeOperandKind as K};
 use memory::GuestRam;
-use support::corpus::Maker;
+use support::corpus::{self, Maker};
 use support::{Mode, NoBus, Random};
 
 /// For each mode and ring.
@@ -84,7 +84,12 @@ fn all_forms(bits: u32) -> Vec<Code> {
     Code::values()
         .filter(|c| {
             let o = c.op_code();
-            o.is_instruction() && o.is_available_in_mode(bits) && o.encoding() != EncodingKind::MVEX
+            // The encoder cannot make the five-operand forms.
+            let five = |k: &K| matches!(k, K::imm4_m2z | K::xmm_is5 | K::ymm_is5);
+            o.is_instruction()
+                && o.is_available_in_mode(bits)
+                && o.encoding() != EncodingKind::MVEX
+                && !o.op_kinds().iter().any(five)
         })
         .collect()
 }
@@ -121,7 +126,7 @@ const SYSTEM: [&[u8]; 26] = [
 
 fn code(rng: &mut Random, maker: &mut Maker, forms: &[Code]) -> Vec<u8> {
     let mut out = Vec::with_capacity(CODE_SIZE + 16);
-    let chaos = rng.below(4) == 0;
+    let chaos = rng.below(8) == 0;
     while out.len() < CODE_SIZE {
         match rng.below(16) {
             _ if chaos => out.extend_from_slice(&rng.next().to_le_bytes()),
@@ -131,7 +136,7 @@ fn code(rng: &mut Random, maker: &mut Maker, forms: &[Code]) -> Vec<u8> {
                     out.extend_from_slice(&bytes);
                 }
             }
-            12 | 13 => {
+            12 | 13 if forms.len() > 2000 => {
                 out.extend_from_slice(rng.pick(&SYSTEM));
                 out.push(rng.next() as u8);
             }
@@ -299,17 +304,27 @@ fn fuzz(mode: Mode, cpl: u8) {
     let mut vcpu = engine.take_vcpu(0).unwrap();
     let watch = Watch::new(vcpu.handle());
     let bits = if mode == Mode::Long { 64 } else { 32 };
-    let forms = all_forms(bits);
-    let corpus = if bits == 64 { Mode::Long } else { Mode::Compat };
+    let corpus = if bits == 64 {
+        Mode::Long
+    } else {
+        Mode::Compat
+    };
+    let (wild, mild) = (all_forms(bits), corpus::forms(corpus));
     let (mut triple, mut kicked, mut n) = (0, 0, 0);
     let begun = Instant::now();
-    while begun.elapsed() < TIME {
+    // For a soak: seconds for each mode and ring.
+    let time = std::env::var("HOLM_FUZZ_SECONDS")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .map_or(TIME, Duration::from_secs);
+    while begun.elapsed() < time {
         n += 1;
         let seed = n << 8 | u64::from(cpl) << 4 | mode as u64;
         let mut rng = Random::new(seed);
         let mut maker = Maker::new(corpus, seed);
         ram.write(0, &vec![0; 0x10_0000]).unwrap();
-        ram.write(CODE, &code(&mut rng, &mut maker, &forms)).unwrap();
+        let forms = if rng.below(2) == 0 { &wild } else { &mild };
+        ram.write(CODE, &code(&mut rng, &mut maker, forms)).unwrap();
         tables(&mut rng, &ram, mode);
         let s = state(&mut rng, mode, cpl);
         vcpu.restore(&s).unwrap();
