@@ -9,7 +9,7 @@ use arch::exception as vector;
 use engine_soft::cpu::cr;
 use engine_soft::{Core, Trap, native};
 use iced_x86::{Decoder, DecoderOptions};
-use support::{CODE, DATA, Mode, READ_ONLY, UNMAPPED, enter, gpa, guest};
+use support::{DATA, Mode, READ_ONLY, UNMAPPED, enter, gpa, guest};
 
 /// Runs the instructions in `code` through `native` only.
 fn run(core: &mut Core, code: &[u8]) -> Result<(), Trap> {
@@ -146,11 +146,11 @@ fn stored_x87_environments_hold_no_host_address() {
     run(&mut c, &[0xd9, 0xe8, 0xdd, 0x00, 0xd9, 0x31]).unwrap();
     let mut b = [0; 512];
     c.ram.read(gpa(DATA + 0x400), &mut b).unwrap();
-    assert_eq!(b[12..28], [0; 16]);
+    assert_eq!(b[12..26], [0; 14]);
     assert_eq!(b[28], 0xee);
     run(&mut c, &[0xdd, 0x31]).unwrap(); // fnsave [rcx]
     c.ram.read(gpa(DATA + 0x400), &mut b).unwrap();
-    assert_eq!(b[12..28], [0; 16]);
+    assert_eq!(b[12..26], [0; 14]);
     run(&mut c, &[0xdd, 0x21, 0x0f, 0xae, 0x01]).unwrap(); // frstor; fxsave
     c.ram.read(gpa(DATA + 0x400), &mut b).unwrap();
     assert_eq!(b[6..24], [0; 18]);

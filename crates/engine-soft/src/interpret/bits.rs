@@ -8,7 +8,6 @@ use super::integer::set_status;
 use super::operand::*;
 use crate::core::{Core, Exec};
 use crate::cpu::flag::{AF, CF, OF, PF, SF, STATUS, ZF};
-use crate::cpu::seg;
 
 /// What `bt` and family do to the bit.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,7 +58,7 @@ fn bit_address(core: &Core, i: &Instruction, offset: u64, size: usize, write: bo
     let element = (sign_extend(offset, size) as i64) >> (3 + size.trailing_zeros());
     let bytes = (element as u64).wrapping_mul(size as u64);
     let ea = effective_address(core, i).wrapping_add(bytes) & address_mask(i);
-    let s = seg_index(i.memory_segment()).unwrap_or(seg::DS);
+    let s = data_segment(core, i);
     linear(core, s, ea, size, write)
 }
 

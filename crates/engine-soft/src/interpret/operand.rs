@@ -296,6 +296,21 @@ fn linear_legacy(core: &Core, s: usize, offset: u64, size: usize, write: bool) -
     Ok(g.base.wrapping_add(offset) & 0xffff_ffff)
 }
 
+/// Segment of the ordinary memory operand. In 64-bit mode prefixes other than
+/// FS and GS count for nothing: the base register decides which fault a
+/// non-canonical address raises.
+#[inline(always)]
+pub(crate) fn data_segment(core: &Core, i: &Instruction) -> usize {
+    let r = i.memory_segment();
+    if core.cpu.is64() && !matches!(r, Register::FS | Register::GS) {
+        return match i.memory_base() {
+            Register::RSP | Register::RBP | Register::ESP | Register::EBP => seg::SS,
+            _ => seg::DS,
+        };
+    }
+    seg_index(r).unwrap_or(seg::DS)
+}
+
 /// Segment and offset of operand `op`, which is in memory (string operands
 /// included).
 #[inline]
@@ -316,7 +331,7 @@ pub(crate) fn segment_offset(core: &Core, i: &Instruction, op: u32) -> (usize, u
         OpKind::MemoryESEDI => (seg::ES, c.gpr[7] & 0xffff_ffff),
         OpKind::MemoryESRDI => (seg::ES, c.gpr[7]),
         _ => (
-            seg_index(i.memory_segment()).unwrap_or(seg::DS),
+            data_segment(core, i),
             effective_address(core, i),
         ),
     }
@@ -343,7 +358,7 @@ pub(crate) fn linear_operand(
 /// a string operand).
 #[inline(always)]
 pub(crate) fn linear_memory(core: &Core, i: &Instruction, size: usize, write: bool) -> Exec<u64> {
-    let s = seg_index(i.memory_segment()).unwrap_or(seg::DS);
+    let s = data_segment(core, i);
     linear(core, s, effective_address(core, i), size, write)
 }
 

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::__cpuid_count;
 
+use arch::cpuid::{CpuidTable, Dynamic};
 use iced_x86::CpuidFeature;
 
 /// A CPUID register.
@@ -71,6 +72,11 @@ impl Features {
             }
         }
         set
+    }
+
+    /// What a guest's CPUID shows.
+    pub fn of(table: &CpuidTable) -> Self {
+        Self::from_cpuid(|leaf, sub| table.lookup(leaf, sub, 0, &Dynamic::default()))
     }
 
     /// What this host can run.

@@ -7,7 +7,6 @@ use iced_x86::{Instruction, OpKind, Register};
 use super::form::{Form, Gather};
 use super::{buffer, run, x87};
 use crate::core::{Core, Exec};
-use crate::cpu::seg;
 use crate::interpret::operand;
 
 /// Number of the vector register that is operand `op`.
@@ -42,7 +41,7 @@ pub(super) fn gather(core: &mut Core, i: &Instruction, shape: Gather) -> Exec {
     if dest == mask || dest == index || mask == index {
         return Err(Exception::ud().into());
     }
-    let s = operand::seg_index(i.memory_segment()).unwrap_or(seg::DS);
+    let s = operand::data_segment(core, i);
     let (size, index_size) = (usize::from(shape.element), usize::from(shape.index));
     let count = usize::from(shape.count);
     let base = match i.memory_base() {
@@ -158,9 +157,12 @@ pub(super) fn byte_store(core: &mut Core, i: &Instruction) -> Exec {
         return store_selected(core, i, 1, &data.0[..16], |n| masks.0[n] & 0x80 != 0);
     }
     let image = x87::current(core);
+    // The image has the registers in stack order.
+    let top = usize::from(image.0[3] >> 3 & 7);
     let mm = |r: Register| {
         let mut b = [0; 8];
-        b.copy_from_slice(&image.0[32 + 16 * (r.number() & 7)..][..8]);
+        let slot = (r.number() + 8 - top) & 7;
+        b.copy_from_slice(&image.0[32 + 16 * slot..][..8]);
         b
     };
     let (data, masks) = (mm(source), mm(mask));

@@ -10,7 +10,7 @@ use super::case::{Case, MEMORY};
 use super::{BASE, CODE, DATA, DATA_SIZE, Mode, RAM_SIZE, READ_ONLY, Random, UNMAPPED, host};
 
 /// Extensions in the corpus; those that the host lacks are left out.
-const FEATURES: [F; 39] = [
+const FEATURES: [F; 36] = [
     F::INTEL8086,
     F::INTEL186,
     F::INTEL286,
@@ -45,9 +45,6 @@ const FEATURES: [F; 39] = [
     F::AVX2,
     F::FMA,
     F::F16C,
-    F::VAES,
-    F::VPCLMULQDQ,
-    F::GFNI,
     F::CLFSH,
     F::PREFETCHW,
 ];
@@ -72,9 +69,6 @@ fn host_has(f: F) -> bool {
         F::AVX2 => has!("avx2"),
         F::FMA => has!("fma"),
         F::F16C => has!("f16c"),
-        F::VAES => has!("vaes"),
-        F::VPCLMULQDQ => has!("vpclmulqdq"),
-        F::GFNI => has!("gfni"),
         _ => true,
     }
 }
@@ -267,7 +261,8 @@ impl Maker {
         self.is_safe(&case).then_some(case)
     }
 
-    fn instruction(&mut self, code: Code) -> Option<(Vec<u8>, Instruction)> {
+    /// Encodes an instance of a form, operands at random.
+    pub fn instruction(&mut self, code: Code) -> Option<(Vec<u8>, Instruction)> {
         let mut i = Instruction::new();
         i.set_code(code);
         let o = code.op_code();
@@ -361,6 +356,35 @@ impl Maker {
             K::sti_opcode => {
                 let r = Register::ST0 + self.rng.below(8) as u32;
                 set(OpKind::Register, r);
+            }
+            K::seg_reg => {
+                let r = Register::ES + self.rng.below(6) as u32;
+                set(OpKind::Register, r);
+            }
+            K::cr_reg => {
+                let r = Register::CR0 + self.rng.pick(&[0, 2, 3, 4, 8]);
+                set(OpKind::Register, r);
+            }
+            K::dr_reg => {
+                let r = Register::DR0 + self.rng.below(8) as u32;
+                set(OpKind::Register, r);
+            }
+            K::es => set(OpKind::Register, Register::ES),
+            K::cs => set(OpKind::Register, Register::CS),
+            K::ss => set(OpKind::Register, Register::SS),
+            K::ds => set(OpKind::Register, Register::DS),
+            K::fs => set(OpKind::Register, Register::FS),
+            K::gs => set(OpKind::Register, Register::GS),
+            K::farbr2_2 | K::farbr4_2 => {
+                let wide = k == K::farbr4_2;
+                i.set_op_kind(n, if wide { OpKind::FarBranch32 } else { OpKind::FarBranch16 });
+                i.set_far_branch_selector(self.rng.below(0x60) as u16);
+                let to = CODE + self.rng.below(0x1000);
+                if wide {
+                    i.set_far_branch32(to as u32);
+                } else {
+                    i.set_far_branch16(to as u16);
+                }
             }
             _ => self.immediate_or_string(i, n, k),
         }
