@@ -158,6 +158,8 @@ pub mod bit {
     }
     /// Leaf 7.0 ECX.
     pub const L7C_UMIP: u32 = 1 << 2;
+    /// GFNI, VAES, VPCLMULQDQ.
+    pub const L7C_VECTOR: u32 = 7 << 8;
     pub const L7C_RDPID: u32 = 1 << 22;
     /// Leaf 7.0 EDX.
     pub const L7D_FSRM: u32 = 1 << 4;
@@ -232,7 +234,7 @@ const HOST: Features = Features {
     l1_ecx: bit::l1c::PCLMUL | bit::l1c::AES | bit::l1c::RDRAND,
     l1_edx: 0,
     l7_ebx: bit::l7b::RDSEED | bit::l7b::ADX | bit::l7b::SHA,
-    l7_ecx: 0,
+    l7_ecx: bit::L7C_VECTOR,
     l7_edx: 0,
     x1_ecx: 0,
     x1_edx: 0,
@@ -539,6 +541,7 @@ fn consistent(mut f: Features) -> Features {
     if f.l1_ecx & bit::l1c::AVX == 0 {
         f.l1_ecx &= !(bit::l1c::FMA | bit::l1c::F16C);
         f.l7_ebx &= !bit::l7b::AVX2;
+        f.l7_ecx &= !bit::L7C_VECTOR;
     }
     f
 }

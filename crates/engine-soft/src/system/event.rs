@@ -53,10 +53,10 @@ fn class(vector: u8) -> Class {
 /// `Trap::Shutdown` on a triple fault.
 pub fn deliver_exception(core: &mut Core, e: Exception) -> Exec {
     let mut now = e;
+    if now.vector == exception::PF {
+        core.cpu.cr2 = now.cr2;
+    }
     loop {
-        if now.vector == exception::PF {
-            core.cpu.cr2 = now.cr2;
-        }
         let event = Event {
             vector: now.vector,
             error: now.error,
@@ -71,6 +71,11 @@ pub fn deliver_exception(core: &mut Core, e: Exception) -> Exec {
             return Err(trap);
         };
         core.stats.exceptions += 1;
+        if next.vector == exception::PF {
+            // Even if it becomes a double fault: the handler finds a stack
+            // overflow by it.
+            core.cpu.cr2 = next.cr2;
+        }
         now = combine(now, next)?;
     }
 }

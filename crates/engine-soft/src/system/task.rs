@@ -163,7 +163,7 @@ fn save_old(core: &mut Core, ip: u64, why: Why) -> Exec {
     } else {
         (2, tss16::IP, tss16::FLAGS, tss16::REGS, tss16::SEGS, 4)
     };
-    let mut write = |core: &mut Core, off: u64, n: usize, v: u64| {
+    let write = |core: &mut Core, off: u64, n: usize, v: u64| {
         let la = core.table_address(tr.base.wrapping_add(off));
         core.write_system(la, n, v)
     };
