@@ -49,9 +49,15 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
 }
 
 fn install(packages: &[&str]) -> Result<()> {
-    let by_hand = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    let by_hand = format!(
+        "apt-get install --no-install-recommends {}",
+        packages.join(" ")
+    );
     if find("apt-get").is_none() {
-        bail!("this is no Debian host: install by hand what Debian calls {}", packages.join(" "));
+        bail!(
+            "this is no Debian host: install by hand what Debian calls {}",
+            packages.join(" ")
+        );
     }
     let prefix: &[&str] = if is_root() {
         &[]
@@ -63,7 +69,13 @@ fn install(packages: &[&str]) -> Result<()> {
     eprintln!("xtask: {by_hand}");
     let apt = |arguments: &[&str]| -> Result<()> {
         let mut words: Vec<&str> = prefix.to_vec();
-        words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "-q", "-y"]);
+        words.extend([
+            "env",
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-q",
+            "-y",
+        ]);
         words.extend(arguments);
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).stdout(Stdio::null());
@@ -116,7 +128,11 @@ pub fn run(command: &mut Command) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn output(command: &mut Command) -> Result<String> {
-    let Output { status, stdout, stderr } = command
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command
         .stdin(Stdio::null())
         .output()
         .with_context(|| format!("starting {}", shown(command)))?;

@@ -1,8 +1,14 @@
 //! The project's own tasks: `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
+mod bench;
+mod console;
+mod guest;
 mod host;
 mod image;
+mod soak;
+mod test;
+mod up;
 
 use std::process::ExitCode;
 
@@ -19,6 +25,22 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Task {
+    /// Sets up all that is needed, builds, makes the image and boots it
+    ///
+    /// Example: cargo xtask up
+    ///          cargo xtask up debian --check "apt-get --version"
+    #[command(verbatim_doc_comment)]
+    Up(up::Up),
+    /// Passes all tests: format, lints, unit tests, real guests
+    Test(test::Test),
+    /// Measures against QEMU's TCG and the host itself
+    ///
+    /// Example: cargo xtask bench --only cpu,boot --reps 5
+    Bench(bench::Bench),
+    /// Stresses the debian guest for an hour and verifies every result
+    ///
+    /// Example: cargo xtask soak --minutes 10
+    Soak(soak::Soak),
     /// Makes a guest image if its recipe or packages have changed
     ///
     /// Example: cargo xtask image debian --force
@@ -43,6 +65,10 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<ExitCode> {
     match task {
+        Task::Up(arguments) => return up::up(&arguments),
+        Task::Test(arguments) => return test::test(&arguments),
+        Task::Bench(arguments) => return bench::bench(&arguments),
+        Task::Soak(arguments) => return soak::soak(&arguments),
         Task::Image { name, force } => {
             println!("{}", image::make(name, force)?.display());
         }

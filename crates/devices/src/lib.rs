@@ -11,11 +11,28 @@
 //! the timer service.
 #![forbid(unsafe_code)]
 
+pub mod acpi_pm;
 pub mod bus;
+pub mod chipset;
+pub mod debug_exit;
+pub mod ioapic;
 pub mod irq;
 pub mod pci;
+pub mod pic;
+pub mod pit;
+pub mod power;
+pub mod reset;
+pub mod rtc;
+pub mod serial;
 pub mod state;
+pub mod system_bus;
+pub mod timer;
 
 pub use bus::{BytePort, ByteWide, MmioBus, MmioDevice, PioBus, PioDevice};
-pub use irq::IrqLine;
+pub use chipset::{Chipset, ChipsetConfig, ChipsetError, ChipsetState};
+pub use irq::{IrqLine, IrqRouter};
+pub use power::{PowerEvent, PowerSink};
+pub use serial::{Serial, SerialSink};
 pub use state::{StateError, Version, Versioned};
+pub use system_bus::SystemBus;
+pub use timer::{Clock, Timer, Timers};

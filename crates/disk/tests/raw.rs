@@ -492,7 +492,7 @@ fn compare(options: &RawOptions, actions: &[Action]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn any_sequence_of_operations_matches_an_array(
         actions in proptest::collection::vec(action(), 1..40)

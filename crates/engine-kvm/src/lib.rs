@@ -4,3 +4,6 @@
 pub mod probe;
 
 pub use probe::{KvmVerdict, probe};
+
+/// Whether this build contains the engine itself, not only the probe.
+pub const BUILT_IN: bool = false;

@@ -59,10 +59,12 @@ const CODE: [u8; 7] = [0x49, 0x75, 0xfd, 0xe6, 0x80, 0xeb, 0xfe];
 /// judges by its speed.
 pub fn probe() -> KvmVerdict {
     let (send, receive) = mpsc::channel();
-    let worker = thread::Builder::new().name("kvm-probe".into()).spawn(move || {
-        // The receiver may have given up: then nobody wants to know.
-        let _ = send.send(examine());
-    });
+    let worker = thread::Builder::new()
+        .name("kvm-probe".into())
+        .spawn(move || {
+            // The receiver may have given up: then nobody wants to know.
+            let _ = send.send(examine());
+        });
     if let Err(error) = worker {
         return KvmVerdict::unusable(format!("no thread for the probe: {error}"));
     }
@@ -81,7 +83,8 @@ fn examine() -> KvmVerdict {
     let mut verdict = KvmVerdict::unusable("");
     verdict.api_version = Some(api_version);
     if api_version != KVM_API_VERSION as i32 {
-        verdict.reason = format!("KVM's API has version {api_version}; Holm needs {KVM_API_VERSION}");
+        verdict.reason =
+            format!("KVM's API has version {api_version}; Holm needs {KVM_API_VERSION}");
         return verdict;
     }
     for (capability, name) in [
@@ -107,7 +110,10 @@ fn judge(verdict: &mut KvmVerdict, guest: f64, native: f64) {
     verdict.native_mips = Some(native);
     verdict.usable = guest >= native * LEAST_RATIO;
     verdict.reason = if verdict.usable {
-        format!("a guest loop runs at {:.0}% of native speed", guest / native * 100.0)
+        format!(
+            "a guest loop runs at {:.0}% of native speed",
+            guest / native * 100.0
+        )
     } else {
         format!(
             "KVM opens, but only emulates: a guest loop runs {guest:.1} million instructions a \
@@ -125,7 +131,10 @@ fn cannot_open(errno: i32) -> String {
             "no right to open /dev/kvm: join the group kvm (usermod -aG kvm USER) and log in again"
                 .into()
         }
-        _ => format!("/dev/kvm cannot be opened: {}", std::io::Error::from_raw_os_error(errno)),
+        _ => format!(
+            "/dev/kvm cannot be opened: {}",
+            std::io::Error::from_raw_os_error(errno)
+        ),
     }
 }
 
@@ -149,7 +158,10 @@ fn measure(kvm: &Kvm) -> Result<(f64, f64), String> {
     flat_protected_mode(&vcpu).map_err(failed("set a vCPU's registers"))?;
     let short = run(&mut vcpu, SHORT)?;
     if short > SHORT_LIMIT {
-        return Ok((mips(SHORT, short), mips(LONG, best(|| Ok(run_natively(LONG)))?)));
+        return Ok((
+            mips(SHORT, short),
+            mips(LONG, best(|| Ok(run_natively(LONG)))?),
+        ));
     }
     let guest = best(|| run(&mut vcpu, LONG))?;
     let native = best(|| Ok(run_natively(LONG)))?;
@@ -181,7 +193,11 @@ fn flat_protected_mode(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
         ..Default::default()
     };
     registers.cs = kvm_segment { type_: 0xb, ..flat };
-    let data = kvm_segment { type_: 3, selector: 16, ..flat };
+    let data = kvm_segment {
+        type_: 3,
+        selector: 16,
+        ..flat
+    };
     registers.ds = data;
     registers.es = data;
     registers.fs = data;
@@ -192,21 +208,31 @@ fn flat_protected_mode(vcpu: &VcpuFd) -> Result<(), kvm_ioctls::Error> {
 }
 
 fn run(vcpu: &mut VcpuFd, iterations: u32) -> Result<Duration, String> {
-    let mut registers = vcpu.get_regs().map_err(|e| format!("KVM cannot read registers: {e}"))?;
+    let mut registers = vcpu
+        .get_regs()
+        .map_err(|e| format!("KVM cannot read registers: {e}"))?;
     registers.rip = CODE_AT;
     registers.rcx = u64::from(iterations);
     registers.rflags = 2;
-    vcpu.set_regs(&registers).map_err(|e| format!("KVM cannot set registers: {e}"))?;
+    vcpu.set_regs(&registers)
+        .map_err(|e| format!("KVM cannot set registers: {e}"))?;
     let start = Instant::now();
-    let exit = vcpu.run().map_err(|e| format!("KVM cannot run a guest: {e}"))?;
+    let exit = vcpu
+        .run()
+        .map_err(|e| format!("KVM cannot run a guest: {e}"))?;
     let time = start.elapsed();
     match exit {
         VcpuExit::IoOut(0x80, _) => {}
         other => return Err(format!("KVM runs a simple guest loop wrongly: {other:?}")),
     }
-    let left = vcpu.get_regs().map_err(|e| format!("KVM cannot read registers: {e}"))?.rcx;
+    let left = vcpu
+        .get_regs()
+        .map_err(|e| format!("KVM cannot read registers: {e}"))?
+        .rcx;
     if left != 0 {
-        return Err(format!("KVM runs a simple guest loop wrongly: {left} iterations are left"));
+        return Err(format!(
+            "KVM runs a simple guest loop wrongly: {left} iterations are left"
+        ));
     }
     Ok(time)
 }
@@ -274,7 +300,11 @@ mod tests {
         let mut verdict = KvmVerdict::unusable("");
         judge(&mut verdict, 2.0, 8000.0);
         assert!(!verdict.usable);
-        assert!(verdict.reason.contains("only emulates"), "{}", verdict.reason);
+        assert!(
+            verdict.reason.contains("only emulates"),
+            "{}",
+            verdict.reason
+        );
         judge(&mut verdict, 7600.0, 8000.0);
         assert!(verdict.usable);
         assert!(verdict.reason.contains("95%"), "{}", verdict.reason);

@@ -4,6 +4,7 @@
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, OnceLock};
 
 use arch::Exception;
@@ -11,7 +12,7 @@ use engine::Bus;
 use memory::GuestRam;
 
 use crate::cpu::{Cpu, Seg, View, cr, flag, seg};
-use crate::lapic::Lapic;
+use crate::lapic::{Lapic, Wheel};
 use crate::translate::cache::CodeCache;
 use crate::translate::dispatch::Jit;
 use crate::world::{Signal, World};
@@ -81,32 +82,58 @@ impl Shared {
     }
 }
 
-/// Memory of a [`Cpu`]: pinned, page-aligned, zeroed.
-pub struct CpuBox(NonNull<Cpu>);
+/// Memory of a [`Cpu`]; lives as long as anyone may raise its pending bits.
+pub(crate) struct CpuMemory(NonNull<Cpu>);
 
-// SAFETY: owns its memory; `Cpu` holds no thread-bound data.
-unsafe impl Send for CpuBox {}
+// SAFETY: owns its memory; `Cpu` holds no thread-bound data, and what other
+// threads touch through a shared `CpuMemory` is atomic.
+unsafe impl Send for CpuMemory {}
+// SAFETY: as above.
+unsafe impl Sync for CpuMemory {}
 
-impl CpuBox {
+impl CpuMemory {
     const LAYOUT: Layout = match Layout::new::<Cpu>().align_to(4096) {
         Ok(l) => l,
         Err(_) => panic!("layout of Cpu"),
     };
 
+    /// The pending word; see `cpu::pending`.
+    pub(crate) fn pending(&self) -> &AtomicU32 {
+        // SAFETY: valid for the life of `self`; only this atomic is borrowed.
+        unsafe { &*(&raw const (*self.0.as_ptr()).pending) }
+    }
+}
+
+impl Drop for CpuMemory {
+    fn drop(&mut self) {
+        // SAFETY: allocated by `CpuBox::new` with the same layout.
+        unsafe { dealloc(self.0.as_ptr().cast(), Self::LAYOUT) }
+    }
+}
+
+/// A [`Cpu`]: pinned, page-aligned, zeroed. The one owner of its registers.
+pub struct CpuBox(Arc<CpuMemory>);
+
+impl CpuBox {
     /// A zeroed `Cpu` whose address never changes.
     pub fn new() -> Self {
         // SAFETY: the layout is not zero-sized; all-zero bytes are a valid
         // `Cpu` (integers, bools and byte arrays).
-        let p = unsafe { alloc_zeroed(Self::LAYOUT) }.cast::<Cpu>();
+        let p = unsafe { alloc_zeroed(CpuMemory::LAYOUT) }.cast::<Cpu>();
         match NonNull::new(p) {
-            Some(p) => Self(p),
-            None => handle_alloc_error(Self::LAYOUT),
+            Some(p) => Self(Arc::new(CpuMemory(p))),
+            None => handle_alloc_error(CpuMemory::LAYOUT),
         }
     }
 
     /// Its address.
     pub fn as_ptr(&self) -> *mut Cpu {
-        self.0.as_ptr()
+        self.0.0.as_ptr()
+    }
+
+    /// Its memory, for whoever raises its pending bits.
+    pub(crate) fn memory(&self) -> Arc<CpuMemory> {
+        self.0.clone()
     }
 }
 
@@ -116,18 +143,11 @@ impl Default for CpuBox {
     }
 }
 
-impl Drop for CpuBox {
-    fn drop(&mut self) {
-        // SAFETY: allocated by `new` with the same layout.
-        unsafe { dealloc(self.0.as_ptr().cast(), Self::LAYOUT) }
-    }
-}
-
 impl Deref for CpuBox {
     type Target = Cpu;
     fn deref(&self) -> &Cpu {
         // SAFETY: valid for the life of the box.
-        unsafe { self.0.as_ref() }
+        unsafe { &*self.as_ptr() }
     }
 }
 
@@ -135,7 +155,7 @@ impl DerefMut for CpuBox {
     fn deref_mut(&mut self) -> &mut Cpu {
         // SAFETY: valid, and borrowed mutably through the box. Other threads
         // touch only `pending`, an atomic.
-        unsafe { self.0.as_mut() }
+        unsafe { &mut *self.as_ptr() }
     }
 }
 
@@ -184,15 +204,84 @@ pub struct Stats {
     pub pio: u64,
 }
 
+impl Shared {
+    /// The vCPUs of a machine in their reset state, and what they share.
+    ///
+    /// # Errors
+    /// If the host gives no executable memory.
+    pub(crate) fn build(
+        ram: Arc<GuestRam>,
+        vcpus: u32,
+        cpuid: arch::cpuid::CpuidTable,
+        wheel: &Arc<Wheel>,
+    ) -> std::io::Result<(Arc<Self>, Vec<Core>)> {
+        let cpus: Vec<CpuBox> = (0..vcpus).map(|_| CpuBox::new()).collect();
+        let signals: Vec<_> = cpus.iter().map(Signal::new).collect();
+        let world = World::new();
+        for s in &signals {
+            world.add(s.clone());
+        }
+        let lapics: Vec<_> = signals
+            .iter()
+            .zip(0..)
+            .map(|(s, id)| Lapic::new(id, s.clone(), wheel.clone()))
+            .collect();
+        let features = crate::native::Features::from_cpuid(|leaf, sub| {
+            cpuid.lookup(leaf, sub, 0, &arch::cpuid::Dynamic::default())
+        })
+        .and(crate::native::Features::host());
+        let shared = Arc::new(Self {
+            ram: ram.clone(),
+            bus: OnceLock::new(),
+            lapics,
+            signals,
+            world,
+            cpuid,
+            tsc_base: crate::system::clock::new_tsc_base(),
+            code: CodeCache::new()?,
+            cpus: cpus.iter().map(|c| CpuPtr(c.as_ptr())).collect(),
+        });
+        let mut cores = Vec::new();
+        for (cpu, index) in cpus.into_iter().zip(0..) {
+            let mut core = Core {
+                cpu,
+                index,
+                ram: ram.clone(),
+                lapic: shared.lapics[index as usize].clone(),
+                shared: shared.clone(),
+                jit: Box::new(Jit::new()),
+                interrupt_waits: false,
+                system: crate::system::SystemState::default(),
+                tlb_used: crate::mmu::TlbUse::new(),
+                native: crate::native::NativeState::new(features)?,
+                stats: Stats::default(),
+            };
+            core.reset_registers(&arch::CpuState::reset(index == 0));
+            cores.push(core);
+        }
+        Ok((shared, cores))
+    }
+}
+
 impl Core {
     /// A lone vCPU on `ram` and `bus` with everything the host can show, for
     /// tests: registers as after RESET, caches empty, nothing running.
     ///
     /// # Errors
     /// If the host gives no executable memory.
+    #[doc(hidden)]
     pub fn bare(ram: Arc<GuestRam>, bus: Arc<dyn Bus>) -> std::io::Result<Self> {
-        let mut cpu = CpuBox::new();
-        let reset = arch::CpuState::reset(true);
+        let table = crate::system::host::host_table(arch::cpuid::CpuModel::Host, 1)
+            .map_err(std::io::Error::other)?;
+        let (shared, mut cores) = Shared::build(ram, 1, table, &Wheel::new())?;
+        let _ = shared.bus.set(bus);
+        cores
+            .pop()
+            .ok_or_else(|| std::io::Error::other("no vCPU was built"))
+    }
+
+    fn reset_registers(&mut self, reset: &arch::CpuState) {
+        let cpu = &mut *self.cpu;
         for (to, from) in cpu.seg.iter_mut().zip(&reset.segments) {
             *to = Seg::new(from.selector, from.base, from.limit, from.rights);
         }
@@ -202,46 +291,9 @@ impl Core {
         cpu.xcr0 = reset.xcr0;
         cpu.dr = reset.dr;
         cpu.mxcsr = 0x1f80;
-        // SAFETY: the address of a `CpuBox` never changes, and the box goes
-        // into the same `Core` as the only users of the signal.
-        let signal = unsafe { Signal::new(&raw const cpu.pending) };
-        let lapic = Lapic::new(0, signal.clone(), crate::lapic::Wheel::new());
-        let cpuid = arch::cpuid::CpuidTable::new(
-            arch::cpuid::CpuModel::Host,
-            &crate::system::host::host_cpu(),
-            1,
-            crate::system::clock::host_tsc_khz(),
-        )
-        .map_err(std::io::Error::other)?;
-        let world = World::new();
-        world.add(signal.clone());
-        let shared = Arc::new(Shared {
-            ram: ram.clone(),
-            bus: OnceLock::from(bus),
-            lapics: vec![lapic.clone()],
-            signals: vec![signal],
-            world,
-            cpuid,
-            tsc_base: crate::system::clock::new_tsc_base(),
-            code: CodeCache::new()?,
-            cpus: vec![CpuPtr(cpu.as_ptr())],
-        });
-        let mut core = Self {
-            cpu,
-            index: 0,
-            ram,
-            shared,
-            lapic,
-            jit: Box::new(Jit::new()),
-            interrupt_waits: false,
-            system: crate::system::SystemState::default(),
-            tlb_used: crate::mmu::TlbUse::new(),
-            native: crate::native::NativeState::new(crate::native::Features::host())?,
-            stats: Stats::default(),
-        };
-        core.tlb_flush_all();
-        core.update_mode();
-        Ok(core)
+        cpu.wait_for_sipi = reset.mp_state == arch::MpState::WaitForSipi;
+        self.tlb_flush_all();
+        self.update_mode();
     }
 
     /// Recomputes what is derived from CS, CR0, CR4, EFER and RFLAGS: `bits`,

@@ -12,12 +12,15 @@
 
 pub mod core;
 pub mod cpu;
+mod engine;
 pub mod interpret;
 pub mod lapic;
 pub mod mmu;
 pub mod native;
 pub mod system;
 mod translate;
+mod vcpu;
 pub mod world;
 
 pub use crate::core::{Core, Shared, Trap};
+pub use crate::engine::SoftEngine;

@@ -6,31 +6,23 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
+use crate::core::{CpuBox, CpuMemory};
 use crate::cpu::pending;
 
 /// How other threads reach a vCPU: its pending bits, and a way to wake it.
 pub struct Signal {
-    word: *const AtomicU32,
+    cpu: Arc<CpuMemory>,
     /// Set while the vCPU may touch guest memory or run generated code.
     running: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
 }
 
-// SAFETY: `word` points into a `Cpu` that `Core` keeps alive (see
-// `Signal::new`), and is only used as an atomic.
-unsafe impl Send for Signal {}
-// SAFETY: as above.
-unsafe impl Sync for Signal {}
-
 impl Signal {
-    /// A signal for the vCPU whose pending word this is.
-    ///
-    /// # Safety
-    /// `word` must stay valid as long as the `Signal` is used.
-    pub unsafe fn new(word: *const AtomicU32) -> Arc<Self> {
+    /// The signal of a vCPU.
+    pub fn new(cpu: &CpuBox) -> Arc<Self> {
         Arc::new(Self {
-            word,
+            cpu: cpu.memory(),
             running: AtomicBool::new(false),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
@@ -38,8 +30,7 @@ impl Signal {
     }
 
     fn word(&self) -> &AtomicU32 {
-        // SAFETY: valid by the contract of `new`.
-        unsafe { &*self.word }
+        self.cpu.pending()
     }
 
     /// Sets bits of `cpu::pending` and wakes the vCPU if it sleeps.

@@ -9,7 +9,7 @@ use arch::exception as vector;
 use engine_soft::cpu::cr;
 use engine_soft::{Core, Trap, native};
 use iced_x86::{Decoder, DecoderOptions};
-use support::{CODE, DATA, Mode, READ_ONLY, UNMAPPED, enter, guest};
+use support::{CODE, DATA, Mode, READ_ONLY, UNMAPPED, enter, gpa, guest};
 
 /// Runs the instructions in `code` through `native` only.
 fn run(core: &mut Core, code: &[u8]) -> Result<(), Trap> {
@@ -48,7 +48,7 @@ fn scalar_arithmetic_conversion_and_compare() {
     set_lane(&mut c, 9, 0, 1.5);
     c.cpu.gpr[4] = 7; // rsp as an operand
     c.cpu.gpr[1] = DATA;
-    c.ram.write(DATA, &2.25f64.to_le_bytes()).unwrap();
+    c.ram.write(gpa(DATA), &2.25f64.to_le_bytes()).unwrap();
     // cvtsi2sd xmm1, rsp; addsd xmm1, xmm9; mulsd xmm1, [rcx];
     // cvttsd2si r12, xmm1; ucomisd xmm1, xmm9
     run(
@@ -84,7 +84,7 @@ fn misaligned_and_unmapped_operands_fault_without_effect() {
         fault(Exception::page_fault(6, UNMAPPED))
     );
     let mut tail = [0; 8];
-    c.ram.read(UNMAPPED - 8, &mut tail).unwrap();
+    c.ram.read(gpa(UNMAPPED - 8), &mut tail).unwrap();
     assert_eq!(tail, [0; 8], "the first half was not stored");
     c.cpu.gpr[0] = READ_ONLY;
     assert_eq!(
@@ -106,7 +106,7 @@ fn fstp_that_faults_does_not_pop() {
     );
     run(&mut c, &[0xdd, 0x19, 0xdd, 0x59, 0x08]).unwrap();
     let mut b = [0; 16];
-    c.ram.read(DATA, &mut b).unwrap();
+    c.ram.read(gpa(DATA), &mut b).unwrap();
     assert_eq!(b[..8], std::f64::consts::PI.to_le_bytes());
     assert_eq!(b[8..], 1f64.to_le_bytes());
 }
@@ -116,7 +116,7 @@ fn x87_state_follows_the_thread_and_unmasked_exceptions_come_late() {
     let mut c = guest(Mode::Long, 3);
     native::enter_thread(&mut c);
     c.cpu.gpr[0] = DATA;
-    c.ram.write(DATA, &0x0360u16.to_le_bytes()).unwrap();
+    c.ram.write(gpa(DATA), &0x0360u16.to_le_bytes()).unwrap();
     // fldcw (unmask all but precision…), fld1, fldz, fdivp: divide by zero
     run(&mut c, &[0xd9, 0x28, 0xd9, 0xe8, 0xd9, 0xee, 0xde, 0xf9]).unwrap();
     assert_eq!(
@@ -126,7 +126,10 @@ fn x87_state_follows_the_thread_and_unmasked_exceptions_come_late() {
     );
     native::leave_thread(&mut c);
     assert_eq!(run(&mut c, &[0x9b]), fault(Exception::new(vector::MF)));
-    assert_eq!(run(&mut c, &[0x0f, 0x77]), fault(Exception::new(vector::MF)));
+    assert_eq!(
+        run(&mut c, &[0x0f, 0x77]),
+        fault(Exception::new(vector::MF))
+    );
     run(&mut c, &[0xdf, 0xe0]).unwrap(); // fnstsw ax does not wait
     assert_eq!(c.cpu.gpr[0] & 0x84, 0x84, "ES and ZE");
     c.cpu.gpr[0] = DATA;
@@ -137,19 +140,19 @@ fn x87_state_follows_the_thread_and_unmasked_exceptions_come_late() {
 fn stored_x87_environments_hold_no_host_address() {
     let mut c = guest(Mode::Long, 3);
     c.cpu.gpr[0] = DATA;
-    c.ram.write(DATA + 0x400, &[0xee; 0x400]).unwrap();
+    c.ram.write(gpa(DATA + 0x400), &[0xee; 0x400]).unwrap();
     c.cpu.gpr[1] = DATA + 0x400;
     // fld1; fld qword [rax]; fnstenv [rcx]
     run(&mut c, &[0xd9, 0xe8, 0xdd, 0x00, 0xd9, 0x31]).unwrap();
     let mut b = [0; 512];
-    c.ram.read(DATA + 0x400, &mut b).unwrap();
+    c.ram.read(gpa(DATA + 0x400), &mut b).unwrap();
     assert_eq!(b[12..28], [0; 16]);
     assert_eq!(b[28], 0xee);
     run(&mut c, &[0xdd, 0x31]).unwrap(); // fnsave [rcx]
-    c.ram.read(DATA + 0x400, &mut b).unwrap();
+    c.ram.read(gpa(DATA + 0x400), &mut b).unwrap();
     assert_eq!(b[12..28], [0; 16]);
     run(&mut c, &[0xdd, 0x21, 0x0f, 0xae, 0x01]).unwrap(); // frstor; fxsave
-    c.ram.read(DATA + 0x400, &mut b).unwrap();
+    c.ram.read(gpa(DATA + 0x400), &mut b).unwrap();
     assert_eq!(b[6..24], [0; 18]);
     assert_eq!(b[416..], [0xee; 96], "beyond what fxsave writes");
 }
@@ -165,7 +168,11 @@ fn unmasked_simd_exceptions_are_raised_before_anything_changes() {
     let divpd = [0x66, 0x0f, 0x5e, 0xc1];
     assert_eq!(run(&mut c, &divpd), fault(Exception::new(vector::XM)));
     assert_eq!(c.cpu.ymm, before);
-    assert_eq!(c.cpu.mxcsr & 0x3f, 4, "only ZE: the inexact quotient was not computed");
+    assert_eq!(
+        c.cpu.mxcsr & 0x3f,
+        4,
+        "only ZE: the inexact quotient was not computed"
+    );
     c.cpu.cr4 &= !cr::CR4_OSXMMEXCPT;
     assert_eq!(run(&mut c, &divpd), fault(Exception::ud()));
     // An exact denormal result: only unmasked underflow tells it.
@@ -219,7 +226,13 @@ fn control_registers_gate_each_class() {
     c.cpu.xcr0 = 3;
     assert_eq!(run(&mut c, vex), ud);
     // Not for this module, and never for the host: syscall, hlt, add, jmp.
-    for code in [&[0x0fu8, 0x05][..], &[0xf4], &[0x01, 0xc8], &[0xeb, 0], &[0x0f, 0x01, 0xd0]] {
+    for code in [
+        &[0x0fu8, 0x05][..],
+        &[0xf4],
+        &[0x01, 0xc8],
+        &[0xeb, 0],
+        &[0x0f, 0x01, 0xd0],
+    ] {
         assert_eq!(run(&mut c, code), ud, "{code:x?}");
     }
 }
@@ -250,7 +263,7 @@ fn gathers_and_masked_moves_touch_only_selected_elements() {
     let mut c = guest(Mode::Long, 3);
     for k in 0..64u32 {
         c.ram
-            .write(DATA + u64::from(k) * 4, &(k + 100).to_le_bytes())
+            .write(gpa(DATA) + u64::from(k) * 4, &(k + 100).to_le_bytes())
             .unwrap();
     }
     c.cpu.gpr[0] = DATA;
@@ -283,7 +296,7 @@ fn gathers_and_masked_moves_touch_only_selected_elements() {
     run(&mut c, &[0xc4, 0xe2, 0x6d, 0x8c, 0x18]).unwrap();
     run(&mut c, &[0xc4, 0xe2, 0x6d, 0x8e, 0x00]).unwrap(); // store ymm0
     let mut b = [0; 16];
-    c.ram.read(UNMAPPED - 16, &mut b).unwrap();
+    c.ram.read(gpa(UNMAPPED - 16), &mut b).unwrap();
     assert_eq!(b, dwords([103, 7, 7, 105, 0, 0, 0, 0]).0[..16]);
     // maskmovdqu xmm0, xmm4 with [rdi]: one byte.
     c.cpu.gpr[7] = UNMAPPED - 1;
@@ -305,8 +318,8 @@ fn xsave_and_xrstor_agree_with_the_manual() {
     c.cpu.gpr[2] = u64::MAX;
     set_lane(&mut c, 5, 0, 1.25);
     run(&mut c, &[0xd9, 0xe8]).unwrap(); // fld1
-    c.ram.write(area, &[0xaa; 832]).unwrap();
-    c.ram.write(area + 512, &[0; 64]).unwrap();
+    c.ram.write(gpa(area), &[0xaa; 832]).unwrap();
+    c.ram.write(gpa(area + 512), &[0; 64]).unwrap();
     let (xsave, xrstor, xsavec) = (
         &[0x48u8, 0x0f, 0xae, 0x21][..],
         &[0x48, 0x0f, 0xae, 0x29][..],
@@ -314,27 +327,29 @@ fn xsave_and_xrstor_agree_with_the_manual() {
     );
     run(&mut c, xsave).unwrap();
     let mut b = [0; 832];
-    c.ram.read(area, &mut b).unwrap();
+    c.ram.read(gpa(area), &mut b).unwrap();
     assert_eq!(b[512..520], 3u64.to_le_bytes(), "upper halves are initial");
     assert_eq!(b[576..832], [0; 256], "but xsave writes them");
     assert_eq!(b[160 + 80..160 + 88], 1.25f64.to_le_bytes());
     assert_eq!(b[464..512], [0xaa; 48]);
-    c.ram.write(area + 576 + 80, &9f64.to_le_bytes()).unwrap();
-    c.ram.write(area + 512, &[7]).unwrap();
+    c.ram
+        .write(gpa(area + 576 + 80), &9f64.to_le_bytes())
+        .unwrap();
+    c.ram.write(gpa(area + 512), &[7]).unwrap();
     set_lane(&mut c, 5, 0, 0.0);
     run(&mut c, xrstor).unwrap();
     assert_eq!((lane(&c, 5, 0), lane(&c, 5, 2)), (1.25, 9.0));
     // Initial configuration of what the header lacks.
-    c.ram.write(area + 512, &[0]).unwrap();
+    c.ram.write(gpa(area + 512), &[0]).unwrap();
     run(&mut c, xrstor).unwrap();
     assert_eq!(c.cpu.ymm, [engine_soft::cpu::Ymm::default(); 16]);
     let gp = fault(Exception::gp0());
     for (at, byte) in [(512, 8), (520, 1), (540 - 5, 1), (27, 1)] {
         let mut old = [0; 1];
-        c.ram.read(area + at, &mut old).unwrap();
-        c.ram.write(area + at, &[byte]).unwrap();
+        c.ram.read(gpa(area + at), &mut old).unwrap();
+        c.ram.write(gpa(area + at), &[byte]).unwrap();
         assert_eq!(run(&mut c, xrstor), gp, "byte {at}");
-        c.ram.write(area + at, &old).unwrap();
+        c.ram.write(gpa(area + at), &old).unwrap();
     }
     c.cpu.gpr[1] = area + 16;
     assert_eq!(run(&mut c, xrstor), gp, "alignment");

@@ -1,1 +1,38 @@
-fn main() {}
+//! `holm`: the command line.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod console;
+mod disks;
+mod doctor;
+mod engine_choice;
+mod exit_code;
+mod failure;
+mod guest;
+mod image;
+mod run;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Arguments, Command};
+
+fn main() -> ! {
+    let arguments = Arguments::parse();
+    console::terminal::restore_on_panic();
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_from_env("HOLM_LOG").unwrap_or_else(|_| "warn".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    // A panic's own status, 101, could be mistaken for a guest's.
+    let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {
+        Command::Run(run) => run::run(run),
+        Command::Doctor(doctor) => doctor::run(doctor),
+    }))
+    .unwrap_or(exit_code::INTERNAL);
+    console::terminal::restore();
+    // Threads of the machine may still run: the process ends them.
+    std::process::exit(i32::from(code));
+}

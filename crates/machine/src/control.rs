@@ -12,7 +12,7 @@ use parking_lot::{Condvar, Mutex};
 
 /// Something after which no vCPU runs on until the supervisor has decided.
 #[derive(Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// The guest asked for a reset (port 0xcf9, the FADT's register, 8042).
     Reset,
     /// The guest entered S5.
@@ -47,7 +47,7 @@ struct State {
 }
 
 /// The vCPU threads of one machine, as other threads see them.
-pub struct Control {
+pub(crate) struct Control {
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -247,11 +247,6 @@ impl Control {
             slot.handle.nmi();
         }
     }
-
-    /// Number of vCPUs.
-    pub fn vcpus(&self) -> u32 {
-        self.state.lock().slots.len() as u32
-    }
 }
 
 #[cfg(test)]
@@ -305,7 +300,10 @@ mod tests {
         }
     }
 
-    fn counters(n: usize, panic_at: u64) -> (Arc<Control>, Vec<Arc<AtomicU64>>, Vec<JoinHandle<()>>) {
+    fn counters(
+        n: usize,
+        panic_at: u64,
+    ) -> (Arc<Control>, Vec<Arc<AtomicU64>>, Vec<JoinHandle<()>>) {
         let control = Control::new();
         let counts: Vec<_> = (0..n).map(|_| Arc::new(AtomicU64::new(0))).collect();
         let threads = counts.iter().map(|count| {
@@ -348,7 +346,11 @@ mod tests {
         control.set_paused(false);
         assert_eq!(sum(&counts), before);
         control.release();
-        assert_eq!(sum(&counts), before, "an event not yet taken keeps the hold");
+        assert_eq!(
+            sum(&counts),
+            before,
+            "an event not yet taken keeps the hold"
+        );
         assert!(matches!(control.next_event(None), Some(Event::Reset)));
         control.end();
         threads.into_iter().for_each(|t| t.join().unwrap());

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use arch::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 
 /// Version of [`Description`] that this program writes and reads.
@@ -79,19 +80,6 @@ pub enum OnReset {
     Exit,
     /// Starts it again.
     Reboot,
-}
-
-/// Which CPU the guest sees.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum CpuModel {
-    /// All that the engine can give on this host.
-    #[default]
-    Host,
-    /// x86-64-v2.
-    V2,
-    /// x86-64-v3.
-    V3,
 }
 
 /// What is wrong with a description.
@@ -204,7 +192,10 @@ mod tests {
         let unknown = text.replacen("\"cpus\"", "\"colour\":1,\"cpus\"", 1);
         assert!(Description::from_json(&unknown).is_err());
         let short = r#"{"version":1,"cpus":1,"memory":4194304,"boot":{"kernel":"k"}}"#;
-        assert_eq!(Description::from_json(short).unwrap().on_reset, OnReset::Exit);
+        assert_eq!(
+            Description::from_json(short).unwrap().on_reset,
+            OnReset::Exit
+        );
         let mut none = d.clone();
         none.cpus = 0;
         assert!(matches!(none.check(), Err(DescriptionError::Cpus(0))));

@@ -1,1 +1,23 @@
-//! (under construction)
+//! Puts one machine together from its description and runs it.
+//!
+//! [`Machine::new`] assembles RAM, engine, devices and kernel; one thread per
+//! vCPU runs the guest, and one supervisor thread decides what a reset, a
+//! power-off or a failure leads to. Other threads pause, inspect and end the
+//! machine through [`Machine`].
+#![forbid(unsafe_code)]
+
+mod board;
+mod control;
+pub mod description;
+mod machine;
+mod outcome;
+mod state;
+
+pub use arch::cpuid::CpuModel;
+pub use board::{BoardState, Consoles};
+pub use description::{Boot, Description, DescriptionError, Disk, OnReset};
+pub use devices::serial::SerialSink;
+pub use machine::{Machine, MakeEngine, RunState};
+pub use outcome::{MachineError, Outcome};
+pub use state::MachineState;
+pub use virtio::console::{ConsoleInput, ConsoleSink};

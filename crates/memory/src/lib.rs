@@ -6,6 +6,7 @@
 //! guest memory goes through this crate, so that writes can be tracked
 //! (dirty pages) and watched (pages that hold translated code).
 
+pub mod host;
 mod ram;
 mod track;
 

@@ -1,1 +1,21 @@
-//! (under construction)
+//! Virtio 1.2 devices: the modern PCI transport, split virtqueues, and one
+//! module per device type.
+//!
+//! [`VirtioPci`] is the PCI function in front of any [`VirtioDevice`]. What
+//! the guest wrote is never trusted: a broken ring puts the device into
+//! DEVICE_NEEDS_RESET and leaves everything else alone.
+#![forbid(unsafe_code)]
+
+pub mod blk;
+pub mod console;
+mod device;
+mod pci;
+mod queue;
+pub mod rng;
+
+pub use device::{
+    ActivateError, Activation, DeviceKind, DeviceState, Doorbell, Signal, VirtioDevice, feature,
+};
+pub use disk::GuestRange;
+pub use pci::{VirtioPci, VirtioPciState};
+pub use queue::{Chain, QueueError, QueueState, VirtQueue};

@@ -30,7 +30,9 @@ impl Apt {
     /// # Errors
     /// If the host has no Debian sources, or the lists cannot be had at all.
     pub fn open(refresh: bool) -> Result<Self> {
-        let apt = Self { directory: host::cache()?.join("apt") };
+        let apt = Self {
+            directory: host::cache()?.join("apt"),
+        };
         for part in ["lists/partial", "cache/archives/partial"] {
             let path = apt.directory.join(part);
             fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
@@ -88,7 +90,10 @@ impl Apt {
     /// If one does not exist.
     pub fn versions(&self, packages: &[&str]) -> Result<Vec<(String, String)>> {
         let text = host::output(
-            self.command("apt-cache").env("LC_ALL", "C").arg("policy").args(packages),
+            self.command("apt-cache")
+                .env("LC_ALL", "C")
+                .arg("policy")
+                .args(packages),
         )?;
         packages
             .iter()
@@ -106,7 +111,9 @@ impl Apt {
     /// If there is none.
     pub fn dependency(&self, package: &str) -> Result<String> {
         let text = host::output(
-            self.command("apt-cache").env("LC_ALL", "C").args(["depends", package]),
+            self.command("apt-cache")
+                .env("LC_ALL", "C")
+                .args(["depends", package]),
         )?;
         text.lines()
             .find_map(|line| line.trim().strip_prefix("Depends: "))
@@ -120,12 +127,19 @@ impl Apt {
     /// If apt or dpkg-deb fail.
     pub fn unpack(&self, package: &str, into: &Path) -> Result<()> {
         let (_, version) = self.versions(&[package])?.remove(0);
-        let kept = self.directory.join("cache").join(format!("{package}_{version}.deb"));
+        let kept = self
+            .directory
+            .join("cache")
+            .join(format!("{package}_{version}.deb"));
         if !kept.is_file() {
-            let scratch = self.directory.join(format!("download-{}", std::process::id()));
+            let scratch = self
+                .directory
+                .join(format!("download-{}", std::process::id()));
             fs::create_dir_all(&scratch)?;
             let mut download = self.command("apt-get");
-            download.current_dir(&scratch).args(["-q", "download", package]);
+            download
+                .current_dir(&scratch)
+                .args(["-q", "download", package]);
             host::output(&mut download)?;
             let deb = fs::read_dir(&scratch)?
                 .filter_map(|entry| Some(entry.ok()?.path()))
@@ -160,7 +174,9 @@ fn host_sources() -> Result<String> {
     files.sort();
     let mut lines = Vec::new();
     for file in files {
-        let Ok(text) = fs::read_to_string(&file) else { continue };
+        let Ok(text) = fs::read_to_string(&file) else {
+            continue;
+        };
         match file.extension().and_then(|e| e.to_str()) {
             Some("list") => lines.extend(text.lines().filter_map(one_line)),
             Some("sources") => lines.extend(text.split("\n\n").flat_map(stanza)),
@@ -169,7 +185,10 @@ fn host_sources() -> Result<String> {
     }
     lines.sort();
     lines.dedup();
-    if !lines.iter().any(|line| line.ends_with(&format!(" {SUITE} main"))) {
+    if !lines
+        .iter()
+        .any(|line| line.ends_with(&format!(" {SUITE} main")))
+    {
         bail!(
             "/etc/apt names no source of Debian {SUITE} (component main): images are made from the \
              host's own package sources, so add one there"
@@ -225,7 +244,9 @@ fn entry(uri: &str, suite: &str) -> Option<String> {
     if !known || !wanted || !uri.contains("debian") {
         return None;
     }
-    Some(format!("deb [signed-by={KEYRING}] {uri} {SUITE}{pocket} main"))
+    Some(format!(
+        "deb [signed-by={KEYRING}] {uri} {SUITE}{pocket} main"
+    ))
 }
 
 #[cfg(test)]
@@ -237,8 +258,10 @@ mod tests {
         let expected = "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] \
                         http://mirror/debian bookworm-updates main";
         assert_eq!(
-            one_line("deb [arch=amd64 signed-by=/x] http://mirror/debian trixie-updates contrib main")
-                .unwrap(),
+            one_line(
+                "deb [arch=amd64 signed-by=/x] http://mirror/debian trixie-updates contrib main"
+            )
+            .unwrap(),
             expected
         );
         let text = "Types: deb deb-src\nURIs: http://mirror/debian\n\
@@ -258,7 +281,8 @@ mod tests {
 
     #[test]
     fn a_candidate_belongs_to_its_own_package() {
-        let policy = "a:\n  Installed: (none)\n  Candidate: (none)\nb:\n  Installed: 1\n  Candidate: 2-3\n";
+        let policy =
+            "a:\n  Installed: (none)\n  Candidate: (none)\nb:\n  Installed: 1\n  Candidate: 2-3\n";
         assert_eq!(candidate(policy, "a"), None);
         assert_eq!(candidate(policy, "b").unwrap(), "2-3");
         assert_eq!(candidate(policy, "c"), None);

@@ -47,7 +47,8 @@ impl Archive {
             self.inode, mode, 0, 0, 1, 0, size, 0, 0, device.0, device.1, name, 0,
         ];
         for field in fields {
-            self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
+            self.bytes
+                .extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(path.as_bytes());
         self.bytes.push(0);
@@ -81,7 +82,11 @@ mod tests {
             .stderr(Stdio::null())
             .spawn()
             .expect("busybox (package busybox-static) is needed by this test");
-        cpio.stdin.take().unwrap().write_all(&archive.finish()).unwrap();
+        cpio.stdin
+            .take()
+            .unwrap()
+            .write_all(&archive.finish())
+            .unwrap();
         assert!(cpio.wait().unwrap().success());
         let read = |name: &str| std::fs::read(directory.path().join(name)).unwrap();
         assert_eq!(read("bin/odd-length"), b"12345");

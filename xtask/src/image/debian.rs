@@ -7,13 +7,17 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use super::{KERNEL, Made, apt::{Apt, SUITE}};
+use super::{
+    KERNEL, Made,
+    apt::{Apt, SUITE},
+};
 use crate::host::{self, Need};
 
 pub(super) const RECIPE: &[&[u8]] = &[
     include_bytes!("debian.rs"),
     include_bytes!("../../images/debian/finish"),
-    include_bytes!("../../images/debian/console-size.sh"),
+    include_bytes!("../../images/debian/console-size.service"),
+    include_bytes!("../../images/console-size"),
 ];
 pub(super) const PACKAGES: &[&str] = &[
     "systemd",
@@ -58,7 +62,10 @@ pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
         .map(|error| format!("{error:#}"))
         .collect::<Vec<_>>();
     if !tree.is_file() {
-        bail!("mmdebstrap cannot install a Debian here:\n{}", failed.join("\n"));
+        bail!(
+            "mmdebstrap cannot install a Debian here:\n{}",
+            failed.join("\n")
+        );
     }
     finish(&tree, directory)?;
     fs::remove_file(&tree)?;
@@ -86,10 +93,19 @@ fn install(apt: &Apt, mode: &str, tree: &Path) -> Result<()> {
         .arg("--quiet")
         .arg(format!("--mode={mode}"))
         .args(["--variant=minbase", "--format=tar", "--architectures=amd64"])
-        .args(["--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=force-unsafe-io"])
+        .args([
+            "--aptopt=APT::Install-Recommends \"false\"",
+            "--dpkgopt=force-unsafe-io",
+        ])
         // The tree is small enough without them, and unpacks faster.
-        .args(["--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*"])
-        .args(["--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright"])
+        .args([
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+        ])
+        .args([
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        ])
         .arg(format!("--include={packages}"))
         .args([SUITE, "-"])
         .args(sources.lines());
@@ -111,6 +127,10 @@ fn finish(tree: &Path, directory: &Path) -> Result<()> {
         command.args(["--user", "--map-root-user", "--map-auto", "--", "sh"]);
         command
     };
-    command.arg(recipe.join("finish")).arg(tree).arg(directory).arg(&recipe);
+    command
+        .arg(recipe.join("finish"))
+        .arg(tree)
+        .arg(directory)
+        .arg(&recipe);
     host::run(&mut command).context("making the root disk from the packages")
 }

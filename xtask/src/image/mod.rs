@@ -22,6 +22,8 @@ use sha2::{Digest, Sha256};
 use crate::host;
 use apt::Apt;
 
+pub use tiny::base;
+
 /// Metapackage of the kernel of all images.
 const KERNEL: &str = "linux-image-cloud-amd64";
 
@@ -81,7 +83,9 @@ pub fn make(name: Name, force: bool) -> Result<PathBuf> {
         return Ok(link);
     }
     eprintln!("xtask: making the image {}", name.as_str());
-    let work = images.join(".store").join(format!(".new-{}-{}", name.as_str(), std::process::id()));
+    let work = images
+        .join(".store")
+        .join(format!(".new-{}-{}", name.as_str(), std::process::id()));
     fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
     let made = match name {
         Name::Tiny => tiny::make(&apt, &work),
@@ -110,6 +114,17 @@ pub fn make(name: Name, force: bool) -> Result<PathBuf> {
     Ok(link)
 }
 
+/// Writes the guests' busybox to `path`, for programs outside an image.
+///
+/// # Errors
+/// If the package cannot be had.
+pub fn busybox(path: &Path) -> Result<()> {
+    let unpacked = path.with_extension("unpacked");
+    Apt::open(false)?.unpack("busybox-static", &unpacked)?;
+    fs::copy(unpacked.join("bin/busybox"), path).context("copying busybox")?;
+    fs::remove_dir_all(&unpacked).context("removing the unpacked package")
+}
+
 /// SHA-256 over all that determines the image's content.
 fn digest(name: Name, apt: &Apt) -> Result<String> {
     let (files, packages) = match name {
@@ -126,11 +141,19 @@ fn digest(name: Name, apt: &Apt) -> Result<String> {
     for (package, version) in apt.versions(&packages)? {
         hash.update(format!("{package} {version}\n"));
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hash
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect())
 }
 
 fn describe(name: Name, made: &Made, digest: &str, directory: &Path) -> Result<()> {
-    let disks: Vec<_> = made.disks.iter().map(|file| json!({ "file": file })).collect();
+    let disks: Vec<_> = made
+        .disks
+        .iter()
+        .map(|file| json!({ "file": file }))
+        .collect();
     let text = serde_json::to_string_pretty(&json!({
         "version": 1,
         "name": name.as_str(),

@@ -13,7 +13,9 @@ pub(super) const RECIPE: &[&[u8]] = &[
     include_bytes!("tiny.rs"),
     include_bytes!("cpio.rs"),
     include_bytes!("../../images/tiny/init"),
+    CONSOLE_SIZE,
 ];
+const CONSOLE_SIZE: &[u8] = include_bytes!("../../images/console-size");
 pub(super) const PACKAGES: &[&str] = &["busybox-static"];
 
 /// What the guest loads, in the order in which they need each other.
@@ -37,6 +39,7 @@ pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
     fs::rename(starting_with(&boot, "vmlinuz-")?, directory.join("vmlinuz"))?;
     let busybox = fs::read(unpacked.join("bin/busybox")).context("reading busybox")?;
     let mut archive = base(&busybox, include_bytes!("../../images/tiny/init"));
+    archive.file("bin/console-size", 0o755, CONSOLE_SIZE);
     let modules = modules(&unpacked.join("lib/modules"))?;
     for name in MODULES {
         let path = modules
@@ -47,13 +50,26 @@ pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
     }
     fs::write(directory.join("initrd"), archive.finish())?;
     fs::remove_dir_all(&unpacked)?;
-    Ok(Made { cmdline: "console=ttyS0", disks: &[] })
+    Ok(Made {
+        cmdline: "console=ttyS0",
+        disks: &[],
+    })
 }
 
 /// A root with busybox, an init and the usual mount points.
 pub fn base(busybox: &[u8], init: &[u8]) -> Archive {
     let mut archive = Archive::default();
-    for name in ["bin", "dev", "proc", "sys", "tmp", "root", "etc", "lib", "lib/modules"] {
+    for name in [
+        "bin",
+        "dev",
+        "proc",
+        "sys",
+        "tmp",
+        "root",
+        "etc",
+        "lib",
+        "lib/modules",
+    ] {
         archive.directory(name);
     }
     archive.character_device("dev/console", 0o600, (5, 1));

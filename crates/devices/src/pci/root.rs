@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::config::BarWindow;
-use super::{BarKind, MappedBar, PciError, PciFunction, register};
+use super::{BarKind, ConfigSpaceState, MappedBar, PciError, PciFunction, register};
 use crate::bus::{MmioBus, MmioDevice, PioBus, PioDevice};
 use crate::irq::{IrqLine, LineDriver};
 use crate::state::Version;
@@ -35,6 +35,8 @@ struct Slot {
     function: Arc<dyn PciFunction>,
     /// The BARs that are on the buses.
     mapped: Mutex<Vec<MappedBar>>,
+    /// Configuration space as it was attached.
+    initial: ConfigSpaceState,
 }
 
 type Slots = [Option<Arc<Slot>>; SLOTS as usize];
@@ -113,6 +115,7 @@ impl PciRoot {
             config.connect(line, legacy_irq(gsi));
         }
         let attached = Arc::new(Slot {
+            initial: config.save(),
             function,
             mapped: Mutex::default(),
         });
@@ -166,6 +169,17 @@ impl PciRoot {
         for slot in slots.iter().flatten() {
             self.map(slot);
         }
+    }
+
+    /// Puts all configuration spaces into the state in which the functions
+    /// were attached, and the BARs back to their first places.
+    pub fn reset(&self) {
+        for slot in self.slots.load().iter().flatten() {
+            // Cannot fail: it is this function's own state.
+            let _ = slot.function.config().restore(&slot.initial);
+        }
+        *self.address.lock() = 0;
+        self.remap();
     }
 
     fn slot(&self, slot: u8) -> Option<Arc<Slot>> {

@@ -285,34 +285,29 @@ pub(crate) fn idiv(high: u64, low: u64, d: u64, size: usize) -> Option<(u64, u64
     (i128::from(sign_extend(low, size) as i64) == q).then_some((low, r as u64 & mask(size)))
 }
 
-/// `daa`: new AL and flags (OF is clear, as Intel leaves it undefined).
+/// `daa`: new AL and flags.
 pub(crate) fn daa(al: u8, flags: u64) -> (u8, u64) {
-    decimal_adjust(al, flags, u8::wrapping_add)
+    let (low, high, by) = correction(al, flags);
+    let (r, f) = add(u64::from(al), by, 0, 1);
+    // OF is undefined: that of the addition.
+    (r as u8, f & !(AF | CF) | when(low, AF) | when(high, CF))
 }
 
 /// `das`: new AL and flags.
 pub(crate) fn das(al: u8, flags: u64) -> (u8, u64) {
-    let (r, mut f) = decimal_adjust(al, flags, u8::wrapping_sub);
-    // A borrow of the low-digit correction also sets CF.
-    let low = al & 15 > 9 || flags & AF != 0;
-    if low && al < 6 {
-        f |= CF;
-    }
-    (r, f)
+    let (low, high, by) = correction(al, flags);
+    let (r, f) = sub(u64::from(al), by, 0, 1);
+    // A borrow of the low-digit correction sets CF too.
+    let carry = high || low && al < 6;
+    (r as u8, f & !(AF | CF) | when(low, AF) | when(carry, CF))
 }
 
-fn decimal_adjust(al: u8, flags: u64, apply: fn(u8, u8) -> u8) -> (u8, u64) {
+/// Which digits of a decimal sum need correction, and the correction.
+fn correction(al: u8, flags: u64) -> (bool, bool, u64) {
     let low = al & 15 > 9 || flags & AF != 0;
     let high = al > 0x99 || flags & CF != 0;
-    let mut r = al;
-    if low {
-        r = apply(r, 6);
-    }
-    if high {
-        r = apply(r, 0x60);
-    }
-    let f = szp(u64::from(r), 1) | when(low, AF) | when(high, CF);
-    (r, f)
+    let by = if low { 6 } else { 0 } + if high { 0x60 } else { 0 };
+    (low, high, by)
 }
 
 /// Deposits the low bits of `v` at the ones of `m` (`pdep`).

@@ -376,12 +376,11 @@ pub(super) fn imul(core: &mut Core, i: &Instruction) -> Exec {
     Ok(())
 }
 
+/// Quotient and remainder of (high, low, divisor, size); `None` is #DE.
+type Divide = fn(u64, u64, u64, usize) -> Option<(u64, u64)>;
+
 /// `div` and `idiv`.
-pub(super) fn div(
-    core: &mut Core,
-    i: &Instruction,
-    f: fn(u64, u64, u64, usize) -> Option<(u64, u64)>,
-) -> Exec {
+pub(super) fn div(core: &mut Core, i: &Instruction, f: Divide) -> Exec {
     let size = operand_size(i, 0);
     let d = read_operand(core, i, 0)?;
     let c = &mut core.cpu;
@@ -421,15 +420,21 @@ pub(super) fn sign_to_rdx(core: &mut Core, size: usize) -> Exec {
 pub(super) fn ascii_adjust(core: &mut Core, add: bool) -> Exec {
     let ax = core.cpu.gpr[0] & 0xffff;
     let adjust = ax & 15 > 9 || core.cpu.rflags & AF != 0;
-    let r = match (adjust, add) {
-        (false, _) => ax,
-        (true, true) => ax.wrapping_add(0x106),
-        (true, false) => ax.wrapping_sub(0x106),
+    let (low, high) = if adjust { (6, 0x100) } else { (0, 0) };
+    let (al, status) = if add {
+        alu::add(ax & 0xff, low, 0, 1)
+    } else {
+        alu::sub(ax & 0xff, low, 0, 1)
     };
-    let r = r & 0xff0f;
-    write_reg(&mut core.cpu, 0, 2, r);
-    let f = if adjust { AF | CF } else { 0 };
-    set_status(core, f | alu::szp(r & 0xff, 1));
+    let whole = if add {
+        ax + high + low
+    } else {
+        ax.wrapping_sub(high + low)
+    };
+    write_reg(&mut core.cpu, 0, 2, whole & 0xff00 | al & 15);
+    // SF, ZF, PF and OF are undefined.
+    let carry = if adjust { AF | CF } else { 0 };
+    set_status(core, status & !(AF | CF) | carry);
     Ok(())
 }
 
@@ -455,9 +460,9 @@ pub(super) fn aam(core: &mut Core, i: &Instruction) -> Exec {
 pub(super) fn aad(core: &mut Core, i: &Instruction) -> Exec {
     let base = i.immediate(0) & 0xff;
     let ax = core.cpu.gpr[0] & 0xffff;
-    let r = (ax & 0xff) + (ax >> 8) * base & 0xff;
+    let (r, status) = alu::add(ax & 0xff, (ax >> 8) * base, 0, 1);
     write_reg(&mut core.cpu, 0, 2, r);
-    set_status(core, alu::szp(r, 1));
+    set_status(core, status);
     Ok(())
 }
 

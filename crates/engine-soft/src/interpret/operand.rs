@@ -270,11 +270,14 @@ fn linear_legacy(core: &Core, s: usize, offset: u64, size: usize, write: bool) -
     let mut expand_down = false;
     if core.cpu.protected() && !core.cpu.v86() {
         let code = r & 8 != 0;
-        let bad = r >> 16 & 1 != 0
-            || r & 0x80 == 0
-            || write && (code || r & 2 == 0)
-            || !write && code && r & 2 == 0;
-        if bad {
+        let unusable = r >> 16 & 1 != 0 || r & 0x80 == 0;
+        // Type bit 1: a code segment is readable, a data segment writable.
+        let open = if write {
+            !code && r & 2 != 0
+        } else {
+            !code || r & 2 != 0
+        };
+        if unusable || !open {
             return Err(segment_fault(s).into());
         }
         expand_down = !code && r & 4 != 0;

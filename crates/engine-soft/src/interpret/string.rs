@@ -19,6 +19,9 @@ use crate::cpu::seg;
 const MAX_ITERATIONS: u64 = 4096;
 /// Page runs before a bulk copy or fill lets interrupts through.
 const MAX_RUNS: u32 = 16;
+/// Iterations one by one after an element that is not in plain RAM (or
+/// crosses a page).
+const SLOW_STRETCH: u64 = 8;
 
 /// The string instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,17 +113,24 @@ pub(super) fn string(core: &mut Core, i: &Instruction, next: u64, kind: Kind, si
     let bulk = matches!(kind, Kind::Movs | Kind::Stos) && core.cpu.rflags & DF == 0 && !stepping;
     let mut runs = 0;
     let mut single = 0;
+    // Iterations to do one by one before the next attempt at a run.
+    let mut slow = 0;
     let limit = if stepping { 1 } else { MAX_ITERATIONS };
     while count != 0 {
         let mut done = 0;
-        if bulk {
+        if bulk && slow == 0 {
             done = run(core, &plan, count)?;
-            runs += 1;
+            if done == 0 {
+                slow = SLOW_STRETCH;
+            } else {
+                runs += 1;
+            }
         }
         if done == 0 {
             iteration(core, &plan)?;
             done = 1;
             single += 1;
+            slow = u64::saturating_sub(slow, 1);
         }
         count -= done;
         write_reg(&mut core.cpu, RCX, plan.width, count);

@@ -5,6 +5,6 @@ mod access;
 mod tlb;
 mod walk;
 
-pub(crate) use tlb::drop_writes;
 pub use tlb::TlbUse;
+pub(crate) use tlb::drop_writes;
 pub use walk::{Access, Translation};

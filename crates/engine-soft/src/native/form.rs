@@ -41,15 +41,23 @@ pub(super) enum Action {
     Stmxcsr,
     Fxsave,
     Fxrstor,
-    Xsave { optimize: bool, compact: bool },
+    Xsave {
+        optimize: bool,
+        compact: bool,
+    },
     Xrstor,
     ZeroUpper,
     ZeroAll,
     Gather(Gather),
     /// `vmaskmov*`, `vpmaskmov*` with elements of this many bytes; the load
     /// goes on in a stub.
-    MaskedLoad { element: u8, stub: u32 },
-    MaskedStore { element: u8 },
+    MaskedLoad {
+        element: u8,
+        stub: u32,
+    },
+    MaskedStore {
+        element: u8,
+    },
     /// `maskmovdqu`, `maskmovq`.
     ByteStore,
 }
@@ -191,13 +199,32 @@ fn classify(
         M::Fxsave | M::Fxsave64 | M::Fxrstor | M::Fxrstor64 => {
             return Some((Class::Fxsave, false));
         }
-        M::Xsave | M::Xsave64 | M::Xsaveopt | M::Xsaveopt64 | M::Xsavec | M::Xsavec64
-        | M::Xrstor | M::Xrstor64 => return Some((Class::Xsave, false)),
+        M::Xsave
+        | M::Xsave64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xrstor
+        | M::Xrstor64 => return Some((Class::Xsave, false)),
         M::Ldmxcsr | M::Stmxcsr => return Some((Class::Sse, false)),
         M::Emms => return Some((Class::Mmx, true)),
-        M::Cvtpi2ps | M::Cvtpi2pd => return Some((Class::Sse, true)),
-        M::Movnti | M::Crc32 | M::Sfence | M::Lfence | M::Mfence | M::Prefetchnta
-        | M::Prefetcht0 | M::Prefetcht1 | M::Prefetcht2 => return Some((Class::Free, false)),
+        // With a memory operand they name no xmm register.
+        M::Cvtpi2ps | M::Cvtpi2pd | M::Cvtps2pi | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi => {
+            return Some((Class::Sse, true));
+        }
+        M::Cvtss2si | M::Cvttss2si | M::Cvtsd2si | M::Cvttsd2si => {
+            return Some((Class::Sse, false));
+        }
+        M::Movnti
+        | M::Crc32
+        | M::Sfence
+        | M::Lfence
+        | M::Mfence
+        | M::Prefetchnta
+        | M::Prefetcht0
+        | M::Prefetcht1
+        | M::Prefetcht2 => return Some((Class::Free, false)),
         _ => {}
     }
     if name.starts_with('F') {
@@ -236,9 +263,11 @@ fn no_wait(i: &Instruction) -> bool {
 
 /// Integer and move instructions neither read nor change MXCSR.
 fn depends_on_mxcsr(name: &str) -> bool {
-    !["P", "Vp", "Mov", "Vmov", "Aes", "Vaes", "Sha", "Gf2", "Vgf2"]
-        .iter()
-        .any(|p| name.starts_with(p))
+    ![
+        "P", "Vp", "Mov", "Vmov", "Aes", "Vaes", "Sha", "Gf2", "Vgf2",
+    ]
+    .iter()
+    .any(|p| name.starts_with(p))
 }
 
 fn action(i: &Instruction) -> Action {
@@ -320,8 +349,10 @@ fn memory(i: &Instruction, class: Class) -> Result<Option<Mem>, ()> {
 fn alignment(i: &Instruction, class: Class, size: usize) -> usize {
     use Mnemonic as M;
     let aligned = match class {
+        // The SHA instructions are aligned on Intel and not on AMD: allowed.
         Class::Sse => {
             size == 16
+                && !i.cpuid_features().contains(&CpuidFeature::SHA)
                 && !matches!(
                     i.mnemonic(),
                     M::Movups
@@ -338,7 +369,12 @@ fn alignment(i: &Instruction, class: Class, size: usize) -> usize {
         }
         Class::Vex => matches!(
             i.mnemonic(),
-            M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq
+            M::Vmovaps
+                | M::Vmovapd
+                | M::Vmovdqa
+                | M::Vmovntps
+                | M::Vmovntpd
+                | M::Vmovntdq
                 | M::Vmovntdqa
         ),
         _ => false,

@@ -53,8 +53,8 @@ pub(super) fn gather(core: &mut Core, i: &Instruction, shape: Gather) -> Exec {
     let address_mask = vsib_address_mask(core, i);
     for n in 0..count {
         if element(core, mask, n, size) < 0 {
-            let offset = element(core, index, n, index_size)
-                .wrapping_mul(i64::from(i.memory_index_scale()));
+            let offset =
+                element(core, index, n, index_size).wrapping_mul(i64::from(i.memory_index_scale()));
             let ea = base.wrapping_add(offset as u64) & address_mask;
             let la = operand::linear(core, s, ea, size, false)?;
             let v = core.read(la, size)?;
@@ -154,10 +154,7 @@ pub(super) fn store(core: &mut Core, i: &Instruction, size: u8) -> Exec {
 pub(super) fn byte_store(core: &mut Core, i: &Instruction) -> Exec {
     let (source, mask) = (i.op_register(1), i.op_register(2));
     if !source.is_mm() {
-        let (data, masks) = (
-            core.cpu.ymm[vector(i, 1)],
-            core.cpu.ymm[vector(i, 2)],
-        );
+        let (data, masks) = (core.cpu.ymm[vector(i, 1)], core.cpu.ymm[vector(i, 2)]);
         return store_selected(core, i, 1, &data.0[..16], |n| masks.0[n] & 0x80 != 0);
     }
     let image = x87::current(core);
@@ -167,7 +164,9 @@ pub(super) fn byte_store(core: &mut Core, i: &Instruction) -> Exec {
         b
     };
     let (data, masks) = (mm(source), mm(mask));
-    store_selected(core, i, 1, &data, |n| masks[n] & 0x80 != 0)
+    store_selected(core, i, 1, &data, |n| masks[n] & 0x80 != 0)?;
+    x87::become_mmx();
+    Ok(())
 }
 
 fn store_selected(

@@ -216,10 +216,7 @@ fn cell(core: &mut Core, at: usize) -> &mut u32 {
 
 fn run_with_memory(core: &mut Core, i: &Instruction, form: &Form, mem: &Mem, at: u32) -> Exec {
     let size = usize::from(mem.size).min(BOUNCE_SIZE);
-    let la = operand::linear_operand(core, i, u32::from(mem.op), size, mem.write)?;
-    if la & (u64::from(mem.align) - 1) != 0 {
-        return Err(Exception::gp0().into());
-    }
+    let la = aligned_operand(core, i, u32::from(mem.op), size, mem.align, mem.write)?;
     if mem.write {
         core.probe_write(la, size)?;
     }
@@ -234,6 +231,27 @@ fn run_with_memory(core: &mut Core, i: &Instruction, form: &Form, mem: &Mem, at:
         write_operand(core, la, size)?;
     }
     Ok(())
+}
+
+/// Linear address of a memory operand that must be aligned; misalignment comes
+/// before all other faults of the operand.
+#[inline]
+fn aligned_operand(
+    core: &Core,
+    i: &Instruction,
+    op: u32,
+    size: usize,
+    align: u16,
+    write: bool,
+) -> Exec<u64> {
+    if align > 1 {
+        let (s, offset) = operand::segment_offset(core, i, op);
+        let la = offset.wrapping_add(core.cpu.seg[s].base);
+        if la & (u64::from(align) - 1) != 0 {
+            return Err(Exception::gp0().into());
+        }
+    }
+    operand::linear_operand(core, i, op, size, write)
 }
 
 /// Copies guest memory into the buffer; sizes of general registers with one
@@ -261,10 +279,11 @@ fn write_operand(core: &mut Core, la: u64, size: usize) -> Exec {
 }
 
 /// Clears the instruction and operand pointers of a stored x87 environment:
-/// they are addresses of the host.
+/// they are addresses of the host. The reserved last two bytes of the 32-bit
+/// form stay.
 fn clean_environment(core: &mut Core, size: u8) {
-    let from = if size == 14 { 6 } else { 12 };
-    buffer(core)[from..usize::from(size)].fill(0);
+    let pointers = if size == 14 { 6..14 } else { 12..26 };
+    buffer(core)[pointers].fill(0);
 }
 
 #[inline]

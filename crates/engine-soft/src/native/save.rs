@@ -76,12 +76,8 @@ fn gp<T>() -> Exec<T> {
 }
 
 /// Address of the memory operand, which must be aligned.
-fn area(core: &Core, i: &Instruction, size: usize, align: u64, write: bool) -> Exec<u64> {
-    let la = operand::linear_operand(core, i, 0, size, write)?;
-    if la & (align - 1) != 0 {
-        return gp();
-    }
-    Ok(la)
+fn area(core: &Core, i: &Instruction, size: usize, align: u16, write: bool) -> Exec<u64> {
+    super::aligned_operand(core, i, 0, size, align, write)
 }
 
 pub(super) fn ldmxcsr(core: &mut Core, i: &Instruction) -> Exec {
@@ -132,9 +128,7 @@ fn requested(core: &Core) -> u64 {
 /// x87 and SSE is not tracked: always in use.
 fn in_use(core: &Core) -> u64 {
     let n = vector_count(core);
-    let upper = core.cpu.ymm[..n]
-        .iter()
-        .any(|y| y.0[16..] != [0; 16]);
+    let upper = core.cpu.ymm[..n].iter().any(|y| y.0[16..] != [0; 16]);
     X87 | SSE | if upper { AVX } else { 0 }
 }
 
@@ -143,7 +137,11 @@ fn in_use(core: &Core) -> u64 {
 /// AVX component beyond the legacy region both formats have the same layout.
 pub(super) fn xsave(core: &mut Core, i: &Instruction, optimize: bool, compact: bool) -> Exec {
     let asked = requested(core);
-    let size = if asked & AVX != 0 { FULL_SIZE } else { BASE_SIZE };
+    let size = if asked & AVX != 0 {
+        FULL_SIZE
+    } else {
+        BASE_SIZE
+    };
     let la = area(core, i, size, 64, true)?;
     core.probe_write(la, size)?;
     let used = in_use(core) & asked;

@@ -9,8 +9,7 @@ use std::mem::offset_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use iced_x86::{
-    Code, Encoder, Instruction, InstructionInfoFactory, MemoryOperand, OpAccess,
-    OpKind, Register,
+    Code, Encoder, Instruction, InstructionInfoFactory, MemoryOperand, OpAccess, OpKind, Register,
 };
 
 use super::features::Features;
@@ -244,10 +243,7 @@ impl Uses {
 
     /// The host register that stands for a guest register of any size.
     fn host(&self, r: Register) -> Option<Register> {
-        if matches!(
-            r,
-            Register::AH | Register::CH | Register::DH | Register::BH
-        ) {
+        if matches!(r, Register::AH | Register::CH | Register::DH | Register::BH) {
             return Some(r);
         }
         let (host, _) = self.gpr[r.full_register().number() & 15]?;

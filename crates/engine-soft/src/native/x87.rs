@@ -44,6 +44,8 @@ impl FxImage {
         // SAFETY: 512 bytes, 64-byte aligned; registers are only read.
         unsafe { asm!("fxsave64 [{}]", in(reg) self.0.as_mut_ptr(), options(nostack)) };
         self.forget_pointers();
+        // Rust's own arithmetic raises flags in it.
+        self.0[24..28].copy_from_slice(&Self::INIT.0[24..28]);
     }
 
     /// Loads the x87 part into the host's registers.
@@ -124,6 +126,13 @@ pub(super) fn exception_pending() -> bool {
     // SAFETY: only reads the x87 status word.
     unsafe { asm!("fnstsw ax", out("ax") status, options(nomem, nostack, preserves_flags)) };
     status & 0x80 != 0
+}
+
+/// What every MMX instruction does to the x87 state: all registers valid, top
+/// of stack zero.
+pub(super) fn become_mmx() {
+    // SAFETY: changes the guest's x87 tags and status only.
+    unsafe { asm!("movd {0:e}, mm0", out(reg) _, options(nomem, nostack, preserves_flags)) };
 }
 
 /// `fnclex`.

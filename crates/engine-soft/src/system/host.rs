@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::{CpuidResult, __cpuid, __cpuid_count};
 
-use arch::cpuid::{Features, HostCpu};
+use arch::cpuid::{CpuModel, CpuidTable, Features, HostCpu, ModelUnavailable};
 
 fn words(r: CpuidResult) -> [u32; 4] {
     [r.eax, r.ebx, r.ecx, r.edx]
@@ -60,4 +60,17 @@ pub fn host_cpu() -> HostCpu {
         amd_l1: extended(0x8000_0005),
         l2: extended(0x8000_0006),
     }
+}
+
+/// What CPUID shows in a machine of this model on this host.
+///
+/// # Errors
+/// If the host lacks what the model promises.
+pub fn host_table(model: CpuModel, vcpus: u32) -> Result<CpuidTable, ModelUnavailable> {
+    CpuidTable::new(
+        model,
+        &host_cpu(),
+        vcpus,
+        crate::system::clock::host_tsc_khz(),
+    )
 }

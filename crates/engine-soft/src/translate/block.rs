@@ -7,6 +7,7 @@ use crate::translate::cache::{Block, BlockKey, CodeCache, Index};
 use crate::translate::classify::{ALL_FLAGS, Class, classify, flags};
 use crate::translate::emit::{Emitter, Slow, SlowKind};
 use crate::translate::exit::{Kind, Record};
+use crate::translate::group;
 
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 64;
@@ -90,6 +91,7 @@ impl Translator {
             info: InstructionInfoFactory::new(),
             bmi2: self.bmi2,
             insn: 0,
+            member: None,
         };
         let block = emit_block(&mut e, place, &insns, bytes, length, live_out);
         self.encoder = e.encoder;
@@ -171,11 +173,11 @@ fn liveness(insns: &mut [Insn], end: u64, source: &mut dyn Source) -> u32 {
 
 /// Flags that code at `rip` may read before it overwrites them.
 fn peek(rip: u64, source: &mut dyn Source, depth: u32) -> u32 {
-    let mut bytes = [0u8; 64];
+    let mut bytes = [0u8; 160];
     let n = source.fetch(rip, &mut bytes);
     let mut decoder = Decoder::with_ip(64, &bytes[..n], rip, DecoderOptions::NONE);
     let (mut live, mut unknown) = (0, ALL_FLAGS);
-    for _ in 0..8 {
+    for _ in 0..32 {
         if !decoder.can_decode() {
             break;
         }
@@ -222,9 +224,16 @@ fn emit_block(
 ) -> Block {
     let base = place.rip;
     let entries = e.prologue(base, place.key.map, insns[0].live != 0);
+    let members = if place.key.ungrouped {
+        vec![None; insns.len()]
+    } else {
+        let list: Vec<_> = insns.iter().map(|n| (n.i, n.class)).collect();
+        group::find(&list, &mut e.info)
+    };
     let mut starts = Vec::with_capacity(insns.len() + 1);
     for (k, insn) in insns.iter().enumerate() {
         e.insn = k;
+        e.member = members[k];
         let from = (insn.i.ip() - base) as usize;
         let raw = &bytes[from..from + insn.i.len()];
         starts.push((e.hot.pos as u32, (insn.i.ip() & 0xfff) as u16));

@@ -55,6 +55,8 @@ pub(crate) struct BlockKey {
     pub map: MapId,
     pub offset: u16,
     pub view: u8,
+    /// The variant without grouped checks.
+    pub ungrouped: bool,
 }
 
 /// The four ways into a block, as offsets into the cache. Each runs on into
@@ -322,7 +324,10 @@ impl CodeCache {
         if !old.dead {
             return;
         }
-        self.redirect(old.entries.cross_page as usize, new.entries.cross_page as usize);
+        self.redirect(
+            old.entries.cross_page as usize,
+            new.entries.cross_page as usize,
+        );
         self.redirect(old.entries.poll as usize, new.entries.poll as usize);
         self.redirect(old.entries.direct as usize, new.entries.direct as usize);
     }
@@ -382,7 +387,10 @@ impl Index {
     /// is emptied.
     pub fn map_id(&mut self, linear_page: u64, ram_page: u64, user: bool) -> MapId {
         let next = self.map_ids.len() as u32 + 1;
-        *self.map_ids.entry((linear_page, ram_page, user)).or_insert(next)
+        *self
+            .map_ids
+            .entry((linear_page, ram_page, user))
+            .or_insert(next)
     }
 
     /// The live block with this key.

@@ -54,7 +54,11 @@ pub(crate) fn classify(i: &Instruction) -> Class {
         }
         F::ConditionalBranch => {
             let near = i.op0_kind() == OpKind::NearBranch64;
-            return if near { Class::Branch } else { Class::EmulateEnd };
+            return if near {
+                Class::Branch
+            } else {
+                Class::EmulateEnd
+            };
         }
         F::Call => {
             return match i.code() {
@@ -300,10 +304,7 @@ fn legacy_known(i: &Instruction) -> bool {
             | M::Ldmxcsr
             | M::Stmxcsr
     );
-    integer
-        || i.is_jcc_short_or_near()
-        || is_setcc_or_cmov(i.mnemonic())
-        || vector_known(i)
+    integer || i.is_jcc_short_or_near() || is_setcc_or_cmov(i.mnemonic()) || vector_known(i)
 }
 
 fn is_setcc_or_cmov(m: Mnemonic) -> bool {
@@ -425,16 +426,7 @@ pub(crate) fn flags(i: &Instruction, class: Class) -> (u32, u32) {
     let mut killed = i.rflags_modified() & ALL_FLAGS;
     let shift = matches!(
         i.mnemonic(),
-        M::Shl
-            | M::Sal
-            | M::Shr
-            | M::Sar
-            | M::Rol
-            | M::Ror
-            | M::Rcl
-            | M::Rcr
-            | M::Shld
-            | M::Shrd
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
     );
     if shift && i.encoding() == EncodingKind::Legacy {
         let last = i.op_count() - 1;

@@ -177,6 +177,7 @@ impl Core {
         let rip = r.rip;
         match r.kind() {
             Some(Kind::TlbMiss) => self.tlb_miss(&r),
+            Some(Kind::GroupMiss) => self.group_miss(&r),
             Some(Kind::Emulate) => self.emulate(&r),
             Some(Kind::Link) => self.link(&r),
             Some(Kind::Indirect) => {
@@ -214,6 +215,48 @@ impl Core {
             }
         }
         self.emulate(r)
+    }
+
+    /// A group's range: fill the TLB, or run the ungrouped variant.
+    fn group_miss(&mut self, r: &Record) -> Exec<Step> {
+        self.jit.misses += 1;
+        let la = self.cpu.jit.exit_addr;
+        let (write, span) = (r.access & 0x80 != 0, r.next as usize);
+        let view = self.view();
+        let canonical = (la as i64) << 16 >> 16 == la as i64;
+        if canonical
+            && (la & 0xfff) + span as u64 <= 4096
+            && self.tlb_fill(la, write, view).is_ok()
+            && self.tlb_get(view, write, la, span).is_some()
+        {
+            return Ok(Step::Resume(r.a as usize));
+        }
+        self.flags_in();
+        self.cpu.rip = r.rip;
+        let Some(page) = self.code_page(r.rip)? else {
+            return Ok(Step::Return(Next::Interpret));
+        };
+        let key = BlockKey {
+            map: page.map,
+            offset: (r.rip & 0xfff) as u16,
+            view: self.cpu.view,
+            ungrouped: true,
+        };
+        let found = {
+            let index = self.shared.code.index.lock();
+            index.find(key).map(|b| index.blocks[b as usize].entries)
+        };
+        let entries = match found {
+            Some(e) => Some(e),
+            None => self.make_block(r.rip, key, page.ram_page)?,
+        };
+        match entries {
+            Some(e) => {
+                self.flags_out();
+                Ok(Step::Resume(e.direct as usize))
+            }
+            None => Ok(Step::Return(Next::Interpret)),
+        }
     }
 
     /// Interprets the instruction at the record's rip and goes on behind it.
@@ -343,6 +386,7 @@ impl Core {
             map: page.map,
             offset: (rip & 0xfff) as u16,
             view: self.cpu.view,
+            ungrouped: false,
         };
         let found = {
             let index = self.shared.code.index.lock();

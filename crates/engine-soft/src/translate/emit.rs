@@ -2,12 +2,15 @@
 
 use std::mem::{offset_of, size_of};
 
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, MemorySize, OpAccess, OpKind, Register};
+use iced_x86::{
+    Encoder, Instruction, InstructionInfoFactory, MemorySize, OpAccess, OpKind, Register,
+};
 
-use crate::cpu::{Cpu, Seg, TlbBank, View, seg};
+use crate::cpu::{Cpu, Seg, TLB_ENTRIES, TlbBank, View, seg};
 use crate::translate::asm::{Asm, Ea, cc, reg};
 use crate::translate::cache::Common;
 use crate::translate::exit::{Kind, Record};
+use crate::translate::group::Member;
 
 /// Offset of a guest general register in the state.
 pub(crate) const fn gpr(n: u8) -> usize {
@@ -32,10 +35,7 @@ pub(crate) fn number(r: Register) -> u8 {
 }
 
 fn is_high_byte(r: Register) -> bool {
-    matches!(
-        r,
-        Register::AH | Register::CH | Register::DH | Register::BH
-    )
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
 }
 
 fn spilled(r: u8) -> bool {
@@ -57,6 +57,10 @@ pub(crate) enum SlowKind {
         size: u8,
         retry: usize,
         flags_saved: bool,
+        /// The address, if it is a constant.
+        constant: Option<u64>,
+        /// A group's check: bytes of its range.
+        group: Option<u16>,
     },
     Emulate,
     Link {
@@ -78,6 +82,34 @@ pub(crate) enum SlowKind {
     },
 }
 
+/// Where a checked operand is, in host registers.
+#[derive(Clone, Copy)]
+struct Place {
+    base: u8,
+    index: Option<u8>,
+    disp: i32,
+}
+
+impl Place {
+    /// Where `check` leaves an operand.
+    const CHECKED: Self = Self {
+        base: reg::T0,
+        index: Some(reg::T1),
+        disp: 0,
+    };
+
+    const fn ea(self) -> Ea {
+        Ea {
+            base: Some(self.base),
+            index: match self.index {
+                Some(i) => Some((i, 0)),
+                None => None,
+            },
+            disp: self.disp,
+        }
+    }
+}
+
 /// Emits one block.
 pub(crate) struct Emitter {
     pub hot: Asm,
@@ -90,6 +122,8 @@ pub(crate) struct Emitter {
     pub bmi2: bool,
     /// Index of the instruction being emitted.
     pub insn: usize,
+    /// Its part in a group.
+    pub member: Option<Member>,
 }
 
 impl Emitter {
@@ -220,8 +254,8 @@ impl Emitter {
                 n
             }
         };
-        let base = (i.memory_base() != Register::None)
-            .then(|| place(self, i.memory_base(), reg::T0));
+        let base =
+            (i.memory_base() != Register::None).then(|| place(self, i.memory_base(), reg::T0));
         let index = (i.memory_index() != Register::None).then(|| {
             let r = place(self, i.memory_index(), reg::T1);
             (r, i.memory_index_scale().trailing_zeros() as u8)
@@ -235,54 +269,143 @@ impl Emitter {
 
     /// Checks an access of `size` bytes at T0. Afterwards T0 + T1 is the host
     /// address. `retry` is where the address computation began.
-    pub fn check(&mut self, retry: usize, write: bool, size: usize, live: bool) {
+    fn check(&mut self, retry: usize, write: bool, size: usize, live: bool) {
+        self.check_range(retry, write, size, live, None);
+    }
+
+    fn check_range(
+        &mut self,
+        retry: usize,
+        write: bool,
+        size: usize,
+        live: bool,
+        group: Option<u16>,
+    ) {
         let b = bank(self.view, write);
-        if live {
-            self.hot.store(reg::RAX, FLAGS_SAVE);
-            self.hot.flags_to_ax();
-        }
-        if self.bmi2 {
-            self.hot.rorx32(reg::T1, reg::T0, 9);
-        } else {
-            self.hot.op_reg(&[0x8b], reg::T1, reg::T0, false);
-            // shr r15d, 9
-            self.hot.bytes(&[0x41, 0xc1, 0xef, 9]);
-        }
-        // and r15d, 0x1ff8
-        self.hot.bytes(&[0x41, 0x81, 0xe7, 0xf8, 0x1f, 0, 0]);
-        let at = |array: usize| Ea {
-            base: Some(reg::T1),
-            index: None,
-            disp: (b + array) as i32,
-        };
-        let tags = at(offset_of!(TlbBank, neg_page));
-        self.hot.op_mem(&[0x03], reg::T0, tags, true, true);
-        // cmp r14, 4096 - size
-        self.hot.bytes(&[0x49, 0x81, 0xfe]);
-        self.hot.dword(4096 - size as u32);
-        let jump = self.hot.jcc(cc::A);
-        self.slow(
-            jump,
-            SlowKind::Miss {
+        self.guarded(live, |e| {
+            if e.bmi2 {
+                e.hot.rorx32(reg::T1, reg::T0, 9);
+            } else {
+                e.hot.op_reg(&[0x8b], reg::T1, reg::T0, false);
+                // shr r15d, 9
+                e.hot.bytes(&[0x41, 0xc1, 0xef, 9]);
+            }
+            // and r15d, 0x1ff8
+            e.hot.bytes(&[0x41, 0x81, 0xe7, 0xf8, 0x1f, 0, 0]);
+            let at = |array: usize| Ea {
+                base: Some(reg::T1),
+                index: None,
+                disp: (b + array) as i32,
+            };
+            let tags = at(offset_of!(TlbBank, neg_page));
+            e.hot.op_mem(&[0x03], reg::T0, tags, true, true);
+            // cmp r14, 4096 - size
+            e.hot.bytes(&[0x49, 0x81, 0xfe]);
+            e.hot.dword(4096 - size as u32);
+            let jump = e.hot.jcc(cc::A);
+            let what = SlowKind::Miss {
                 write,
                 size: size as u8,
                 retry,
                 flags_saved: live,
-            },
-        );
-        let hosts = at(offset_of!(TlbBank, host));
-        self.hot.op_mem(&[0x8b], reg::T1, hosts, true, true);
-        if live {
-            self.hot.flags_from_ax();
-            self.hot.load(reg::RAX, FLAGS_SAVE);
+                constant: None,
+                group,
+            };
+            e.slow(jump, what);
+            let hosts = at(offset_of!(TlbBank, host));
+            e.hot.op_mem(&[0x8b], reg::T1, hosts, true, true);
+        });
+    }
+
+    /// Checks an access at a constant address inside one page; T1 is the host
+    /// page afterwards.
+    fn check_constant(&mut self, address: u64, write: bool, size: usize, live: bool) -> Place {
+        let retry = self.hot.pos;
+        let slot = bank(self.view, write) + ((address >> 12) as usize & (TLB_ENTRIES - 1)) * 8;
+        let tag = Ea {
+            disp: (slot + offset_of!(TlbBank, neg_page)) as i32,
+            ..Ea::default()
+        };
+        let expected = (address & !0xfff).wrapping_neg();
+        self.guarded(live, |e| {
+            if expected as i64 == i64::from(expected as i32) {
+                e.hot.op_mem(&[0x81], 7, tag, true, true);
+                e.hot.dword(expected as u32);
+            } else {
+                e.hot.mov_imm(reg::T0, expected);
+                e.hot.op_mem(&[0x3b], reg::T0, tag, true, true);
+            }
+            let jump = e.hot.jcc(cc::NE);
+            let what = SlowKind::Miss {
+                write,
+                size: size as u8,
+                retry,
+                flags_saved: live,
+                constant: Some(address),
+                group: None,
+            };
+            e.slow(jump, what);
+        });
+        self.hot.load(reg::T1, slot + offset_of!(TlbBank, host));
+        Place {
+            base: reg::T1,
+            index: None,
+            disp: (address & 0xfff) as i32,
         }
     }
 
-    const HOST: Ea = Ea {
-        base: Some(reg::T0),
-        index: Some((reg::T1, 0)),
-        disp: 0,
-    };
+    /// Address and check of an ordinary memory operand.
+    fn operand(&mut self, i: &Instruction, write: bool, size: usize, live: bool) -> Place {
+        if let Some(place) = self.group_place(live) {
+            return place;
+        }
+        let plain = !matches!(i.memory_segment(), Register::FS | Register::GS);
+        if i.is_ip_rel_memory_operand() && plain {
+            let address = i.ip_rel_memory_address();
+            if (address & 0xfff) as usize + size <= 4096 {
+                return self.check_constant(address, write, size, live);
+            }
+        }
+        let retry = self.hot.pos;
+        self.address(i);
+        self.check(retry, write, size, live);
+        Place::CHECKED
+    }
+
+    /// A group member's operand; the first one checks.
+    fn group_place(&mut self, live: bool) -> Option<Place> {
+        let m = self.member?;
+        if let Some(c) = m.check {
+            let retry = self.hot.pos;
+            let ea = Ea {
+                base: Some(c.base),
+                index: None,
+                disp: c.low,
+            };
+            self.hot.lea(reg::T0, ea, true);
+            self.check_range(retry, c.write, c.span as usize, live, Some(c.span));
+        }
+        Some(Place {
+            disp: m.offset,
+            ..Place::CHECKED
+        })
+    }
+
+    /// Checks 8 bytes of stack at rsp + `disp`.
+    fn stack_place(&mut self, disp: i32, write: bool, live: bool) -> Place {
+        if let Some(place) = self.group_place(live) {
+            return place;
+        }
+        let retry = self.hot.pos;
+        let ea = Ea {
+            base: Some(reg::RSP),
+            index: None,
+            disp,
+        };
+        self.hot.lea(reg::T0, ea, true);
+        self.check(retry, write, 8, live);
+        Place::CHECKED
+    }
 
     /// An instruction without memory operand.
     pub fn plain(&mut self, i: &Instruction, bytes: &[u8]) {
@@ -343,7 +466,10 @@ impl Emitter {
             if a != OpAccess::Write || r.size() < 4 {
                 read |= bit;
             }
-            if !matches!(a, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess) {
+            if !matches!(
+                a,
+                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            ) {
                 written |= bit;
             }
         }
@@ -353,10 +479,12 @@ impl Emitter {
     /// An instruction with one memory operand.
     pub fn memory(&mut self, i: &Instruction, live: bool) {
         let info = self.info.info(i);
-        let writes = info
-            .used_memory()
-            .iter()
-            .any(|m| !matches!(m.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess));
+        let writes = info.used_memory().iter().any(|m| {
+            !matches!(
+                m.access(),
+                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            )
+        });
         let size = i.memory_size().size();
         let mut operand_regs = 0u32;
         let mut high = false;
@@ -378,26 +506,28 @@ impl Emitter {
         if operand_regs == 1 << reg::T0 | 1 << reg::T1 || high && operand_regs != 0 {
             return self.emulate();
         }
-        let retry = self.hot.pos;
-        self.address(i);
-        self.check(retry, writes, size, live);
+        let place = self.operand(i, writes, size, live);
         if high {
-            self.access_with_low_base(i, fixed);
+            self.access_with_low_base(i, fixed, place);
         } else if operand_regs == 0 {
-            self.access(i, Register::R14, Register::R15);
+            self.access(i, place);
         } else {
-            self.access_spilled(i, operand_regs);
+            self.access_spilled(i, operand_regs, place);
         }
     }
 
-    /// Emits the instruction with its memory operand at `base + index`.
-    fn access(&mut self, i: &Instruction, base: Register, index: Register) {
+    /// Emits the instruction with its memory operand at `place`.
+    fn access(&mut self, i: &Instruction, place: Place) {
         let mut o = *i;
-        o.set_memory_base(base);
-        o.set_memory_index(index);
+        o.set_memory_base(wide(place.base));
+        o.set_memory_index(place.index.map_or(Register::None, wide));
         o.set_memory_index_scale(1);
-        o.set_memory_displacement64(0);
-        o.set_memory_displ_size(0);
+        o.set_memory_displacement64(place.disp as i64 as u64);
+        o.set_memory_displ_size(match place.disp {
+            0 => 0,
+            d if i8::try_from(d).is_ok() => 1,
+            _ => 8,
+        });
         o.set_segment_prefix(Register::None);
         if !self.encode(&o) {
             // Cannot happen for what `classify` lets through; if it does, the
@@ -408,13 +538,13 @@ impl Emitter {
 
     /// The other operand is a spilled guest register, whose host register
     /// becomes that operand; the address moves to the other scratch register.
-    fn access_spilled(&mut self, i: &Instruction, operand: u32) {
-        let (value, address, name) = if operand == 1 << reg::T0 {
-            (reg::T0, reg::T1, Register::R15)
+    fn access_spilled(&mut self, i: &Instruction, operand: u32, place: Place) {
+        let (value, address) = if operand == 1 << reg::T0 {
+            (reg::T0, reg::T1)
         } else {
-            (reg::T1, reg::T0, Register::R14)
+            (reg::T1, reg::T0)
         };
-        self.hot.lea(address, Self::HOST, true);
+        self.hot.lea(address, place.ea(), true);
         let (read, written) = {
             let mut o = *i;
             o.set_memory_base(Register::None);
@@ -425,39 +555,33 @@ impl Emitter {
         if read & 1 << value != 0 {
             self.hot.load(value, gpr(value));
         }
-        self.access(i, name, Register::None);
+        let at = Place {
+            base: address,
+            index: None,
+            disp: 0,
+        };
+        self.access(i, at);
         if written & 1 << value != 0 {
             self.hot.store(value, gpr(value));
         }
     }
 
     /// AH..BH cannot be encoded next to r14 or r15: borrow a low register.
-    fn access_with_low_base(&mut self, i: &Instruction, used: u32) {
-        const LOW: [(u8, Register); 4] = [
-            (6, Register::RSI),
-            (7, Register::RDI),
-            (5, Register::RBP),
-            (3, Register::RBX),
-        ];
-        let Some(&(n, name)) = LOW.iter().find(|(n, _)| used & 1 << n == 0) else {
+    fn access_with_low_base(&mut self, i: &Instruction, used: u32, place: Place) {
+        const LOW: [u8; 4] = [6, 7, 5, 3];
+        let Some(&n) = LOW.iter().find(|n| used & 1 << **n == 0) else {
             return self.emulate();
         };
-        self.hot.lea(reg::T0, Self::HOST, true);
+        self.hot.lea(reg::T0, place.ea(), true);
         self.hot.store(n, LOW_SAVE);
         self.hot.mov(n, reg::T0);
-        self.access(i, name, Register::None);
-        self.hot.load(n, LOW_SAVE);
-    }
-
-    fn stack_top(&mut self, disp: i32) -> usize {
-        let retry = self.hot.pos;
-        let ea = Ea {
-            base: Some(reg::RSP),
+        let at = Place {
+            base: n,
             index: None,
-            disp,
+            disp: 0,
         };
-        self.hot.lea(reg::T0, ea, true);
-        retry
+        self.access(i, at);
+        self.hot.load(n, LOW_SAVE);
     }
 
     fn move_rsp(&mut self, by: i32) {
@@ -472,73 +596,54 @@ impl Emitter {
     /// `push`, 64 bits.
     pub fn push(&mut self, i: &Instruction, live: bool) {
         if i.op0_kind() == OpKind::Memory {
-            let retry = self.hot.pos;
-            self.address(i);
-            self.check(retry, false, 8, live);
-            self.hot.op_mem(&[0x8b], reg::T0, Self::HOST, true, false);
+            let place = self.operand(i, false, 8, live);
+            self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
             self.hot.store(reg::T0, TARGET);
         }
-        let retry = self.stack_top(-8);
-        self.check(retry, true, 8, live);
+        let place = self.stack_place(-8, true, live);
         match i.op0_kind() {
-            OpKind::Register => {
-                let n = number(i.op0_register());
-                self.store_register(n);
-            }
+            OpKind::Register => self.store_register(number(i.op0_register()), place),
             OpKind::Memory => {
-                self.hot.lea(reg::T0, Self::HOST, true);
+                self.hot.lea(reg::T0, place.ea(), true);
                 self.hot.load(reg::T1, TARGET);
-                let at = Ea {
-                    base: Some(reg::T0),
-                    ..Ea::default()
-                };
-                self.hot.op_mem(&[0x89], reg::T1, at, true, false);
+                self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
             }
-            _ => self.store_imm(i.immediate(0)),
+            _ => self.store_imm(i.immediate(0), place),
         }
         self.move_rsp(-8);
     }
 
-    fn store_register(&mut self, n: u8) {
+    fn store_register(&mut self, n: u8, place: Place) {
         if spilled(n) {
-            self.hot.lea(reg::T0, Self::HOST, true);
+            self.hot.lea(reg::T0, place.ea(), true);
             self.hot.load(reg::T1, gpr(n));
-            let at = Ea {
-                base: Some(reg::T0),
-                ..Ea::default()
-            };
-            self.hot.op_mem(&[0x89], reg::T1, at, true, false);
+            self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
         } else {
-            self.hot.op_mem(&[0x89], n, Self::HOST, true, false);
+            self.hot.op_mem(&[0x89], n, place.ea(), true, false);
         }
     }
 
-    fn store_imm(&mut self, v: u64) {
+    fn store_imm(&mut self, v: u64, place: Place) {
         if v as i64 == i64::from(v as i32) {
-            self.hot.op_mem(&[0xc7], 0, Self::HOST, true, false);
+            self.hot.op_mem(&[0xc7], 0, place.ea(), true, false);
             self.hot.dword(v as u32);
         } else {
-            self.hot.lea(reg::T0, Self::HOST, true);
+            self.hot.lea(reg::T0, place.ea(), true);
             self.hot.mov_imm(reg::T1, v);
-            let at = Ea {
-                base: Some(reg::T0),
-                ..Ea::default()
-            };
-            self.hot.op_mem(&[0x89], reg::T1, at, true, false);
+            self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
         }
     }
 
     /// `pop` of 64 bits into a register.
     pub fn pop(&mut self, i: &Instruction, live: bool) {
         let n = number(i.op0_register());
-        let retry = self.stack_top(0);
-        self.check(retry, false, 8, live);
+        let place = self.stack_place(0, false, live);
         if n == reg::RSP {
-            self.hot.op_mem(&[0x8b], reg::RSP, Self::HOST, true, false);
+            self.hot.op_mem(&[0x8b], reg::RSP, place.ea(), true, false);
             return;
         }
         let d = if spilled(n) { reg::T0 } else { n };
-        self.hot.op_mem(&[0x8b], d, Self::HOST, true, false);
+        self.hot.op_mem(&[0x8b], d, place.ea(), true, false);
         if spilled(n) {
             self.hot.store(reg::T0, gpr(n));
         }
@@ -550,7 +655,7 @@ impl Emitter {
         let retry = self.hot.pos;
         self.hot.mov(reg::T0, reg::RBP);
         self.check(retry, false, 8, live);
-        self.hot.op_mem(&[0x8b], reg::T0, Self::HOST, true, false);
+        self.hot.op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
         let ea = Ea {
             base: Some(reg::RBP),
             index: None,
@@ -562,9 +667,8 @@ impl Emitter {
 
     /// Pushes the return address.
     fn push_return(&mut self, next: u64, live: bool) {
-        let retry = self.stack_top(-8);
-        self.check(retry, true, 8, live);
-        self.store_imm(next);
+        let place = self.stack_place(-8, true, live);
+        self.store_imm(next, place);
         self.move_rsp(-8);
     }
 
@@ -598,18 +702,15 @@ impl Emitter {
                 self.hot.mov(reg::T0, n);
             }
         } else {
-            let retry = self.hot.pos;
-            self.address(i);
-            self.check(retry, false, 8, live);
-            self.hot.op_mem(&[0x8b], reg::T0, Self::HOST, true, false);
+            let place = self.operand(i, false, 8, live);
+            self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
         }
     }
 
     /// Near return, with `imm16` more bytes popped.
     pub fn ret(&mut self, i: &Instruction, live: bool) {
-        let retry = self.stack_top(0);
-        self.check(retry, false, 8, live);
-        self.hot.op_mem(&[0x8b], reg::T0, Self::HOST, true, false);
+        let place = self.stack_place(0, false, live);
+        self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
         let extra = if i.op_count() > 0 {
             i32::from(i.immediate16())
         } else {
@@ -730,14 +831,16 @@ impl Emitter {
     /// `rdtsc` with the guest's offset; clobbers flags.
     pub fn rdtsc(&mut self) {
         // rdtsc; shl rdx, 32; or rax, rdx
-        self.hot.bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
+        self.hot
+            .bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
         let offset = Ea {
             disp: offset_of!(Cpu, tsc_offset) as i32,
             ..Ea::default()
         };
         self.hot.op_mem(&[0x03], reg::RAX, offset, true, true);
         // mov rdx, rax; shr rdx, 32; mov eax, eax
-        self.hot.bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
+        self.hot
+            .bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
     }
 
     /// Emits one slow path. `resume(n)` gives the place of instruction `n`,
@@ -745,23 +848,36 @@ impl Emitter {
     pub fn slow_path(&mut self, s: &Slow, rip: u64, len: u8, next: u32, start: (u64, u32)) {
         let at = self.cold.pos;
         self.hot.patch_rel(s.jump, at);
+        let mut group_span = None;
         let record = match s.what {
             SlowKind::Miss {
                 write,
                 size,
                 retry,
                 flags_saved,
+                constant,
+                group,
             } => {
-                let tags = Ea {
-                    base: Some(reg::T1),
-                    index: None,
-                    disp: (bank(self.view, write) + offset_of!(TlbBank, neg_page)) as i32,
-                };
-                self.cold.op_mem(&[0x2b], reg::T0, tags, true, true);
+                if let Some(address) = constant {
+                    self.cold.mov_imm(reg::T0, address);
+                } else {
+                    let tags = Ea {
+                        base: Some(reg::T1),
+                        index: None,
+                        disp: (bank(self.view, write) + offset_of!(TlbBank, neg_page)) as i32,
+                    };
+                    self.cold.op_mem(&[0x2b], reg::T0, tags, true, true);
+                }
                 self.restore_flags(flags_saved);
-                let mut r = Record::new(Kind::TlbMiss, rip);
+                let kind = if group.is_some() {
+                    Kind::GroupMiss
+                } else {
+                    Kind::TlbMiss
+                };
+                let mut r = Record::new(kind, rip);
                 r.access = size | u8::from(write) << 7;
                 r.a = retry as u32;
+                group_span = group;
                 r
             }
             SlowKind::Emulate => Record::new(Kind::Emulate, rip),
@@ -789,7 +905,7 @@ impl Emitter {
         let mut record = record;
         record.map = start.1;
         record.len = len;
-        record.next = next;
+        record.next = group_span.map_or(next, u32::from);
         self.leave_with(record);
     }
 
@@ -806,6 +922,19 @@ impl Emitter {
         self.cold.jmp_to(self.common.exit);
         record.write(&mut self.cold);
     }
+}
+
+const fn at_t0() -> Ea {
+    Ea {
+        base: Some(reg::T0),
+        index: None,
+        disp: 0,
+    }
+}
+
+/// The 64-bit register with this number.
+fn wide(n: u8) -> Register {
+    Register::RAX + u32::from(n)
 }
 
 fn segment_base(s: usize) -> usize {

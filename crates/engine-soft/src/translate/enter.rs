@@ -132,8 +132,20 @@ macro_rules! switch_code {
     };
 }
 
-switch_code!("holm_soft_enter_avx", "holm_soft_exit_avx", "vmovaps", "ymm", "vzeroupper");
-switch_code!("holm_soft_enter_sse", "holm_soft_exit_sse", "movaps", "xmm", "nop");
+switch_code!(
+    "holm_soft_enter_avx",
+    "holm_soft_exit_avx",
+    "vmovaps",
+    "ymm",
+    "vzeroupper"
+);
+switch_code!(
+    "holm_soft_enter_sse",
+    "holm_soft_exit_sse",
+    "movaps",
+    "xmm",
+    "nop"
+);
 
 /// How to enter and leave generated code on this host.
 #[derive(Clone, Copy)]

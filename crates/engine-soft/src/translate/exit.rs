@@ -19,6 +19,8 @@ pub(crate) enum Kind {
     Again = 4,
     /// Something is pending.
     Poll = 5,
+    /// As `TlbMiss`, of a group's range (its length is in `next`).
+    GroupMiss = 7,
     /// The host CPU raised an exception (no record).
     Fault = 6,
 }
@@ -81,6 +83,7 @@ impl Record {
             3 => Kind::Indirect,
             4 => Kind::Again,
             5 => Kind::Poll,
+            7 => Kind::GroupMiss,
             _ => return None,
         })
     }

@@ -3,6 +3,7 @@
 //! * [`classify`]: what to do with an instruction.
 //! * [`block`]: decode, flag liveness, one block at a time.
 //! * [`emit`] on [`asm`]: the code of single instructions.
+//! * [`group`]: one check for several accesses.
 //! * [`cache`]: where code lives, and which page it came from.
 //! * [`enter`], [`exit`], [`fault`]: getting in and out.
 //! * [`dispatch`]: running: finding, making and linking blocks.
@@ -16,6 +17,7 @@ pub(crate) mod emit;
 pub(crate) mod enter;
 pub(crate) mod exit;
 pub(crate) mod fault;
+pub(crate) mod group;
 
 #[cfg(test)]
 mod tests;

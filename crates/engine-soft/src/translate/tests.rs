@@ -60,6 +60,10 @@ fn core64(program: &[u8]) -> Core {
     for i in 0..4 {
         table(0x3000 + i * 8, i << 21 | 0x83);
     }
+    core64_on(ram)
+}
+
+fn core64_on(ram: Arc<GuestRam>) -> Core {
     let mut core = Core::bare(ram, Arc::new(NoBus)).unwrap();
     let c = &mut *core.cpu;
     c.cr3 = 0x1000;

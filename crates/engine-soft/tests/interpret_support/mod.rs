@@ -1,6 +1,8 @@
 //! A vCPU over a little RAM, in any mode, for tests of the interpreter.
 #![allow(dead_code, missing_docs)]
 
+pub mod host;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -99,6 +101,30 @@ impl Machine {
         c.efer = cr::EFER_LME | cr::EFER_LMA;
         c.cr0 = cr::CR0_PE | cr::CR0_PG | cr::CR0_WP;
         m.flat(CODE_RIGHTS | LONG | PAGES, DATA_RIGHTS | BIG | PAGES);
+        m.core.update_mode();
+        m
+    }
+
+    /// Flat 32-bit protected mode with 32-bit paging: the first 8 MiB
+    /// identity-mapped, and the buffer.
+    pub fn paged32() -> Self {
+        let mut m = Self::protected32();
+        let put = |gpa: u64, v: u32| m.core.ram.write(gpa, &v.to_le_bytes()).expect("RAM");
+        for n in 0..2u32 {
+            put(0x1000 + 4 * u64::from(n), n << 22 | 0x83);
+        }
+        put(0x1000 + 4 * (BUFFER >> 22), 0x4003);
+        for n in 0..(BUFFER_SIZE as u32 >> 12) {
+            put(
+                0x4000 + 4 * u64::from(n),
+                (BUFFER_GPA as u32 + (n << 12)) | 3,
+            );
+        }
+        let c = &mut m.core.cpu;
+        c.cr3 = 0x1000;
+        c.cr4 = cr::CR4_PSE;
+        c.cr0 |= cr::CR0_PG | cr::CR0_WP;
+        m.core.tlb_flush_all();
         m.core.update_mode();
         m
     }

@@ -1,6 +1,11 @@
 //! A guest for tests: RAM, page tables, and a vCPU in each mode.
 #![allow(dead_code, clippy::unwrap_used)]
 
+pub mod case;
+pub mod corpus;
+pub mod host;
+pub mod soft;
+
 use std::sync::Arc;
 
 use engine::Bus;
@@ -10,16 +15,22 @@ use memory::GuestRam;
 
 /// RAM of the test guest.
 pub const RAM_SIZE: u64 = 2 << 20;
-/// Where test code is put.
-pub const CODE: u64 = 0x10_0000;
-/// Three pages for operands; the page before and the page after are unmapped.
-pub const DATA: u64 = 0x8000;
+/// Linear address of guest-physical 0 in the modes with paging: the host can
+/// map the same addresses.
+pub const BASE: u64 = 0x2000_0000;
+/// Where test code is put, linear.
+pub const CODE: u64 = BASE + CODE_GPA;
+/// Where test code is put in RAM.
+pub const CODE_GPA: u64 = 0x10_0000;
+/// Three pages for operands; nothing else but
+/// `CODE` and `READ_ONLY` is mapped.
+pub const DATA: u64 = BASE + 0x8000;
 /// Bytes of operand pages.
 pub const DATA_SIZE: u64 = 0x3000;
 /// A linear page that is not mapped.
 pub const UNMAPPED: u64 = DATA + DATA_SIZE;
 /// A linear page that is mapped read-only.
-pub const READ_ONLY: u64 = 0xd000;
+pub const READ_ONLY: u64 = BASE + 0xd000;
 const TABLES: u64 = 0x1000;
 
 /// A bus with nothing on it.
@@ -120,22 +131,26 @@ fn put32(ram: &GuestRam, at: u64, v: u32) {
     ram.write(at, &v.to_le_bytes()).unwrap();
 }
 
-/// Identity map of RAM with 4 KiB pages, but for the holes around `DATA` and
-/// the read-only page. 4-level tables at `TABLES`, 32-bit tables behind.
+/// Guest-physical address of a linear address of the test guest.
+pub fn gpa(linear: u64) -> u64 {
+    linear - BASE
+}
+
+/// Maps the operand pages, the code page and the read-only page, 4 KiB each. 4-level tables at `TABLES`, 32-bit tables behind.
 fn make_tables(ram: &GuestRam) {
     let (pml4, pdpt, pd, pt) = (TABLES, TABLES + 0x1000, TABLES + 0x2000, TABLES + 0x3000);
     let (pd32, pt32) = (TABLES + 0x4000, TABLES + 0x5000);
     put64(ram, pml4, pdpt | 7);
     put64(ram, pdpt, pd | 7);
-    put64(ram, pd, pt | 7);
-    put32(ram, pd32, pt32 as u32 | 7);
+    put64(ram, pd + (BASE >> 21) * 8, pt | 7);
+    put32(ram, pd32 + (BASE >> 22) * 4, pt32 as u32 | 7);
     for page in 0..RAM_SIZE >> 12 {
-        let la = page << 12;
-        let rights = match la {
+        let rights = match (page << 12) + BASE {
             READ_ONLY => 5,
-            _ if la == UNMAPPED || la == DATA - 0x1000 => 0,
-            _ => 7,
+            DATA..UNMAPPED | CODE => 7,
+            _ => 0,
         };
+        let la = page << 12;
         put64(ram, pt + page * 8, la | rights);
         put32(ram, pt32 + page * 4, (la | rights) as u32);
     }
@@ -165,9 +180,16 @@ pub fn enter(core: &mut Core, mode: Mode, cpl: u8) {
         Mode::Real | Mode::Protected16 => 0xffff,
         _ => 0xffff_ffff,
     };
-    let base = if limit == 0xffff { CODE } else { 0 };
-    let selector = |n: u16| if mode == Mode::Real { (CODE >> 4) as u16 } else { n | u16::from(cpl) };
-    c.seg = [Seg::new(selector(0x10), 0, limit, data); 6];
+    let base = if limit == 0xffff { CODE_GPA } else { 0 };
+    let selector = |n: u16| {
+        if mode == Mode::Real {
+            (CODE_GPA >> 4) as u16
+        } else {
+            n | u16::from(cpl)
+        }
+    };
+    let flat = if mode == Mode::Real { base } else { 0 };
+    c.seg = [Seg::new(selector(0x10), flat, limit, data); 6];
     c.seg[seg::CS] = Seg::new(selector(8), base, limit, code);
     c.cr0 = cr::CR0_NE | cr::CR0_MP | cr::CR0_ET;
     c.cr4 = cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT;

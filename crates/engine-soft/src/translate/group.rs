@@ -1,0 +1,284 @@
+//! One TLB check for several accesses off one base register.
+//!
+//! A group is a run of instructions whose memory operands are all `base +
+//! constant`, with nothing between them that needs the scratch registers. Its
+//! first member checks the whole range (which must lie in one page); the
+//! others use the host address that the check left in the scratch registers.
+//! If the check fails for good, the block's ungrouped variant is run instead.
+
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
+
+use crate::translate::asm::reg;
+use crate::translate::classify::Class;
+use crate::translate::emit::number;
+
+/// Longest range of a group, in bytes.
+const MAX_SPAN: i64 = 512;
+
+/// What the first member checks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Check {
+    pub base: u8,
+    /// Lowest address, relative to the base register at the first member.
+    pub low: i32,
+    pub span: u16,
+    pub write: bool,
+}
+
+/// An instruction's part in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// With the first member only.
+    pub check: Option<Check>,
+    /// Its operand's address minus the group's lowest.
+    pub offset: i32,
+    /// Nothing after it needs the scratch registers.
+    pub last: bool,
+}
+
+/// One access of an instruction: offset from the base, size, store.
+struct Access {
+    base: u8,
+    disp: i64,
+    size: i64,
+    write: bool,
+    /// Uses both scratch registers, so that the group ends with it.
+    ends: bool,
+}
+
+struct Open {
+    base: u8,
+    delta: i64,
+    low: i64,
+    high: i64,
+    write: bool,
+    /// Instruction and address relative to the base at the first member.
+    members: Vec<(usize, i64)>,
+}
+
+/// Finds the groups of a block: for each instruction its part, if any.
+pub(crate) fn find(
+    insns: &[(Instruction, Class)],
+    info: &mut InstructionInfoFactory,
+) -> Vec<Option<Member>> {
+    let mut out = vec![None; insns.len()];
+    let mut open: Option<Open> = None;
+    for (k, (i, class)) in insns.iter().enumerate() {
+        let access = access(i, *class, info);
+        if let Some(a) = &access {
+            let joined = open.as_mut().is_some_and(|g| join(g, k, a));
+            if !joined {
+                close(open.take(), &mut out);
+                open = Some(Open {
+                    base: a.base,
+                    delta: 0,
+                    low: a.disp,
+                    high: a.disp + a.size,
+                    write: a.write,
+                    members: vec![(k, a.disp)],
+                });
+            }
+            if a.ends {
+                close(open.take(), &mut out);
+                continue;
+            }
+        } else if !harmless(i, *class) {
+            close(open.take(), &mut out);
+            continue;
+        }
+        let keep = open
+            .as_mut()
+            .is_none_or(|g| follow_base(g, i, *class, info));
+        if !keep {
+            close(open.take(), &mut out);
+        }
+    }
+    close(open.take(), &mut out);
+    out
+}
+
+fn join(g: &mut Open, k: usize, a: &Access) -> bool {
+    if a.base != g.base {
+        return false;
+    }
+    let at = g.delta + a.disp;
+    let (low, high) = (g.low.min(at), g.high.max(at + a.size));
+    if high - low > MAX_SPAN {
+        return false;
+    }
+    g.low = low;
+    g.high = high;
+    g.write |= a.write;
+    g.members.push((k, at));
+    true
+}
+
+fn close(g: Option<Open>, out: &mut [Option<Member>]) {
+    let Some(g) = g else { return };
+    let n = g.members.len();
+    let Ok(low) = i32::try_from(g.low) else { return };
+    if n < 2 {
+        return;
+    }
+    for (m, &(k, at)) in g.members.iter().enumerate() {
+        out[k] = Some(Member {
+            check: (m == 0).then_some(Check {
+                base: g.base,
+                low,
+                span: (g.high - g.low) as u16,
+                write: g.write,
+            }),
+            offset: (at - g.low) as i32,
+            last: m + 1 == n,
+        });
+    }
+}
+
+/// The instruction's only access, if it has the form that can join a group.
+fn access(i: &Instruction, class: Class, info: &mut InstructionInfoFactory) -> Option<Access> {
+    let stack = |disp, write, ends| {
+        Some(Access {
+            base: reg::RSP,
+            disp,
+            size: 8,
+            write,
+            ends,
+        })
+    };
+    match class {
+        Class::Push if i.op0_kind() == OpKind::Memory => None,
+        Class::Push => {
+            let r = i.op0_kind() == OpKind::Register && is_scratch(i.op0_register());
+            let wide = i.op0_kind() != OpKind::Register
+                && i.immediate(0) as i64 != i64::from(i.immediate(0) as i32);
+            stack(-8, true, r || wide)
+        }
+        Class::Pop => stack(0, false, is_scratch(i.op0_register())),
+        Class::Return => stack(0, false, true),
+        Class::Call => stack(-8, true, true),
+        Class::Memory => operand(i, info),
+        _ => None,
+    }
+}
+
+fn is_scratch(r: Register) -> bool {
+    r.is_gpr() && (number(r) == reg::T0 || number(r) == reg::T1)
+}
+
+fn operand(i: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access> {
+    let plain_segment = !matches!(i.memory_segment(), Register::FS | Register::GS);
+    if !plain_segment
+        || i.memory_index() != Register::None
+        || i.memory_base().size() != 8
+        || i.is_ip_rel_memory_operand()
+        || is_scratch(i.memory_base())
+    {
+        return None;
+    }
+    let high = |r: Register| {
+        matches!(
+            r,
+            Register::AH | Register::CH | Register::DH | Register::BH
+        )
+    };
+    let mut scratch = 0;
+    for k in 0..i.op_count() {
+        if i.op_kind(k) == OpKind::Register {
+            let r = i.op_register(k);
+            if high(r) {
+                return None;
+            }
+            if is_scratch(r) {
+                scratch |= 1 << number(r);
+            }
+        }
+    }
+    if scratch == (1 << reg::T0 | 1 << reg::T1) {
+        return None;
+    }
+    let write = info.info(i).used_memory().iter().any(|m| {
+        !matches!(
+            m.access(),
+            OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+        )
+    });
+    Some(Access {
+        base: number(i.memory_base()),
+        disp: i.memory_displacement64() as i64,
+        size: i.memory_size().size() as i64,
+        write,
+        ends: scratch != 0,
+    })
+}
+
+/// Whether the instruction leaves the scratch registers alone.
+fn harmless(i: &Instruction, class: Class) -> bool {
+    match class {
+        Class::Skip => true,
+        Class::Branch => i.is_jcc_short_or_near(),
+        Class::Plain => {
+            let operands = (0..i.op_count())
+                .all(|k| i.op_kind(k) != OpKind::Register || !is_scratch(i.op_register(k)));
+            operands && !is_scratch(i.memory_base()) && !is_scratch(i.memory_index())
+        }
+        _ => false,
+    }
+}
+
+/// Follows what the instruction does to the base register; `false`: it is not
+/// known any more.
+fn follow_base(
+    g: &mut Open,
+    i: &Instruction,
+    class: Class,
+    info: &mut InstructionInfoFactory,
+) -> bool {
+    match class {
+        Class::Push => {
+            if g.base == reg::RSP {
+                g.delta -= 8;
+            }
+            return true;
+        }
+        Class::Pop => {
+            let n = number(i.op0_register());
+            if g.base == reg::RSP {
+                g.delta += 8;
+            }
+            return n != g.base;
+        }
+        Class::Skip | Class::Branch => return true,
+        _ => {}
+    }
+    let writes = info.info(i).used_registers().iter().any(|u| {
+        u.register().is_gpr()
+            && number(u.register()) == g.base
+            && !matches!(
+                u.access(),
+                OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
+            )
+    });
+    if !writes {
+        return true;
+    }
+    if class != Class::Plain || i.op0_register().size() != 8 || number(i.op0_register()) != g.base {
+        return false;
+    }
+    let constant = i.op_count() == 2 && !matches!(i.op1_kind(), OpKind::Register | OpKind::Memory);
+    match i.mnemonic() {
+        Mnemonic::Add if constant => g.delta += i.immediate(1) as i64,
+        Mnemonic::Sub if constant => g.delta -= i.immediate(1) as i64,
+        Mnemonic::Inc => g.delta += 1,
+        Mnemonic::Dec => g.delta -= 1,
+        Mnemonic::Lea
+            if i.memory_base().size() == 8
+                && number(i.memory_base()) == g.base
+                && i.memory_index() == Register::None
+                && !i.is_ip_rel_memory_operand() =>
+        {
+            g.delta += i.memory_displacement64() as i64;
+        }
+        _ => return false,
+    }
+    g.delta.abs() < 1 << 20
+}

@@ -1,0 +1,92 @@
+//! The interpreter (and `native`) against the host CPU: every instruction form
+//! that the corpus knows, with random and boundary values, operands in memory
+//! that fault or cross pages included.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use iced_x86::Code;
+use support::Mode;
+use support::case::{End, Executor, difference};
+use support::corpus::{self, Maker};
+use support::host::Host;
+use support::soft::Interpreter;
+
+/// Cases of each form, unless time runs out first.
+const CASES: usize = 40;
+/// For one mode.
+const TIME: Duration = Duration::from_secs(20);
+
+/// Compares two executors over the corpus; gives a report of differences.
+fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String> {
+    let forms = corpus::forms(mode);
+    let mut maker = Maker::new(mode, 0x484f_4c4d);
+    let mut bad: BTreeMap<Code, (usize, String)> = BTreeMap::new();
+    let (mut covered, mut cases, mut faults) = (vec![0usize; forms.len()], 0, 0);
+    let started = Instant::now();
+    'all: for _ in 0..CASES {
+        for (n, code) in forms.iter().enumerate() {
+            if started.elapsed() > TIME {
+                break 'all;
+            }
+            let Some(case) = (0..8).find_map(|_| maker.make(*code)) else {
+                continue;
+            };
+            if std::env::var_os("TRACE").is_some() {
+                eprintln!("{:02x?} {}", case.bytes, case.instruction);
+            }
+            let (x, y) = (a.run(&case), b.run(&case));
+            cases += 1;
+            covered[n] += 1;
+            faults += usize::from(matches!(x.end, End::Fault(_)));
+            if let Some(d) = difference(&case, &x, &y) {
+                let entry = bad.entry(*code).or_default();
+                entry.0 += 1;
+                if entry.0 == 1 {
+                    entry.1 = format!("{:02x?} `{}`\n{d}", case.bytes, case.instruction);
+                }
+            }
+        }
+    }
+    let missing: Vec<String> = forms
+        .iter()
+        .zip(&covered)
+        .filter(|(_, n)| **n == 0)
+        .map(|(c, _)| format!("{c:?}"))
+        .collect();
+    println!(
+        "{mode:?}: {} against {}: {} of {} forms, {cases} cases, {faults} faults, {:.1} s; no case for: {}",
+        a.name(),
+        b.name(),
+        forms.len() - missing.len(),
+        forms.len(),
+        started.elapsed().as_secs_f32(),
+        missing.join(" "),
+    );
+    bad.into_iter()
+        .map(|(code, (n, text))| format!("{code:?} ({n} times): {text}"))
+        .collect()
+}
+
+#[test]
+fn interpreter_agrees_with_the_host_cpu() {
+    let mut host = Host::new();
+    let mut soft = Interpreter::new();
+    let mut report = Vec::new();
+    for mode in [Mode::Long, Mode::Compat] {
+        if host.supports(mode) {
+            report.extend(compare(mode, &mut host, &mut soft));
+        } else {
+            println!("{mode:?}: not on this host");
+        }
+    }
+    assert!(
+        report.is_empty(),
+        "{} forms differ (host / interpreter):\n{}",
+        report.len(),
+        report.join("\n")
+    );
+}

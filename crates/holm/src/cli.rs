@@ -1,0 +1,365 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::exit_code;
+
+/// Most vCPUs of a machine.
+pub const MOST_CPUS: u32 = 64;
+/// Least memory of a machine, in bytes.
+pub const LEAST_MEMORY: u64 = 16 << 20;
+/// Most memory of a machine, in bytes.
+pub const MOST_MEMORY: u64 = 1 << 40;
+
+/// Runs x86-64 virtual machines on any Linux host, with or without KVM
+#[derive(Parser, Debug)]
+#[command(name = "holm", version, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// A subcommand.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Runs one machine in the foreground, its serial console on this terminal
+    ///
+    /// Examples:
+    ///   holm run debian --cpus 2 --memory 1G
+    ///   holm run --kernel vmlinuz --initrd initrd --cmdline "console=ttyS0"
+    #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
+    Run(Box<Run>),
+    /// Says what this host offers and which CPU engine `auto` takes, and why
+    ///
+    /// Example: holm doctor -o json
+    Doctor(Doctor),
+}
+
+/// `holm run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Image made by `cargo xtask image`, or a directory with an image.json (debian, ./my-image)
+    #[arg(value_name = "IMAGE", required_unless_present = "kernel")]
+    pub image: Option<String>,
+
+    /// Number of virtual CPUs (--cpus 4)
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_CPUS)))]
+    pub cpus: u32,
+
+    /// Memory; K, M, G and T are powers of 1024 (--memory 512M)
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = memory)]
+    pub memory: u64,
+
+    /// Kernel instead of the image's: bzImage, ELF with a PVH note, or multiboot (--kernel vmlinuz)
+    #[arg(long, value_name = "FILE")]
+    pub kernel: Option<PathBuf>,
+
+    /// Initial RAM disk instead of the image's (--initrd initrd.img)
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+
+    /// Kernel command line instead of the image's (--cmdline "console=ttyS0 root=/dev/vda")
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub cmdline: Option<String>,
+
+    /// Words added to the kernel command line (--append "quiet")
+    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
+    pub append: Option<String>,
+
+    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly)
+    #[arg(long = "disk", value_name = "FILE[,readonly][,serial=S]", value_parser = disk)]
+    pub disks: Vec<Disk>,
+
+    /// Keeps the image's disks in this directory: copied there first, used from there later
+    /// (--keep ~/my-debian); without it the machine's changes to them are discarded
+    #[arg(long, value_name = "DIRECTORY", requires = "image")]
+    pub keep: Option<PathBuf>,
+
+    /// CPU engine (--engine soft); `holm doctor` tells what auto takes
+    #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
+    pub engine: EngineChoice,
+
+    /// CPU model: the host's, or one that many hosts have (--cpu v2)
+    #[arg(long, value_enum, default_value_t = CpuModel::Host)]
+    pub cpu: CpuModel,
+
+    /// Where the serial console goes (--serial file=console.log)
+    #[arg(long, value_name = "stdio|null|file=PATH", default_value = "stdio", value_parser = serial)]
+    pub serial: Serial,
+
+    /// Ends the machine after this time: 90, 90s, 500ms, 5m, 1h (--timeout 5m)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub timeout: Option<Duration>,
+
+    /// Lets the guest end the machine with a status, by a write to port 0xf4
+    #[arg(long)]
+    pub debug_exit: bool,
+
+    /// What a reset by the guest does (--on-reset reboot)
+    #[arg(long, value_enum, default_value_t = OnReset::Exit)]
+    pub on_reset: OnReset,
+}
+
+/// `holm doctor`.
+#[derive(Args, Debug)]
+pub struct Doctor {
+    /// Form of the answer
+    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// `--engine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineChoice {
+    /// KVM where it runs guests at hardware speed, else the software engine
+    Auto,
+    /// Hardware virtualization by KVM
+    Kvm,
+    /// Holm's own CPU in software: runs on any host
+    Soft,
+}
+
+/// `--cpu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CpuModel {
+    /// All that the engine can give on this host
+    Host,
+    /// x86-64-v2: SSE4.2 and POPCNT
+    V2,
+    /// x86-64-v3: AVX2, BMI1, BMI2 and FMA too
+    V3,
+}
+
+/// `--on-reset`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnReset {
+    /// Ends with status 0
+    Exit,
+    /// Starts the machine again
+    Reboot,
+}
+
+/// `--serial`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Serial {
+    /// This process's standard input and output.
+    Stdio,
+    /// Nowhere; nothing is read.
+    Null,
+    /// Output to a file, created or emptied; nothing is read.
+    File(PathBuf),
+}
+
+/// `--disk`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// Raw image or block device.
+    pub file: PathBuf,
+    /// The guest may not write.
+    pub readonly: bool,
+    /// Serial number shown to the guest, at most 20 bytes (virtio 1.2, 5.2.6.1).
+    pub serial: Option<String>,
+}
+
+fn memory(text: &str) -> Result<u64, String> {
+    let bytes = size(text)?;
+    if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) {
+        return Err("a machine has between 16M and 1T of memory".into());
+    }
+    if bytes % (1 << 20) != 0 {
+        return Err("memory is given in whole MiB".into());
+    }
+    Ok(bytes)
+}
+
+/// A number of bytes: `4096`, `512K`, `256M`, `256MiB`, `2G`.
+///
+/// # Errors
+/// Says what a size looks like.
+pub fn size(text: &str) -> Result<u64, String> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let shift = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KIB" => 10,
+        "M" | "MIB" => 20,
+        "G" | "GIB" => 30,
+        "T" | "TIB" => 40,
+        _ => {
+            return Err(format!(
+                "unknown unit {unit:?}: use K, M, G or T, as in 512M"
+            ));
+        }
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "a size is a whole number with a unit, as in 512M".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .ok_or_else(|| "this size is beyond 64 bits".to_owned())
+}
+
+/// A time: `90`, `90s`, `500ms`, `5m`, `1h`.
+///
+/// # Errors
+/// Says what a duration looks like.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let bad = || "a duration is a whole number with ms, s, m or h, as in 90s".to_owned();
+    let number: u64 = digits.parse().map_err(|_| bad())?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err(bad()),
+    };
+    match number.checked_mul(milliseconds) {
+        Some(0) => Err("a duration of zero would end the machine before it starts".into()),
+        // Beyond a century, sums with the clock could overflow.
+        Some(total) if total < 3_600_000 * 24 * 36_500 => Ok(Duration::from_millis(total)),
+        _ => Err("this duration is too long".into()),
+    }
+}
+
+fn disk(text: &str) -> Result<Disk, String> {
+    let mut words = text.split(',');
+    let file = words.next().unwrap_or_default();
+    if file.is_empty() {
+        return Err("a disk is FILE[,readonly][,serial=S]".into());
+    }
+    let mut disk = Disk {
+        file: file.into(),
+        readonly: false,
+        serial: None,
+    };
+    for word in words {
+        match word.split_once('=') {
+            None if word == "readonly" => disk.readonly = true,
+            Some(("serial", serial)) if (1..=20).contains(&serial.len()) && serial.is_ascii() => {
+                disk.serial = Some(serial.to_owned());
+            }
+            Some(("serial", _)) => {
+                return Err("a disk's serial number has 1 to 20 ASCII characters".into());
+            }
+            _ => {
+                return Err(format!(
+                    "unknown disk option {word:?}: there are readonly and serial=S"
+                ));
+            }
+        }
+    }
+    Ok(disk)
+}
+
+fn serial(text: &str) -> Result<Serial, String> {
+    match text {
+        "stdio" => Ok(Serial::Stdio),
+        "null" => Ok(Serial::Null),
+        _ => match text.strip_prefix("file=") {
+            Some(path) if !path.is_empty() => Ok(Serial::File(path.into())),
+            _ => Err("the serial console goes to stdio, null or file=PATH".into()),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_option_of_run_has_help() {
+        let command = Arguments::command();
+        let run = command.find_subcommand("run").unwrap();
+        for argument in run.get_arguments() {
+            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+        }
+    }
+
+    #[test]
+    fn sizes() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("512M"), Ok(512 << 20));
+        assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert!(size("").is_err());
+        assert!(size("M").is_err());
+        assert!(size("-1M").is_err());
+        assert!(size("1X").is_err());
+        assert!(size("99999999T").is_err());
+        assert!(memory("0").is_err());
+        assert!(memory("1").is_err());
+        assert!(memory("17000K").is_err());
+    }
+
+    #[test]
+    fn durations() {
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
+        for bad in [
+            "",
+            "0",
+            "-1",
+            "1.5s",
+            "1d",
+            "s",
+            "99999999999999999999",
+            "9999999999h",
+        ] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn disks() {
+        assert_eq!(
+            disk("a.img,readonly,serial=X1"),
+            Ok(Disk {
+                file: "a.img".into(),
+                readonly: true,
+                serial: Some("X1".into())
+            })
+        );
+        for bad in [
+            "",
+            ",readonly",
+            "a,ro",
+            "a,serial=",
+            "a,serial=123456789012345678901",
+        ] {
+            assert!(disk(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn serials() {
+        assert_eq!(serial("file=x=y"), Ok(Serial::File("x=y".into())));
+        assert!(serial("file=").is_err());
+        assert!(serial("tty").is_err());
+    }
+}

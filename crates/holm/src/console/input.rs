@@ -1,0 +1,159 @@
+//! What the user types or pipes in, on its way to the guest's serial port.
+
+use std::collections::VecDeque;
+use std::io::{self, Read};
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::keys::{Keys, Typed};
+use crate::run::Event;
+
+/// Bytes of a pipe read ahead of the guest.
+const AHEAD: usize = 4096;
+
+/// Takes bytes for the guest's serial port.
+pub trait Port: Send + Sync {
+    /// Takes as many bytes as there is room for now, and says how many.
+    fn push(&self, bytes: &[u8]) -> usize;
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<u8>,
+    port: Option<Arc<dyn Port>>,
+    monitor: bool,
+}
+
+/// The queue between stdin and the serial port of whichever machine runs now
+/// (it is another one after a reboot).
+#[derive(Default)]
+pub struct Input {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Input {
+    /// Starts the threads that read stdin and feed the port. At the end of a
+    /// pipe nothing happens: the machine goes on.
+    ///
+    /// # Errors
+    /// If the host gives no thread.
+    pub fn start(terminal: bool, events: Sender<Event>) -> io::Result<Arc<Self>> {
+        let input = Arc::new(Self::default());
+        let (reader, feeder) = (Arc::clone(&input), Arc::clone(&input));
+        thread::Builder::new()
+            .name("console-input".into())
+            .spawn(move || {
+                if terminal {
+                    reader.read_terminal(&events);
+                } else {
+                    reader.read_pipe();
+                }
+            })?;
+        thread::Builder::new()
+            .name("console-feed".into())
+            .spawn(move || feeder.feed())?;
+        Ok(input)
+    }
+
+    /// From now on input goes to this machine.
+    pub fn connect(&self, port: Arc<dyn Port>) {
+        self.state.lock().port = Some(port);
+        self.changed.notify_all();
+    }
+
+    /// Sends what is typed to the monitor instead of the guest, or back.
+    pub fn monitor(&self, open: bool) {
+        self.state.lock().monitor = open;
+    }
+
+    fn read_terminal(&self, events: &Sender<Event>) {
+        let mut keys = Keys::default();
+        let mut buffer = [0; 1024];
+        loop {
+            match io::stdin().read(&mut buffer) {
+                Ok(0) => return,
+                Ok(read) => {
+                    for typed in keys.feed(&buffer[..read]) {
+                        self.typed(typed, events);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn typed(&self, typed: Typed, events: &Sender<Event>) {
+        let event = match typed {
+            Typed::End => Event::EndedByUser,
+            Typed::Monitor => {
+                self.monitor(true);
+                Event::Monitor
+            }
+            Typed::Guest(bytes) => {
+                let mut state = self.state.lock();
+                if !state.monitor {
+                    // A guest that reads nothing must not cost memory.
+                    let room = AHEAD.saturating_sub(state.waiting.len());
+                    state.waiting.extend(bytes.into_iter().take(room));
+                    self.changed.notify_all();
+                    return;
+                }
+                Event::MonitorInput(bytes)
+            }
+        };
+        // Without a receiver the process is ending.
+        let _ = events.send(event);
+    }
+
+    fn read_pipe(&self) {
+        let mut buffer = [0; AHEAD];
+        loop {
+            match io::stdin().read(&mut buffer) {
+                Ok(0) => return,
+                Ok(read) => {
+                    let mut state = self.state.lock();
+                    state.waiting.extend(&buffer[..read]);
+                    self.changed.notify_all();
+                    while !state.waiting.is_empty() {
+                        self.changed.wait(&mut state);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn feed(&self) {
+        // A full FIFO is looked at again soon while the guest reads, ever more
+        // rarely while it does not.
+        const SOON: Duration = Duration::from_millis(1);
+        const SELDOM: Duration = Duration::from_millis(64);
+        let mut pause = SOON;
+        loop {
+            let (port, bytes) = {
+                let mut state = self.state.lock();
+                while state.waiting.is_empty() || state.port.is_none() {
+                    self.changed.wait(&mut state);
+                }
+                let bytes: Vec<u8> = state.waiting.iter().take(64).copied().collect();
+                (state.port.clone(), bytes)
+            };
+            let taken = port.map_or(0, |port| port.push(&bytes)).min(bytes.len());
+            if taken == 0 {
+                thread::sleep(pause);
+                pause = (pause * 2).min(SELDOM);
+                continue;
+            }
+            pause = SOON;
+            self.state.lock().waiting.drain(..taken);
+            self.changed.notify_all();
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The serial console on the user's terminal.
+
+pub mod input;
+pub mod keys;
+pub mod monitor;
+pub mod output;
+pub mod terminal;

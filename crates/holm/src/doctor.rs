@@ -1,0 +1,137 @@
+//! `holm doctor`: what this host offers, each thing tried and not looked up
+//! where that is possible.
+
+mod host;
+
+use engine_kvm::KvmVerdict;
+use serde::Serialize;
+
+use crate::cli::{Doctor, Output};
+use crate::engine_choice;
+use crate::exit_code;
+
+/// Version of the JSON form.
+const VERSION: u32 = 1;
+
+/// What was found out about one thing.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Stable name, for programs.
+    name: &'static str,
+    /// Whether Holm can use it.
+    usable: bool,
+    /// How it was found out, and what to do where it is not usable.
+    detail: String,
+    /// What Holm uses it for.
+    purpose: &'static str,
+}
+
+#[derive(Serialize)]
+struct Engine {
+    auto: &'static str,
+    reason: String,
+}
+
+#[derive(Serialize)]
+struct Kvm {
+    usable: bool,
+    reason: String,
+    api_version: Option<i32>,
+    guest_mips: Option<f64>,
+    native_mips: Option<f64>,
+}
+
+impl From<KvmVerdict> for Kvm {
+    fn from(verdict: KvmVerdict) -> Self {
+        let KvmVerdict {
+            usable,
+            reason,
+            api_version,
+            guest_mips,
+            native_mips,
+        } = verdict;
+        Self {
+            usable,
+            reason,
+            api_version,
+            guest_mips,
+            native_mips,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Report {
+    version: u32,
+    holm: &'static str,
+    engine: Engine,
+    kvm: Kvm,
+    cpu: host::Cpu,
+    host: Vec<Finding>,
+}
+
+/// Prints the report; its status is that of the printing.
+pub fn run(arguments: &Doctor) -> u8 {
+    let verdict = engine_kvm::probe();
+    let (kind, reason) = engine_choice::auto(&verdict, engine_kvm::BUILT_IN);
+    let report = Report {
+        version: VERSION,
+        holm: env!("CARGO_PKG_VERSION"),
+        engine: Engine {
+            auto: kind.name(),
+            reason,
+        },
+        kvm: verdict.into(),
+        cpu: host::cpu(),
+        host: host::findings(),
+    };
+    match arguments.output {
+        Output::Text => print!("{}", text(&report)),
+        Output::Json => match serde_json::to_string_pretty(&report) {
+            Ok(json) => println!("{json}"),
+            Err(error) => {
+                eprintln!("holm: writing the report: {error}");
+                return exit_code::INTERNAL;
+            }
+        },
+    }
+    exit_code::SUCCESS
+}
+
+fn text(report: &Report) -> String {
+    let mut text = format!(
+        "engine: auto takes {}: {}\n\nKVM: {}: {}\n",
+        report.engine.auto,
+        report.engine.reason,
+        if report.kvm.usable {
+            "usable"
+        } else {
+            "not usable"
+        },
+        report.kvm.reason,
+    );
+    let cpu = &report.cpu;
+    text.push_str(&format!(
+        "CPU: {} ({}), {} threads, {}\n     {}\n\n",
+        cpu.model,
+        cpu.vendor,
+        cpu.threads,
+        cpu.level,
+        cpu.features
+            .iter()
+            .map(|f| format!("{}{}", if f.present { "" } else { "no " }, f.name))
+            .collect::<Vec<_>>()
+            .join(", "),
+    ));
+    for finding in &report.host {
+        text.push_str(&format!(
+            "{:<3} {:<18} {}\n    {:<18} for {}\n",
+            if finding.usable { "yes" } else { "no" },
+            finding.name,
+            finding.detail,
+            "",
+            finding.purpose,
+        ));
+    }
+    text
+}

@@ -1,0 +1,74 @@
+//! The exit statuses of `holm`, all in one place.
+//!
+//! A guest may choose the status with `--debug-exit`: `(v << 1) | 1`, always
+//! odd. All of Holm's own are even, so the two never collide; that is also why
+//! a signal gives 22 and not 128 plus its number.
+
+/// The guest powered off or reset; the command did what it should.
+pub const SUCCESS: u8 = 0;
+/// The command line is wrong (also what clap uses).
+pub const USAGE: u8 = 2;
+/// `--timeout` ran out.
+pub const TIMEOUT: u8 = 10;
+/// The guest shut down by a triple fault.
+pub const TRIPLE_FAULT: u8 = 12;
+/// An image, kernel, initrd or disk file is missing or unfit.
+pub const BAD_FILE: u8 = 14;
+/// The host cannot run this machine (engine, memory, rights).
+pub const HOST: u8 = 16;
+/// Holm itself or the host failed while the machine ran.
+pub const INTERNAL: u8 = 18;
+/// The user ended the machine at the console (Ctrl-A x).
+pub const ENDED_BY_USER: u8 = 20;
+/// SIGHUP, SIGINT or SIGTERM ended the machine.
+pub const ENDED_BY_SIGNAL: u8 = 22;
+
+/// What a value written to the debug-exit port (0xf4) gives; as with QEMU's
+/// isa-debug-exit, of which the host's shell sees the low eight bits.
+pub fn debug_exit(value: u32) -> u8 {
+    ((value << 1) | 1) as u8
+}
+
+/// The table for `holm run --help`.
+pub const HELP: &str = "Exit status:
+  0    the guest powered off or reset
+  odd  with --debug-exit: (v << 1) | 1 for the value v written to port 0xf4
+  2    wrong command line
+  10   --timeout ran out
+  12   the guest ended in a triple fault
+  14   an image, kernel, initrd or disk file is missing or unfit
+  16   this host cannot run the machine (see `holm doctor`)
+  18   internal failure
+  20   ended by the user (Ctrl-A x)
+  22   ended by SIGHUP, SIGINT or SIGTERM
+
+Keys at the console (terminal only):
+  Ctrl-A x       ends the machine
+  Ctrl-A c       monitor: registers, statistics, power button, quit
+  Ctrl-A Ctrl-A  sends Ctrl-A to the guest";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn own_codes_are_even_distinct_and_documented() {
+        let own = [
+            SUCCESS,
+            USAGE,
+            TIMEOUT,
+            TRIPLE_FAULT,
+            BAD_FILE,
+            HOST,
+            INTERNAL,
+            ENDED_BY_USER,
+            ENDED_BY_SIGNAL,
+        ];
+        for (index, code) in own.iter().enumerate() {
+            assert_eq!(code % 2, 0, "{code} could be a debug exit");
+            assert!(!own[..index].contains(code));
+            assert!(HELP.contains(&format!("\n  {code:<4} ")), "{code}");
+        }
+        assert_eq!([debug_exit(0), debug_exit(3), debug_exit(0x80)], [1, 7, 1]);
+    }
+}

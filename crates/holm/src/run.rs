@@ -1,0 +1,320 @@
+//! `holm run`: one machine in the foreground.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+use crate::cli::{self, Run, Serial};
+use crate::console::input::Input;
+use crate::console::monitor::{self, Command, Line};
+use crate::console::output::Output;
+use crate::console::terminal::{self, RawMode};
+use crate::disks::{self, OwnDisk};
+use crate::engine_choice;
+use crate::exit_code;
+use crate::failure::Failure;
+use crate::guest::{Guest, Outcome, Spec, SpecDisk};
+use crate::image::{self, Image};
+
+/// Time for the guest's last output to reach a slow reader.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Time to end in good order after a signal.
+const GOOD_ORDER: Duration = Duration::from_secs(2);
+
+/// What the main thread waits for.
+#[derive(Debug)]
+pub enum Event {
+    /// The machine ended.
+    Ended(Result<Outcome, Failure>),
+    /// Ctrl-A x.
+    EndedByUser,
+    /// Ctrl-A c.
+    Monitor,
+    /// Typed while the monitor is open.
+    MonitorInput(Vec<u8>),
+    /// SIGHUP, SIGINT or SIGTERM.
+    Signal(i32),
+}
+
+/// Runs the machine and returns the exit status.
+pub fn run(arguments: &Run) -> u8 {
+    match start(arguments) {
+        Ok(code) => code,
+        Err(failure) => {
+            terminal::restore();
+            terminal::say(&format!("holm: {failure}"));
+            failure.code()
+        }
+    }
+}
+
+fn start(arguments: &Run) -> Result<u8, Failure> {
+    let deadline = arguments.timeout.map(|timeout| Instant::now() + timeout);
+    let on_stdio = arguments.serial == Serial::Stdio;
+    // What the files and the host cannot do is said before the terminal changes.
+    let (spec, own_disks) = spec(arguments)?;
+    let internal = |what: &str, error: io::Error| Failure::Internal(format!("{what}: {error}"));
+    let output = output(&arguments.serial)?;
+    let guest = Arc::new(Guest::new(&spec, output.clone())?);
+
+    let (events, received) = mpsc::channel();
+    watch_signals(events.clone()).map_err(|e| internal("watching for signals", e))?;
+    let raw = match on_stdio {
+        true => RawMode::enter().map_err(|e| internal("setting the terminal to raw mode", e))?,
+        false => None,
+    };
+    let input = match on_stdio {
+        true => Some(
+            Input::start(raw.is_some(), events.clone())
+                .map_err(|e| internal("starting the console", e))?,
+        ),
+        false => None,
+    };
+    if let Some(input) = &input {
+        input.connect(guest.port());
+    }
+    if raw.is_some() {
+        terminal::say("holm: Ctrl-A x ends the machine, Ctrl-A c opens the monitor");
+    }
+    let machine = Arc::clone(&guest);
+    thread::Builder::new()
+        .name("machine".into())
+        .spawn(move || {
+            // Without a receiver the process is ending.
+            let _ = events.send(Event::Ended(machine.run()));
+        })
+        .map_err(|e| internal("starting the machine's thread", e))?;
+
+    let mut session = Session {
+        guest,
+        output,
+        input,
+        line: Line::default(),
+    };
+    let result = session.until_end(&received, deadline);
+    session.output.flush(LAST_WORDS);
+    drop(raw);
+    drop(own_disks);
+    result
+}
+
+struct Session {
+    guest: Arc<Guest>,
+    output: Output,
+    input: Option<Arc<Input>>,
+    line: Line,
+}
+
+impl Session {
+    fn until_end(
+        &mut self,
+        events: &Receiver<Event>,
+        deadline: Option<Instant>,
+    ) -> Result<u8, Failure> {
+        loop {
+            let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+            let event = match left {
+                None => events.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(left) => events.recv_timeout(left),
+            };
+            let code = match event {
+                Ok(Event::Ended(result)) => return result.map(ended),
+                Ok(Event::EndedByUser) => {
+                    self.guest.stop();
+                    Some(exit_code::ENDED_BY_USER)
+                }
+                Ok(Event::Signal(signal)) => {
+                    terminal::say(&format!("holm: ended by signal {signal}"));
+                    self.guest.stop();
+                    Some(exit_code::ENDED_BY_SIGNAL)
+                }
+                Ok(Event::Monitor) => {
+                    self.output.hold(true);
+                    terminal::say(&format!("\nholm: {}", monitor::HELP));
+                    terminal::print(monitor::PROMPT);
+                    None
+                }
+                Ok(Event::MonitorInput(bytes)) => self.monitor(&bytes),
+                Err(RecvTimeoutError::Timeout) => {
+                    terminal::say("holm: the time given with --timeout is over");
+                    self.guest.stop();
+                    Some(exit_code::TIMEOUT)
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(Failure::Internal("the machine's thread is gone".into()));
+                }
+            };
+            if let Some(code) = code {
+                return Ok(code);
+            }
+        }
+    }
+
+    fn monitor(&mut self, bytes: &[u8]) -> Option<u8> {
+        let (echo, commands) = self.line.feed(bytes);
+        terminal::print(&echo);
+        let returned = echo.ends_with('\n');
+        for command in commands {
+            match command {
+                Command::Quit => {
+                    self.guest.stop();
+                    return Some(exit_code::ENDED_BY_USER);
+                }
+                Command::Continue => {
+                    terminal::print("\r\n");
+                    if let Some(input) = &self.input {
+                        input.monitor(false);
+                    }
+                    self.output.hold(false);
+                    return None;
+                }
+                Command::Registers => terminal::say(self.guest.registers().trim_end()),
+                Command::Statistics => terminal::say(self.guest.statistics().trim_end()),
+                Command::Power => {
+                    self.guest.press_power_button();
+                    terminal::say("the power button is pressed");
+                }
+                Command::Help => terminal::say(monitor::HELP),
+            }
+        }
+        if returned {
+            terminal::print(monitor::PROMPT);
+        }
+        None
+    }
+}
+
+fn ended(outcome: Outcome) -> u8 {
+    match outcome {
+        Outcome::PowerOff | Outcome::Reset | Outcome::Stopped => exit_code::SUCCESS,
+        Outcome::DebugExit(value) => exit_code::debug_exit(value),
+        Outcome::TripleFault(vcpu) => {
+            terminal::say(&format!(
+                "holm: the guest ended in a triple fault on vCPU {vcpu}"
+            ));
+            exit_code::TRIPLE_FAULT
+        }
+    }
+}
+
+fn output(serial: &Serial) -> Result<Output, Failure> {
+    let output = match serial {
+        Serial::Stdio => Output::new(io::stdout()),
+        Serial::Null => Output::new(io::sink()),
+        Serial::File(path) => {
+            let file = File::create(path).map_err(|error| {
+                Failure::File(format!(
+                    "creating the console's file {}: {error}",
+                    path.display()
+                ))
+            })?;
+            Output::new(file)
+        }
+    };
+    output.map_err(|error| Failure::Internal(format!("starting the console: {error}")))
+}
+
+/// Ends the process by force if the main thread does not within [`GOOD_ORDER`].
+fn watch_signals(events: Sender<Event>) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    thread::Builder::new()
+        .name("signals".into())
+        .spawn(move || {
+            if let Some(signal) = signals.forever().next() {
+                // Without a receiver the process is ending anyway.
+                let _ = events.send(Event::Signal(signal));
+                thread::sleep(GOOD_ORDER);
+                terminal::restore();
+                std::process::exit(i32::from(exit_code::ENDED_BY_SIGNAL));
+            }
+        })?;
+    Ok(())
+}
+
+/// What the command line and the image say together.
+fn spec(arguments: &Run) -> Result<(Spec, Vec<OwnDisk>), Failure> {
+    let image = match &arguments.image {
+        Some(name) => Some(Image::find(name, image::directory().as_deref())?),
+        None => None,
+    };
+    let kernel = arguments
+        .kernel
+        .clone()
+        .or_else(|| image.as_ref().map(|image| image.kernel.clone()))
+        .ok_or_else(|| Failure::Usage("give an IMAGE or a --kernel".into()))?;
+    let image_initrd = image.as_ref().and_then(|image| image.initrd.clone());
+    let mut disks = Vec::new();
+    let mut own_disks = Vec::new();
+    for template in image.iter().flat_map(|image| &image.disks) {
+        let own = disks::own(template, arguments.keep.as_deref())?;
+        disks.push(SpecDisk {
+            file: own.path.clone(),
+            readonly: template.readonly,
+            serial: None,
+        });
+        own_disks.push(own);
+    }
+    disks.extend(arguments.disks.iter().map(|disk| SpecDisk {
+        file: disk.file.clone(),
+        readonly: disk.readonly,
+        serial: disk.serial.clone(),
+    }));
+    let spec = Spec {
+        cpus: arguments.cpus,
+        memory: arguments.memory,
+        kernel,
+        initrd: arguments.initrd.clone().or(image_initrd),
+        cmdline: cmdline(arguments, image.as_ref()),
+        disks,
+        engine: engine_choice::decide(arguments.engine)?,
+        cpu: arguments.cpu,
+        debug_exit: arguments.debug_exit,
+        on_reset: arguments.on_reset,
+    };
+    check_files(&spec)?;
+    Ok((spec, own_disks))
+}
+
+fn cmdline(arguments: &Run, image: Option<&Image>) -> String {
+    let mut words = Vec::new();
+    match (&arguments.cmdline, image) {
+        (Some(cmdline), _) => words.push(cmdline.clone()),
+        (None, Some(image)) => words.push(image.cmdline.clone()),
+        (None, None) => {}
+    }
+    words.extend(arguments.append.clone());
+    words.join(" ")
+}
+
+/// A missing file is the commonest mistake: say so by name, before anything starts.
+fn check_files(spec: &Spec) -> Result<(), Failure> {
+    let readable = |what: &str, path: &Path| match File::open(path).and_then(|f| f.metadata()) {
+        Ok(metadata) if metadata.is_dir() => Err(Failure::File(format!(
+            "{what} {} is a directory",
+            path.display()
+        ))),
+        Ok(_) => Ok(()),
+        Err(error) => Err(Failure::File(format!(
+            "opening {what} {}: {error}",
+            path.display()
+        ))),
+    };
+    readable("kernel", &spec.kernel)?;
+    if let Some(initrd) = &spec.initrd {
+        readable("initrd", initrd)?;
+    }
+    for disk in &spec.disks {
+        readable("disk", &disk.file)?;
+    }
+    if spec.memory > cli::MOST_MEMORY {
+        return Err(Failure::Usage("a machine has at most 1T of memory".into()));
+    }
+    Ok(())
+}

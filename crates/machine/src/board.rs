@@ -1,0 +1,215 @@
+//! Everything of a machine but memory and CPUs: the chipset and the devices
+//! on its PCI bus.
+
+use std::sync::Arc;
+
+use devices::chipset::{Chipset, ChipsetConfig, ChipsetState};
+use devices::pci::PciFunction;
+use devices::power::{PowerEvent, PowerSink};
+use devices::serial::SerialSink;
+use devices::timer::Clock;
+use disk::{BlockBackend, RawDisk, RawOptions};
+use engine::{Bus, Engine};
+use memory::GuestRam;
+use serde::{Deserialize, Serialize};
+use virtio::blk::Blk;
+use virtio::console::{Console, ConsoleInput, ConsoleSink};
+use virtio::rng::Rng;
+use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
+
+use crate::control::{Control, Event};
+use crate::description::Description;
+use crate::outcome::MachineError;
+
+/// Where the guest's consoles lead.
+#[derive(Clone)]
+pub struct Consoles {
+    /// Output of the first serial port.
+    pub serial: Arc<dyn SerialSink>,
+    /// Output of the virtio console; `None`: the machine has none.
+    pub virtio: Option<Arc<dyn ConsoleSink>>,
+}
+
+/// First PCI slot of the disks; the entropy device and the console come before.
+const FIRST_DISK_SLOT: u8 = 4;
+const RNG_SLOT: u8 = 1;
+const CONSOLE_SLOT: u8 = 2;
+
+/// The devices of one machine.
+pub(crate) struct Board {
+    chipset: Chipset,
+    clock: Arc<Clock>,
+    /// By PCI slot, ascending.
+    functions: Vec<(u8, Arc<VirtioPci>)>,
+    console: Option<ConsoleInput>,
+}
+
+/// The state of all devices.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardState {
+    /// The fixed devices.
+    pub chipset: ChipsetState,
+    /// Virtio devices by PCI slot.
+    pub virtio: Vec<(u8, VirtioPciState)>,
+}
+
+impl Board {
+    /// Opens and locks the disks of a machine.
+    pub(crate) fn open_disks(
+        description: &Description,
+    ) -> Result<Vec<Arc<dyn BlockBackend>>, MachineError> {
+        let open = |d: &crate::Disk| {
+            let mut options = RawOptions::new(&d.file);
+            options.read_only = d.read_only;
+            options.serial = d.serial.clone().unwrap_or_default();
+            Ok(Arc::new(RawDisk::open(&options)?) as Arc<dyn BlockBackend>)
+        };
+        description.disks.iter().map(open).collect()
+    }
+
+    /// Builds and wires all devices.
+    pub(crate) fn new(
+        description: &Description,
+        ram: &Arc<GuestRam>,
+        engine: &dyn Engine,
+        control: &Arc<Control>,
+        consoles: Consoles,
+        disks: Vec<Arc<dyn BlockBackend>>,
+    ) -> Result<Self, MachineError> {
+        let clock = Clock::running();
+        let chipset = Chipset::new(ChipsetConfig {
+            interrupts: engine.interrupts(),
+            power: Arc::new(Power(control.clone())),
+            serial: consoles.serial,
+            clock: clock.clone(),
+            low_ram: ram.low_size(),
+            high_ram: ram.high_size(),
+            debug_exit: description.debug_exit,
+        })
+        .map_err(|e| MachineError::Assembly(e.to_string()))?;
+        let mut board = Self {
+            chipset,
+            clock,
+            functions: Vec::new(),
+            console: None,
+        };
+        let mut attach =
+            |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
+        attach(RNG_SLOT, Box::new(Rng::new()))?;
+        let mut input = None;
+        if let Some(sink) = consoles.virtio {
+            let (console, way_in) = Console::new(sink);
+            input = Some(way_in);
+            attach(CONSOLE_SLOT, Box::new(console))?;
+        }
+        for (slot, disk) in (FIRST_DISK_SLOT..).zip(disks) {
+            attach(slot, Box::new(Blk::new(disk, 1)))?;
+        }
+        board.console = input;
+        Ok(board)
+    }
+
+    fn attach(
+        &mut self,
+        slot: u8,
+        device: Box<dyn VirtioDevice>,
+        ram: &Arc<GuestRam>,
+        engine: &dyn Engine,
+    ) -> Result<(), MachineError> {
+        let wrong = |e: devices::pci::PciError| MachineError::Assembly(e.to_string());
+        let function = VirtioPci::new(device, ram.clone(), engine.interrupts()).map_err(wrong)?;
+        let on_bus = function.clone() as Arc<dyn PciFunction>;
+        self.chipset.pci.attach(slot, on_bus).map_err(wrong)?;
+        self.functions.push((slot, function));
+        Ok(())
+    }
+
+    /// For the engine.
+    pub(crate) fn bus(&self) -> Arc<dyn Bus> {
+        self.chipset.bus.clone()
+    }
+
+    /// All devices as after power-on; no vCPU runs.
+    pub(crate) fn reset(&self) {
+        for (_, function) in &self.functions {
+            function.reset();
+        }
+        self.chipset.reset();
+        self.chipset.pci.remap();
+    }
+
+    /// Stops the guest's clock and all device work.
+    pub(crate) fn pause(&self) {
+        self.clock.pause();
+        for (_, function) in &self.functions {
+            function.pause();
+        }
+    }
+
+    /// Ends [`Self::pause`].
+    pub(crate) fn resume(&self) {
+        for (_, function) in &self.functions {
+            function.resume();
+        }
+        self.clock.resume();
+    }
+
+    /// Finishes what is in flight; nothing touches guest memory afterwards.
+    pub(crate) fn shut_down(&self) {
+        self.pause();
+    }
+
+    pub(crate) fn save(&self) -> BoardState {
+        let virtio = self.functions.iter().map(|(slot, f)| (*slot, f.save()));
+        BoardState {
+            chipset: self.chipset.save(),
+            virtio: virtio.collect(),
+        }
+    }
+
+    /// Takes back a state; the devices stay paused.
+    pub(crate) fn restore(&self, state: &BoardState) -> Result<(), MachineError> {
+        let invalid = |e: devices::StateError| MachineError::State(e.to_string());
+        let slots =
+            |s: &[(u8, VirtioPciState)]| s.iter().map(|(slot, _)| *slot).collect::<Vec<_>>();
+        let own: Vec<u8> = self.functions.iter().map(|(slot, _)| *slot).collect();
+        if slots(&state.virtio) != own {
+            return Err(MachineError::State(format!(
+                "it has devices in the PCI slots {:?}, and this machine in {own:?}",
+                slots(&state.virtio)
+            )));
+        }
+        self.chipset.restore(&state.chipset).map_err(invalid)?;
+        for ((_, function), (_, saved)) in self.functions.iter().zip(&state.virtio) {
+            function.restore(saved).map_err(invalid)?;
+        }
+        self.chipset.pci.remap();
+        Ok(())
+    }
+
+    pub(crate) fn press_power_button(&self) {
+        self.chipset.acpi_pm.press_power_button();
+    }
+
+    pub(crate) fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.chipset.serial.push_input(bytes)
+    }
+
+    /// The input of the virtio console, if there is one.
+    pub(crate) fn console(&self) -> Option<&ConsoleInput> {
+        self.console.as_ref()
+    }
+}
+
+/// What the guest asks of the chipset becomes an event of the machine.
+struct Power(Arc<Control>);
+
+impl PowerSink for Power {
+    fn power_event(&self, event: PowerEvent) {
+        self.0.post(match event {
+            PowerEvent::PowerOff => Event::PowerOff,
+            PowerEvent::Reset => Event::Reset,
+            PowerEvent::DebugExit(value) => Event::DebugExit(value),
+        });
+    }
+}

@@ -1,0 +1,435 @@
+//! One machine: assembly, life and death.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arch::CpuState;
+use arch::cpuid::CpuModel;
+use arch::layout::LOW_RAM_LIMIT;
+use boot::{Identity, ImageFile, Request, Role};
+use engine::{Engine, EngineError, Vcpu, VcpuStats};
+use memory::GuestRam;
+use parking_lot::{Condvar, Mutex};
+use virtio::console::ConsoleInput;
+
+use crate::board::{Board, Consoles};
+use crate::control::{Control, Event};
+use crate::description::{Description, OnReset};
+use crate::outcome::{MachineError, Outcome};
+use crate::state::{MachineState, STATE_VERSION};
+
+/// Makes the engine of a machine with this RAM, number of vCPUs and CPU model.
+pub type MakeEngine<'a> =
+    &'a dyn Fn(Arc<GuestRam>, u32, CpuModel) -> Result<Arc<dyn Engine>, EngineError>;
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// Assembled, not yet started.
+    Created,
+    /// Its vCPUs run, or halt by themselves.
+    Running,
+    /// Paused by [`Machine::pause`].
+    Paused,
+    /// Its vCPU threads have ended.
+    Ended,
+}
+
+/// A virtual machine. Dropping it ends it.
+pub struct Machine {
+    inner: Arc<Inner>,
+    supervisor: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Inner {
+    description: Description,
+    ram: Arc<GuestRam>,
+    engine: Arc<dyn Engine>,
+    kernel: ImageFile,
+    initrd: Option<ImageFile>,
+    board: Board,
+    control: Arc<Control>,
+    /// The vCPUs as they were made.
+    reset_states: Vec<CpuState>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    /// One reboot, pause, resume, save or restore at a time.
+    operation: Mutex<()>,
+    outcome: Mutex<Option<Arc<Outcome>>>,
+    ended: Condvar,
+}
+
+impl Machine {
+    /// Assembles a machine and loads its kernel; nothing runs yet.
+    ///
+    /// # Errors
+    /// [`MachineError`]: whatever file, host resource or value is unfit.
+    pub fn new(
+        description: Description,
+        make_engine: MakeEngine<'_>,
+        consoles: Consoles,
+    ) -> Result<Self, MachineError> {
+        description.check()?;
+        let kernel = ImageFile::open(Role::Kernel, &description.boot.kernel)?;
+        let initrd = description.boot.initrd.as_deref();
+        let initrd = initrd
+            .map(|path| ImageFile::open(Role::Initrd, path))
+            .transpose()?;
+        let disks = Board::open_disks(&description)?;
+        let ram = GuestRam::new(description.memory, LOW_RAM_LIMIT)?;
+        let engine = make_engine(ram.clone(), description.cpus, description.cpu_model)?;
+        let control = Control::new();
+        let board = Board::new(&description, &ram, &*engine, &control, consoles, disks)?;
+        engine.connect(board.bus());
+        let mut vcpus = Vec::new();
+        let mut reset_states = Vec::new();
+        for index in 0..description.cpus {
+            let mut vcpu = engine.take_vcpu(index)?;
+            reset_states.push(vcpu.save()?);
+            vcpus.push(vcpu);
+        }
+        let inner = Arc::new(Inner {
+            description,
+            ram,
+            engine,
+            kernel,
+            initrd,
+            board,
+            control,
+            reset_states,
+            threads: Mutex::default(),
+            operation: Mutex::default(),
+            outcome: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        inner.boot_vcpus(vcpus)?;
+        Ok(Self {
+            inner,
+            supervisor: Mutex::default(),
+        })
+    }
+
+    /// Starts the guest; once. After `limit`, if given, the machine ends with
+    /// [`Outcome::TimedOut`].
+    ///
+    /// # Errors
+    /// [`MachineError::Host`]: no thread.
+    pub fn start(&self, limit: Option<Duration>) -> Result<(), MachineError> {
+        let mut supervisor = self.supervisor.lock();
+        if supervisor.is_some() {
+            return Ok(());
+        }
+        let deadline = limit.and_then(|l| Instant::now().checked_add(l));
+        let inner = self.inner.clone();
+        let thread = std::thread::Builder::new()
+            .name("supervisor".into())
+            .spawn(move || inner.supervise(deadline))
+            .map_err(|source| MachineError::Host {
+                what: "thread for the machine",
+                source,
+            })?;
+        *supervisor = Some(thread);
+        self.inner.control.release();
+        Ok(())
+    }
+
+    /// Waits until the machine has ended, and says how.
+    #[must_use]
+    pub fn wait(&self) -> Arc<Outcome> {
+        let mut outcome = self.inner.outcome.lock();
+        loop {
+            if let Some(o) = &*outcome {
+                return o.clone();
+            }
+            self.inner.ended.wait(&mut outcome);
+        }
+    }
+
+    /// As [`Self::wait`], for at most this long.
+    #[must_use]
+    pub fn wait_for(&self, limit: Duration) -> Option<Arc<Outcome>> {
+        let mut outcome = self.inner.outcome.lock();
+        if outcome.is_none() {
+            self.inner
+                .ended
+                .wait_while_for(&mut outcome, |o| o.is_none(), limit);
+        }
+        outcome.clone()
+    }
+
+    /// What the machine is doing.
+    #[must_use]
+    pub fn run_state(&self) -> RunState {
+        if self.inner.outcome.lock().is_some() {
+            RunState::Ended
+        } else if self.supervisor.lock().is_none() {
+            RunState::Created
+        } else if self.inner.control.is_paused() {
+            RunState::Paused
+        } else {
+            RunState::Running
+        }
+    }
+
+    /// Stops all vCPUs, devices and the guest's clock; returns when they stand.
+    pub fn pause(&self) {
+        let _one = self.inner.operation.lock();
+        if !self.inner.control.is_paused() {
+            self.inner.control.set_paused(true);
+            self.inner.board.pause();
+        }
+    }
+
+    /// Ends [`Self::pause`].
+    pub fn resume(&self) {
+        let _one = self.inner.operation.lock();
+        if self.inner.control.is_paused() {
+            self.inner.board.resume();
+            self.inner.control.set_paused(false);
+        }
+    }
+
+    /// Ends the machine at once, as if its power were cut.
+    pub fn stop(&self) {
+        self.inner.control.post(Event::Stop);
+        if self.supervisor.lock().is_none() {
+            self.inner.finish(Outcome::Stopped);
+        }
+    }
+
+    /// Resets the machine, as the guest itself could.
+    pub fn reset(&self) {
+        self.inner.control.post(Event::Reset);
+    }
+
+    /// Presses the ACPI power button: a guest that listens shuts down.
+    pub fn press_power_button(&self) {
+        self.inner.board.press_power_button();
+    }
+
+    /// Raises a non-maskable interrupt on the first vCPU.
+    pub fn nmi(&self) {
+        self.inner.control.nmi(0);
+    }
+
+    /// Gives input to the first serial port; how many bytes it took. After
+    /// fewer than all, the sink's `input_ready` says when to go on.
+    pub fn serial_input(&self, bytes: &[u8]) -> usize {
+        self.inner.board.serial_input(bytes)
+    }
+
+    /// The input and the size of the virtio console, if the machine has one.
+    #[must_use]
+    pub fn console(&self) -> Option<&ConsoleInput> {
+        self.inner.board.console()
+    }
+
+    /// Number of vCPUs.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.inner.description.cpus
+    }
+
+    /// `soft` or `kvm`.
+    #[must_use]
+    pub fn engine_name(&self) -> &'static str {
+        self.inner.engine.name()
+    }
+
+    /// What the machine was made from.
+    #[must_use]
+    pub fn description(&self) -> &Description {
+        &self.inner.description
+    }
+
+    /// The registers of a vCPU, which stands still only while they are read.
+    ///
+    /// # Errors
+    /// [`MachineError::Ended`], [`MachineError::Engine`].
+    pub fn registers(&self, vcpu: u32) -> Result<CpuState, MachineError> {
+        let state = self.inner.control.on_vcpu(vcpu, |v| v.save());
+        Ok(state.ok_or(MachineError::Ended)??)
+    }
+
+    /// The counters of all vCPUs.
+    ///
+    /// # Errors
+    /// [`MachineError::Ended`].
+    pub fn stats(&self) -> Result<Vec<VcpuStats>, MachineError> {
+        (0..self.cpus())
+            .map(|i| self.inner.control.on_vcpu(i, |v| v.stats()))
+            .collect::<Option<_>>()
+            .ok_or(MachineError::Ended)
+    }
+
+    /// Reads guest-physical memory.
+    ///
+    /// # Errors
+    /// [`MachineError::Memory`] if it is not RAM.
+    pub fn read_memory(&self, gpa: u64, out: &mut [u8]) -> Result<(), MachineError> {
+        Ok(self.inner.ram.read(gpa, out)?)
+    }
+
+    /// The state of all vCPUs and devices. The machine must be paused, so that
+    /// it fits the memory.
+    ///
+    /// # Errors
+    /// [`MachineError::State`] if it is not paused.
+    pub fn save(&self) -> Result<MachineState, MachineError> {
+        let _one = self.inner.operation.lock();
+        self.inner.must_be_paused()?;
+        let mut vcpus = Vec::new();
+        for index in 0..self.cpus() {
+            vcpus.push(self.registers(index)?);
+        }
+        Ok(MachineState {
+            version: STATE_VERSION,
+            vcpus,
+            devices: self.inner.board.save(),
+        })
+    }
+
+    /// Takes back a state; memory is the caller's. The machine must be paused.
+    ///
+    /// # Errors
+    /// [`MachineError::State`], [`MachineError::Engine`].
+    pub fn restore(&self, state: &MachineState) -> Result<(), MachineError> {
+        let _one = self.inner.operation.lock();
+        self.inner.must_be_paused()?;
+        if state.version != STATE_VERSION || state.vcpus.len() != self.cpus() as usize {
+            return Err(MachineError::State(format!(
+                "it has version {} and {} CPUs; this machine reads version {STATE_VERSION} and has {}",
+                state.version,
+                state.vcpus.len(),
+                self.cpus()
+            )));
+        }
+        self.inner.board.restore(&state.devices)?;
+        self.inner.restore_vcpus(state.vcpus.clone())
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop();
+        if let Some(thread) = self.supervisor.lock().take() {
+            // A panic there was reported already.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Inner {
+    /// Loads the kernel; the states in which the vCPUs start.
+    fn load(&self) -> Result<Vec<CpuState>, MachineError> {
+        let d = &self.description;
+        let identity = Identity {
+            uuid: d.uuid,
+            serial: d.serial.clone(),
+            ..Identity::default()
+        };
+        let loaded = boot::load(
+            &self.ram,
+            &Request {
+                kernel: &self.kernel,
+                initrd: self.initrd.as_ref(),
+                cmdline: &d.boot.cmdline,
+                cpus: d.cpus,
+                identity: &identity,
+                unpack: !d.boot.self_unpack,
+            },
+        )?;
+        tracing::info!(format = loaded.format, "kernel loaded");
+        let mut states = self.reset_states.clone();
+        if let Some(first) = states.first_mut() {
+            loaded.entry.apply(first);
+        }
+        Ok(states)
+    }
+
+    fn boot_vcpus(&self, vcpus: Vec<Box<dyn Vcpu>>) -> Result<(), MachineError> {
+        let states = self.load()?;
+        let started = vcpus
+            .into_iter()
+            .zip(&states)
+            .try_for_each(|(v, s)| self.spawn(v, s));
+        if started.is_err() {
+            self.control.end();
+        }
+        started
+    }
+
+    fn spawn(&self, mut vcpu: Box<dyn Vcpu>, state: &CpuState) -> Result<(), MachineError> {
+        vcpu.restore(state)?;
+        let thread = self.control.spawn(vcpu);
+        let thread = thread.map_err(|source| MachineError::Host {
+            what: "thread for a vCPU",
+            source,
+        })?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    fn restore_vcpus(&self, states: Vec<CpuState>) -> Result<(), MachineError> {
+        for (index, state) in (0..).zip(states) {
+            let done = self.control.on_vcpu(index, move |v| v.restore(&state));
+            done.ok_or(MachineError::Ended)??;
+        }
+        Ok(())
+    }
+
+    fn must_be_paused(&self) -> Result<(), MachineError> {
+        if self.control.is_paused() {
+            return Ok(());
+        }
+        Err(MachineError::State("it must be paused first".into()))
+    }
+
+    /// The supervisor: decides on events until one ends the machine.
+    fn supervise(&self, deadline: Option<Instant>) {
+        let outcome = loop {
+            let reboot = self.description.on_reset == OnReset::Reboot;
+            let event = self.control.next_event(deadline);
+            tracing::debug!(?event, "machine event");
+            match event {
+                None => break Outcome::TimedOut,
+                Some(Event::Reset | Event::TripleFault(_)) if reboot => match self.reboot() {
+                    Ok(()) => {}
+                    Err(e) => break Outcome::Failed(e),
+                },
+                Some(Event::Reset) => break Outcome::Reset,
+                Some(Event::TripleFault(vcpu)) => break Outcome::TripleFault(vcpu),
+                Some(Event::PowerOff) => break Outcome::PoweredOff,
+                Some(Event::DebugExit(value)) => break Outcome::DebugExit(value),
+                Some(Event::Failed(e)) => break Outcome::Failed(e.into()),
+                Some(Event::Stop) => break Outcome::Stopped,
+            }
+        };
+        self.finish(outcome);
+    }
+
+    /// Starts the machine anew: devices reset, kernel loaded again.
+    fn reboot(&self) -> Result<(), MachineError> {
+        let _one = self.operation.lock();
+        self.control.wait_parked();
+        self.board.reset();
+        let states = self.load()?;
+        self.restore_vcpus(states)?;
+        self.control.forget_events();
+        self.control.release();
+        Ok(())
+    }
+
+    /// Ends the threads and devices, and tells who waits.
+    fn finish(&self, outcome: Outcome) {
+        self.control.end();
+        for thread in self.threads.lock().drain(..) {
+            // Its panic, if any, was an event.
+            let _ = thread.join();
+        }
+        let _one = self.operation.lock();
+        self.board.shut_down();
+        self.outcome.lock().get_or_insert_with(|| Arc::new(outcome));
+        self.ended.notify_all();
+    }
+}

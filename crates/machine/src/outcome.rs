@@ -1,0 +1,61 @@
+//! How machines end, and why they cannot be made.
+
+use engine::EngineError;
+
+use crate::description::DescriptionError;
+
+/// How a machine ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The guest powered off (ACPI S5).
+    PoweredOff,
+    /// The guest reset, and `on_reset` is `exit`.
+    Reset,
+    /// The guest wrote this value to the debug-exit port.
+    DebugExit(u32),
+    /// This vCPU shut down by a triple fault.
+    TripleFault(u32),
+    /// The time given to the machine ran out.
+    TimedOut,
+    /// [`crate::Machine::stop`] was called.
+    Stopped,
+    /// Holm or the host failed.
+    Failed(MachineError),
+}
+
+/// Why a machine cannot be made or cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum MachineError {
+    /// The description makes no sense.
+    #[error(transparent)]
+    Description(#[from] DescriptionError),
+    /// A kernel or initrd file is missing or unfit, or does not fit.
+    #[error(transparent)]
+    Boot(#[from] boot::BootError),
+    /// A disk is missing or unfit.
+    #[error(transparent)]
+    Disk(#[from] disk::DiskError),
+    /// The host has not enough memory.
+    #[error(transparent)]
+    Memory(#[from] memory::MemoryError),
+    /// The host cannot run the engine, or the engine failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The host gives no thread or timer.
+    #[error("the host gives no {what}: {source}; end other processes or raise the limits")]
+    Host {
+        /// What was asked for.
+        what: &'static str,
+        /// The host's error.
+        source: std::io::Error,
+    },
+    /// The devices contradict each other: a defect of Holm.
+    #[error("the machine's devices cannot be put together: {0}")]
+    Assembly(String),
+    /// A saved state is of another version, another machine, or damaged.
+    #[error("cannot restore the machine: {0}")]
+    State(String),
+    /// The machine has ended.
+    #[error("the machine has ended")]
+    Ended,
+}

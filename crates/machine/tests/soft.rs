@@ -1,0 +1,150 @@
+//! Test kernels on the software engine: what the guest does must be seen.
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use machine::{CpuModel, Description, MachineError, OnReset, Outcome, RunState};
+use support::{description, kernel, machine, run};
+
+fn soft(
+    ram: std::sync::Arc<memory::GuestRam>,
+    cpus: u32,
+    model: CpuModel,
+) -> Result<std::sync::Arc<dyn engine::Engine>, engine::EngineError> {
+    engine_soft::SoftEngine::new(ram, cpus, model)
+}
+
+#[test]
+fn hello_on_the_serial_port_and_a_debug_exit() {
+    let (outcome, text) = run(description("hello", 1, "the command line"), &soft);
+    assert!(matches!(*outcome, Outcome::DebugExit(0x21)), "{outcome:?}");
+    assert_eq!(text, "hello from the command line\n");
+}
+
+#[test]
+fn without_debug_exit_the_port_does_nothing() {
+    let mut d = description("hello", 1, "");
+    d.debug_exit = false;
+    let (m, screen) = machine(d, &soft);
+    m.start(Some(Duration::from_secs(2))).unwrap();
+    assert!(matches!(*m.wait(), Outcome::TimedOut));
+    assert_eq!(screen.text(), "hello from \n");
+}
+
+#[test]
+fn a_triple_fault_ends_the_machine() {
+    let (outcome, _) = run(description("triple", 1, ""), &soft);
+    assert!(matches!(*outcome, Outcome::TripleFault(0)), "{outcome:?}");
+}
+
+#[test]
+fn ten_ticks_of_the_timer_through_the_8259() {
+    let (outcome, text) = run(description("timer", 1, ""), &soft);
+    assert!(matches!(*outcome, Outcome::DebugExit(0x10)), "{outcome:?}");
+    assert_eq!(text, "ten ticks\n");
+}
+
+#[test]
+fn processors_start_by_init_and_sipi_and_count_together() {
+    for cpus in [1, 2, 4, 8] {
+        let (outcome, text) = run(description("smp", cpus, &cpus.to_string()), &soft);
+        assert!(
+            matches!(*outcome, Outcome::DebugExit(0x11)),
+            "{cpus}: {outcome:?}"
+        );
+        assert_eq!(text, "all processors counted\n");
+    }
+}
+
+#[test]
+fn soft_off_by_acpi() {
+    let (outcome, _) = run(description("poweroff", 2, ""), &soft);
+    assert!(matches!(*outcome, Outcome::PoweredOff), "{outcome:?}");
+}
+
+#[test]
+fn a_reset_ends_or_reboots() {
+    let (outcome, _) = run(description("reboot", 1, ""), &soft);
+    assert!(matches!(*outcome, Outcome::Reset), "{outcome:?}");
+    let mut d = description("reboot", 2, "");
+    d.on_reset = OnReset::Reboot;
+    let (outcome, _) = run(d, &soft);
+    assert!(matches!(*outcome, Outcome::DebugExit(3)), "{outcome:?}");
+}
+
+#[test]
+fn endless_guests_can_be_inspected_paused_timed_out_and_stopped() {
+    for name in ["spin", "idle"] {
+        let (m, _) = machine(description(name, 2, ""), &soft);
+        assert_eq!(m.run_state(), RunState::Created);
+        m.start(None).unwrap();
+        assert!(m.wait_for(Duration::from_millis(50)).is_none());
+        assert!(m.registers(0).unwrap().rip >= 0x10_0000, "{name}");
+        assert_eq!(m.stats().unwrap().len(), 2);
+        m.pause();
+        assert_eq!(m.run_state(), RunState::Paused);
+        assert!(m.registers(1).is_ok());
+        m.resume();
+        assert_eq!(m.run_state(), RunState::Running);
+        m.stop();
+        assert!(matches!(*m.wait(), Outcome::Stopped));
+        assert!(matches!(m.registers(0), Err(MachineError::Ended)));
+        let (m, _) = machine(description(name, 1, ""), &soft);
+        let start = Instant::now();
+        m.start(Some(Duration::from_millis(200))).unwrap();
+        assert!(matches!(*m.wait(), Outcome::TimedOut));
+        assert!(start.elapsed() >= Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn a_saved_machine_goes_on_in_another_one() {
+    let (m, _) = machine(description("idle", 2, ""), &soft);
+    m.start(None).unwrap();
+    assert!(m.wait_for(Duration::from_millis(20)).is_none());
+    assert!(m.save().is_err(), "a running machine is not saved");
+    m.pause();
+    let state = m.save().unwrap();
+    let text = serde_json::to_string(&state).unwrap();
+    let (n, _) = machine(description("idle", 2, ""), &soft);
+    n.pause();
+    n.restore(&machine::MachineState::from_json(&text).unwrap())
+        .unwrap();
+    let again = n.save().unwrap();
+    assert_eq!(again.vcpus[0].gpr, state.vcpus[0].gpr);
+    assert_eq!(again.vcpus[0].segments, state.vcpus[0].segments);
+    let newer = text.replacen("\"version\":1", "\"version\":9", 1);
+    let error = machine::MachineState::from_json(&newer)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("version 9"), "{error}");
+}
+
+#[test]
+fn bad_descriptions_and_files_are_refused_before_anything_runs() {
+    let try_new = |d: Description| {
+        let screen = std::sync::Arc::new(support::Screen::default());
+        machine::Machine::new(d, &soft, support::consoles(&screen))
+            .map(|_| ())
+            .unwrap_err()
+    };
+    let hello = kernel("hello");
+    let good = Description::new(1, 32 << 20, &hello);
+    let mut d = good.clone();
+    d.cpus = 1000;
+    assert!(matches!(try_new(d), MachineError::Description(_)));
+    let mut d = good.clone();
+    d.boot.kernel = "/nonexistent".into();
+    assert!(matches!(try_new(d), MachineError::Boot(_)));
+    let mut d = good.clone();
+    d.disks.push(machine::Disk {
+        file: "/nonexistent.img".into(),
+        read_only: false,
+        serial: None,
+    });
+    assert!(matches!(try_new(d), MachineError::Disk(_)));
+    let mut d = good;
+    d.boot.initrd = Some("/nonexistent.initrd".into());
+    assert!(matches!(try_new(d), MachineError::Boot(_)));
+}

@@ -1,0 +1,149 @@
+//! Random rings and register writes: whatever a guest does, the device can be
+//! reset and then works.
+
+mod driver;
+
+use std::sync::Arc;
+
+use disk::{RawDisk, RawOptions};
+use driver::{Driver, EVENT_IDX, INDIRECT_DESC};
+use proptest::prelude::*;
+use virtio::blk::Blk;
+use virtio::console::{Console, ConsoleSink};
+use virtio::rng::Rng;
+
+const DATA: u64 = 0x20_0000;
+
+struct Nowhere;
+impl ConsoleSink for Nowhere {
+    fn output(&self, _data: &[u8]) {}
+}
+
+type Descriptor = (u64, u32, u16, u16);
+
+fn plausible() -> impl Strategy<Value = Descriptor> {
+    let address = prop_oneof![
+        8 => (0..0x40u64).prop_map(|n| DATA + n * 512),
+        2 => (0..0x30u64).prop_map(|n| driver::RINGS + n * 0x400),
+        1 => any::<u64>(),
+        1 => Just(driver::RAM - 8),
+    ];
+    let length = prop_oneof![
+        6 => prop_oneof![Just(16u32), Just(512), Just(1), Just(20), Just(0)],
+        1 => any::<u32>(),
+        1 => 0..5000u32,
+    ];
+    (
+        address,
+        length,
+        prop_oneof![9 => 0..4u16, 1 => 0..8u16],
+        0..20u16,
+    )
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Descriptor(u16, Descriptor),
+    Publish(u16),
+    Kick,
+    Header(u64, u32, u64),
+    Common(u64, u64, usize),
+    DeviceConfig(u64, u64, usize),
+    Pause,
+    Save,
+    Jump(u16),
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    let size = prop_oneof![Just(1usize), Just(2), Just(4), Just(8)];
+    prop_oneof![
+        12 => (0..16u16, plausible()).prop_map(|(at, d)| Act::Descriptor(at, d)),
+        6 => (0..17u16).prop_map(Act::Publish),
+        6 => Just(Act::Kick),
+        6 => (0..0x40u64, 0..14u32, prop_oneof![0..64u64, any::<u64>()])
+            .prop_map(|(at, kind, sector)| Act::Header(DATA + at * 512, kind, sector)),
+        1 => (0..0x40u64, any::<u64>(), size.clone()).prop_map(|(a, v, s)| Act::Common(a, v, s)),
+        1 => (0..64u64, any::<u64>(), size).prop_map(|(a, v, s)| Act::DeviceConfig(a, v, s)),
+        1 => Just(Act::Pause),
+        1 => Just(Act::Save),
+        1 => any::<u16>().prop_map(Act::Jump),
+    ]
+}
+
+fn play(driver: &mut Driver, queues: u16, acts: &[Act]) {
+    driver.start(EVENT_IDX | INDIRECT_DESC, queues, 16);
+    let queue = usize::from(queues) - 1;
+    for act in acts {
+        match *act {
+            Act::Descriptor(at, entry) => driver.put_descriptor(queue, at, entry),
+            Act::Publish(head) => driver.publish(queue, head),
+            Act::Kick => driver.kick(queue),
+            Act::Header(at, kind, sector) => {
+                let mut header = [0; 16];
+                header[..4].copy_from_slice(&kind.to_le_bytes());
+                header[8..].copy_from_slice(&sector.to_le_bytes());
+                driver.ram.write(at, &header).unwrap();
+            }
+            Act::Common(at, value, size) => {
+                driver.write(driver.common, at & !(size as u64 - 1), value, size);
+            }
+            Act::DeviceConfig(at, value, size) => {
+                driver.write(driver.device, at & !(size as u64 - 1), value, size);
+            }
+            Act::Pause => {
+                driver.function.pause();
+                driver.function.resume();
+            }
+            Act::Save => {
+                let state = driver.function.save();
+                driver.function.restore(&state).unwrap();
+                driver.function.resume();
+            }
+            Act::Jump(index) => {
+                let at = driver.queues[queue].available + 2;
+                driver.set_available(at, index);
+            }
+        }
+    }
+    // Whatever happened: after a reset the device works.
+    driver.start(0, queues, 16);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_block_device_survives(acts in proptest::collection::vec(act(), 1..60)) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, vec![7; 1 << 16]).unwrap();
+        let disk = Arc::new(RawDisk::open(&RawOptions::new(&path)).unwrap());
+        let mut driver = Driver::new(Blk::new(disk, 1));
+        play(&mut driver, 1, &acts);
+        driver.ram.write(DATA, &[0; 16]).unwrap();
+        let buffers = [(DATA, 16, false), (DATA + 0x1000, 512, true), (DATA + 0x800, 1, true)];
+        prop_assert_eq!(driver.run(0, &buffers), 513);
+        prop_assert_eq!(driver.bytes(DATA + 0x800, 1), [0]);
+    }
+
+    #[test]
+    fn an_entropy_device_survives(acts in proptest::collection::vec(act(), 1..60)) {
+        let mut driver = Driver::new(Rng::new());
+        play(&mut driver, 1, &acts);
+        prop_assert_eq!(driver.run(0, &[(DATA, 32, true)]), 32);
+    }
+
+    #[test]
+    fn a_console_survives(acts in proptest::collection::vec(act(), 1..60)) {
+        let (console, input) = Console::new(Arc::new(Nowhere));
+        let mut driver = Driver::new(console);
+        input.push(&[1; 300]);
+        play(&mut driver, 2, &acts);
+        prop_assert_eq!(driver.run(1, &[(DATA, 32, false)]), 0);
+        // What was not read before the reset is still there.
+        input.push(b"again");
+        let length = driver.run(0, &[(DATA, 1000, true)]) as usize;
+        let text = driver.bytes(DATA, length);
+        prop_assert!(text.ends_with(b"again"), "{text:?}");
+    }
+}

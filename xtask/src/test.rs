@@ -1,0 +1,96 @@
+//! `cargo xtask test`: everything that must hold before a change goes in.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::host::{self, Need};
+use crate::image::{self, Name};
+use crate::up;
+
+/// What the tests use beside what building takes.
+const NEEDS: &[Need] = &[
+    Need {
+        program: "busybox",
+        package: "busybox-static",
+        purpose: "test initramfs archives",
+    },
+    Need {
+        program: "as",
+        package: "binutils",
+        purpose: "assemble test programs for guests",
+    },
+    Need {
+        program: "e2fsck",
+        package: "e2fsprogs",
+        purpose: "check guests' disks after a crash",
+    },
+];
+
+#[derive(Args)]
+pub struct Test {
+    /// Leaves out the end-to-end tests on real guests
+    #[arg(long)]
+    no_guests: bool,
+}
+
+/// Runs all stages; the first that fails ends it.
+///
+/// # Errors
+/// Names the stage.
+pub fn test(arguments: &Test) -> Result<ExitCode> {
+    host::ensure(up::BUILD_NEEDS)?;
+    host::ensure(NEEDS)?;
+    stage("format", &["fmt", "--all", "--check"])?;
+    stage(
+        "lints",
+        &[
+            "clippy",
+            "--workspace",
+            "--all-targets",
+            "--release",
+            "--",
+            "-D",
+            "warnings",
+        ],
+    )?;
+    stage(
+        "unit and integration tests",
+        &["test", "--workspace", "--release", "--exclude", "holm"],
+    )?;
+    stage(
+        "tests of holm's own parts",
+        &["test", "--release", "-p", "holm", "--bins"],
+    )?;
+    if !arguments.no_guests {
+        let start = Instant::now();
+        image::make(Name::Tiny, false)?;
+        image::make(Name::Debian, false)?;
+        eprintln!("xtask: images: {:.0?}", start.elapsed());
+        // Guests measure time and idleness: not all at once.
+        stage(
+            "end-to-end tests on real guests",
+            &[
+                "test",
+                "--release",
+                "-p",
+                "holm",
+                "--test",
+                "*",
+                "--",
+                "--test-threads=2",
+            ],
+        )?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn stage(name: &str, arguments: &[&str]) -> Result<()> {
+    let start = Instant::now();
+    eprintln!("xtask: {name}");
+    host::run(host::cargo().args(arguments)).with_context(|| name.to_owned())?;
+    eprintln!("xtask: {name}: passed in {:.0?}", start.elapsed());
+    Ok(())
+}
