@@ -100,7 +100,10 @@ fn the_task_priority_holds_back_and_lets_go() {
     assert_eq!((l.deliverable(), s.raised(0)), (None, 0));
     assert_eq!(l.read(reg::PPR), Some(0x50));
     l.set_tpr(0x40);
-    assert_eq!((l.deliverable(), s.raised(0)), (Some(0x55), pending::INTERRUPT));
+    assert_eq!(
+        (l.deliverable(), s.raised(0)),
+        (Some(0x55), pending::INTERRUPT)
+    );
 }
 
 #[test]
@@ -176,7 +179,10 @@ fn x2apic_addresses_by_32_bits_and_by_cluster() {
     s.command(0, (1 << 16 | 3) << 32 | 0x40 | 1 << 11);
     assert_eq!(hit(&s), [16, 17]);
     // Self IPI register.
-    assert_eq!(write(&s.lapics[3], reg::SELF_IPI, 0x50), Effect::Send(0x50 | 1 << 18));
+    assert_eq!(
+        write(&s.lapics[3], reg::SELF_IPI, 0x50),
+        Effect::Send(0x50 | 1 << 18)
+    );
     // Reserved bits and unknown registers are refused.
     assert_eq!(write(&s.lapics[3], reg::TPR, 0x100), Effect::Bad);
     assert_eq!(write(&s.lapics[3], reg::EOI, 1), Effect::Bad);

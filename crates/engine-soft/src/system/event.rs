@@ -282,7 +282,11 @@ fn gate_code(core: &mut Core, selector: u16) -> Exec<(Descriptor, u8)> {
     if !d.present() {
         return Err(np(selector).into());
     }
-    let cpl = if d.conforming() { core.cpu.cpl } else { d.dpl() };
+    let cpl = if d.conforming() {
+        core.cpu.cpl
+    } else {
+        d.dpl()
+    };
     Ok((d, cpl))
 }
 
@@ -504,7 +508,11 @@ fn deliver_real(core: &mut Core, ev: &Event) -> Exec {
 impl Core {
     /// Instruction pointers are pushed with the width of the mode they ran in.
     fn frame_ip(&self, ip: u64) -> u64 {
-        if self.cpu.is64() { ip } else { ip & 0xffff_ffff }
+        if self.cpu.is64() {
+            ip
+        } else {
+            ip & 0xffff_ffff
+        }
     }
 
     /// View of stack accesses at a privilege level.

@@ -92,7 +92,8 @@ fn long() -> Core {
     put(&core, 0x1000, 0x2007);
     put(&core, 0x2000, 0x87);
     tables(&mut core);
-    core.write_msr(arch::msr::EFER, cr::EFER_LME | cr::EFER_SCE | cr::EFER_NXE).unwrap();
+    core.write_msr(arch::msr::EFER, cr::EFER_LME | cr::EFER_SCE | cr::EFER_NXE)
+        .unwrap();
     control::write_cr4(&mut core, cr::CR4_PAE | cr::CR4_OSFXSR).unwrap();
     control::write_cr3(&mut core, 0x1000).unwrap();
     control::write_cr0(&mut core, cr::CR0_PE | cr::CR0_PG | cr::CR0_WP).unwrap();
@@ -178,16 +179,37 @@ fn loading_data_segments_checks_type_privilege_and_presence() {
     load_segment(&mut core, seg::DS, K_DATA).unwrap();
     assert_eq!(core.cpu.seg[seg::DS].limit, u32::MAX);
     let before = core.cpu.seg[seg::DS];
-    assert_eq!(fault(load_segment(&mut core, seg::DS, ABSENT)), (exception::NP, 0x40));
-    assert_eq!(fault(load_segment(&mut core, seg::DS, 0x58)), (exception::GP, 0x58));
-    assert_eq!(fault(load_segment(&mut core, seg::DS, TSS_SEL)), (exception::GP, 0x30));
-    assert_eq!(fault(load_segment(&mut core, seg::DS, 0x0c)), (exception::GP, 0x0c));
+    assert_eq!(
+        fault(load_segment(&mut core, seg::DS, ABSENT)),
+        (exception::NP, 0x40)
+    );
+    assert_eq!(
+        fault(load_segment(&mut core, seg::DS, 0x58)),
+        (exception::GP, 0x58)
+    );
+    assert_eq!(
+        fault(load_segment(&mut core, seg::DS, TSS_SEL)),
+        (exception::GP, 0x30)
+    );
+    assert_eq!(
+        fault(load_segment(&mut core, seg::DS, 0x0c)),
+        (exception::GP, 0x0c)
+    );
     assert_eq!(core.cpu.seg[seg::DS], before);
-    assert_eq!(fault(load_segment(&mut core, seg::SS, 0)), (exception::GP, 0));
-    assert_eq!(fault(load_segment(&mut core, seg::SS, U_DATA)), (exception::GP, 0x20));
+    assert_eq!(
+        fault(load_segment(&mut core, seg::SS, 0)),
+        (exception::GP, 0)
+    );
+    assert_eq!(
+        fault(load_segment(&mut core, seg::SS, U_DATA)),
+        (exception::GP, 0x20)
+    );
     // CPL 3 may not use a kernel's data.
     core.cpu.cpl = 3;
-    assert_eq!(fault(load_segment(&mut core, seg::ES, K_DATA)), (exception::GP, 0x10));
+    assert_eq!(
+        fault(load_segment(&mut core, seg::ES, K_DATA)),
+        (exception::GP, 0x10)
+    );
     load_segment(&mut core, seg::ES, 0).unwrap();
     assert_ne!(core.cpu.seg[seg::ES].rights & UNUSABLE, 0);
 }
@@ -219,7 +241,10 @@ fn mov_and_pop_ss_hold_interrupts_off() {
 fn ltr_marks_the_tss_busy_and_refuses_a_busy_one() {
     let mut core = long();
     assert_eq!(get(&core, GDT + 0x30) >> 40 & 15, 11);
-    assert_eq!(fault(segment::load_tr(&mut core, TSS_SEL)), (exception::GP, 0x30));
+    assert_eq!(
+        fault(segment::load_tr(&mut core, TSS_SEL)),
+        (exception::GP, 0x30)
+    );
 }
 
 #[test]
@@ -318,7 +343,10 @@ fn int_n_needs_the_gate_to_allow_it() {
     let mut core = user();
     gate(&core, 3, 0xf, 3, 0);
     gate(&core, 0x80, 0xf, 0, 0);
-    assert_eq!(fault(run(&mut core, &[0xcd, 0x80])), (exception::GP, 0x80 << 3 | 2));
+    assert_eq!(
+        fault(run(&mut core, &[0xcd, 0x80])),
+        (exception::GP, 0x80 << 3 | 2)
+    );
     assert_eq!(core.cpu.rip, CODE);
     run(&mut core, &[0xcc]).unwrap();
     assert_eq!(core.cpu.rip, HANDLER);
@@ -332,7 +360,8 @@ fn syscall_and_sysret_round_trip() {
     let mut core = user();
     core.write_msr(arch::msr::STAR, 0x0018_0008 << 32).unwrap();
     core.write_msr(arch::msr::LSTAR, HANDLER).unwrap();
-    core.write_msr(arch::msr::SFMASK, flag::IF | flag::TF).unwrap();
+    core.write_msr(arch::msr::SFMASK, flag::IF | flag::TF)
+        .unwrap();
     let flags = core.cpu.rflags;
     run(&mut core, &[0x0f, 0x05]).unwrap();
     assert_eq!((core.cpu.rip, core.cpu.cpl), (HANDLER, 0));
@@ -341,7 +370,10 @@ fn syscall_and_sysret_round_trip() {
     assert_eq!(core.cpu.seg[seg::SS].selector, 0x10);
     assert_eq!(core.cpu.rflags & flag::IF, 0);
     core.cpu.gpr[1] = 1 << 63;
-    assert_eq!(fault(run(&mut core, &[0x48, 0x0f, 0x07])), (exception::GP, 0));
+    assert_eq!(
+        fault(run(&mut core, &[0x48, 0x0f, 0x07])),
+        (exception::GP, 0)
+    );
     core.cpu.gpr[1] = CODE + 2;
     run(&mut core, &[0x48, 0x0f, 0x07]).unwrap();
     assert_eq!((core.cpu.rip, core.cpu.cpl), (CODE + 2, 3));
@@ -365,9 +397,15 @@ fn iretq_refuses_bad_frames_and_changes_nothing() {
     assert_eq!(frame(&mut core, 0, CODE, ok_ss), (exception::GP, 0));
     assert_eq!(frame(&mut core, ok_ss, CODE, ok_ss), (exception::GP, 0x20));
     assert_eq!(frame(&mut core, ok_cs, 1 << 50, ok_ss), (exception::GP, 0));
-    assert_eq!(frame(&mut core, ok_cs, CODE, u64::from(K_DATA)), (exception::GP, 0x10));
+    assert_eq!(
+        frame(&mut core, ok_cs, CODE, u64::from(K_DATA)),
+        (exception::GP, 0x10)
+    );
     assert_eq!(frame(&mut core, ok_cs, CODE, 0), (exception::GP, 0));
-    assert_eq!((core.cpu.rip, core.cpu.cpl, core.cpu.gpr[4]), (CODE, 0, STACK0));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.cpl, core.cpu.gpr[4]),
+        (CODE, 0, STACK0)
+    );
     core.cpu.rflags |= flag::NT;
     assert_eq!(frame(&mut core, ok_cs, CODE, ok_ss), (exception::GP, 0));
 }
@@ -375,7 +413,13 @@ fn iretq_refuses_bad_frames_and_changes_nothing() {
 #[test]
 fn iretq_to_compatibility_mode_runs_32_bit_code() {
     let mut core = long();
-    let frame = [CODE, u64::from(U_CODE32), 0x202, USER_STACK, u64::from(U_DATA)];
+    let frame = [
+        CODE,
+        u64::from(U_CODE32),
+        0x202,
+        USER_STACK,
+        u64::from(U_DATA),
+    ];
     for (n, v) in frame.into_iter().enumerate() {
         put(&core, STACK0 + 8 * n as u64, v);
     }
@@ -384,7 +428,10 @@ fn iretq_to_compatibility_mode_runs_32_bit_code() {
     // Interrupted there, the kernel is entered in 64-bit mode.
     gate(&core, 0x80, 0xf, 3, 0);
     run(&mut core, &[0xcd, 0x80]).unwrap();
-    assert_eq!((core.cpu.bits, core.cpu.cpl, core.cpu.rip), (64, 0, HANDLER));
+    assert_eq!(
+        (core.cpu.bits, core.cpu.cpl, core.cpu.rip),
+        (64, 0, HANDLER)
+    );
     assert_eq!(get(&core, core.cpu.gpr[4] + 8), u64::from(U_CODE32));
 }
 
@@ -400,10 +447,16 @@ fn protected_mode_interrupt_to_inner_level_and_back() {
     core.cpu.gpr[4] = USER_STACK;
     core.update_mode();
     deliver_interrupt(&mut core, 0x21, false).unwrap();
-    assert_eq!((core.cpu.rip, core.cpu.cpl, core.cpu.gpr[4]), (HANDLER, 0, STACK0 - 20));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.cpl, core.cpu.gpr[4]),
+        (HANDLER, 0, STACK0 - 20)
+    );
     assert_eq!(get(&core, STACK0 - 20), CODE | u64::from(U_CODE32) << 32);
     run(&mut core, &[0xcf]).unwrap();
-    assert_eq!((core.cpu.rip, core.cpu.cpl, core.cpu.gpr[4]), (CODE, 3, USER_STACK));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.cpl, core.cpu.gpr[4]),
+        (CODE, 3, USER_STACK)
+    );
     // The kernel's data segment does not survive.
     assert_ne!(core.cpu.seg[seg::DS].rights & UNUSABLE, 0);
 }
@@ -413,9 +466,21 @@ fn v86_enters_and_leaves_through_the_kernel() {
     let mut core = protected();
     gate32(&core, 13, 0xe, 0);
     put(&core, TSS + 4, STACK0 | u64::from(K_DATA) << 32);
-    let frame = [0x100, 0x200, flag::VM | 2, 0x80, 0x300, 0x400, 0x500, 0x600, 0x700];
+    let frame = [
+        0x100,
+        0x200,
+        flag::VM | 2,
+        0x80,
+        0x300,
+        0x400,
+        0x500,
+        0x600,
+        0x700,
+    ];
     for (n, v) in frame.into_iter().enumerate() {
-        core.ram.write(STACK0 + 4 * n as u64, &(v as u32).to_le_bytes()).unwrap();
+        core.ram
+            .write(STACK0 + 4 * n as u64, &(v as u32).to_le_bytes())
+            .unwrap();
     }
     run(&mut core, &[0xcf]).unwrap();
     assert!(core.cpu.v86());
@@ -424,7 +489,10 @@ fn v86_enters_and_leaves_through_the_kernel() {
     assert_eq!(core.cpu.seg[seg::GS].base, 0x7000);
     assert_eq!(fault(run(&mut core, &[0xfa])), (exception::GP, 0));
     deliver_exception(&mut core, Exception::gp0()).unwrap();
-    assert_eq!((core.cpu.cpl, core.cpu.bits, core.cpu.rip), (0, 32, HANDLER));
+    assert_eq!(
+        (core.cpu.cpl, core.cpu.bits, core.cpu.rip),
+        (0, 32, HANDLER)
+    );
     assert!(!core.cpu.v86());
     assert_eq!(core.cpu.gpr[4], STACK0 - 40);
     assert_eq!(get(&core, STACK0 - 40) >> 32, 0x100);
@@ -440,11 +508,17 @@ fn real_mode_interrupt_and_iret() {
     core.ram.write(0x21 * 4, &[0x34, 0x12, 0x00, 0x20]).unwrap();
     core.cpu.rflags |= flag::IF;
     run(&mut core, &[0xcd, 0x21]).unwrap();
-    assert_eq!((core.cpu.rip, core.cpu.seg[seg::CS].base), (0x1234, 0x20000));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.seg[seg::CS].base),
+        (0x1234, 0x20000)
+    );
     assert_eq!(core.cpu.rflags & flag::IF, 0);
     assert_eq!(core.cpu.gpr[4], 0x7ffa);
     run(&mut core, &[0xcf]).unwrap();
-    assert_eq!((core.cpu.rip, core.cpu.seg[seg::CS].selector), (0x12, 0x1000));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.seg[seg::CS].selector),
+        (0x12, 0x1000)
+    );
     assert_ne!(core.cpu.rflags & flag::IF, 0);
 }
 
@@ -452,12 +526,20 @@ fn real_mode_interrupt_and_iret() {
 fn control_registers_refuse_what_the_architecture_forbids() {
     let mut core = long();
     for v in [0x8000_0000, 1 << 32 | 1, 0x2000_0011] {
-        assert_eq!(fault(control::write_cr0(&mut core, v)), (exception::GP, 0), "{v:#x}");
+        assert_eq!(
+            fault(control::write_cr0(&mut core, v)),
+            (exception::GP, 0),
+            "{v:#x}"
+        );
     }
     // No leaving paging or PAE from 64-bit mode; no LA57, PCID or CET.
     assert_eq!(fault(control::write_cr0(&mut core, 1)), (exception::GP, 0));
     for v in [0, 0x20 | 1 << 12, 0x20 | 1 << 17, 0x20 | 1 << 23] {
-        assert_eq!(fault(control::write_cr4(&mut core, v)), (exception::GP, 0), "{v:#x}");
+        assert_eq!(
+            fault(control::write_cr4(&mut core, v)),
+            (exception::GP, 0),
+            "{v:#x}"
+        );
     }
     assert!(core.write_msr(arch::msr::EFER, cr::EFER_SCE).is_err());
     core.cpu.gpr[0] = 5;
@@ -465,7 +547,10 @@ fn control_registers_refuse_what_the_architecture_forbids() {
     core.cpu.gpr[1] = 0;
     assert_eq!(fault(run(&mut core, &[0x0f, 0x01, 0xd1])).0, exception::UD);
     control::write_cr4(&mut core, cr::CR4_PAE | cr::CR4_OSXSAVE).unwrap();
-    assert_eq!(fault(run(&mut core, &[0x0f, 0x01, 0xd1])), (exception::GP, 0));
+    assert_eq!(
+        fault(run(&mut core, &[0x0f, 0x01, 0xd1])),
+        (exception::GP, 0)
+    );
     core.cpu.gpr[0] = 3;
     run(&mut core, &[0x0f, 0x01, 0xd1]).unwrap();
     assert_eq!(core.cpu.xcr0, 3);
@@ -533,7 +618,7 @@ fn msrs_check_their_values() {
     assert!(core.read_msr(0x1234_5678).is_err());
     core.write_msr(msr::TSC, 1 << 40).unwrap();
     let t = core.read_msr(msr::TSC).unwrap();
-    assert!(t >= 1 << 40 && t < (1 << 40) + (1 << 36));
+    assert!((1 << 40..(1 << 40) + (1 << 36)).contains(&t));
     let moved = core.read_msr(msr::TSC_ADJUST).unwrap();
     core.write_msr(msr::TSC_ADJUST, 0).unwrap();
     assert!(core.read_msr(msr::TSC).unwrap() < (1u64 << 40).wrapping_sub(moved) + (1 << 36));
@@ -550,8 +635,12 @@ fn the_paravirtual_clock_gives_the_time() {
     let (mul, shift) = (get(&core, 0x7018) as u32, (get(&core, 0x7018) >> 32) as i8);
     assert_eq!(get(&core, 0x7018) >> 40 & 1, 1);
     let ticks = core.guest_tsc().wrapping_sub(get(&core, 0x7008));
-    let ticks = if shift < 0 { ticks >> -shift } else { ticks << shift };
-    let ns = get(&core, 0x7010) + (u128::from(ticks) * u128::from(mul) >> 32) as u64;
+    let ticks = if shift < 0 {
+        ticks >> -shift
+    } else {
+        ticks << shift
+    };
+    let ns = get(&core, 0x7010) + ((u128::from(ticks) * u128::from(mul)) >> 32) as u64;
     let wall = get(&core, 0x7100) >> 32;
     let guest = wall as f64 + f64::from(get(&core, 0x7108) as u32) / 1e9 + ns as f64 / 1e9;
     let host = std::time::SystemTime::now()
@@ -569,12 +658,18 @@ fn far_jumps_change_mode_and_check_their_target() {
     assert_eq!(fault(run(&mut core, &to(ABSENT))), (exception::GP, 0x40));
     assert_eq!(fault(run(&mut core, &to(U_CODE32))), (exception::GP, 0x18));
     run(&mut core, &to(K_CODE32)).unwrap();
-    assert_eq!((core.cpu.rip, core.cpu.seg[seg::CS].selector), (HANDLER, K_CODE32));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.seg[seg::CS].selector),
+        (HANDLER, K_CODE32)
+    );
     // call K_CODE:CODE and retf
     run(&mut core, &[0x9a, 0, 0, 1, 0, K_CODE as u8, 0]).unwrap();
     assert_eq!((core.cpu.rip, core.cpu.gpr[4]), (CODE, STACK0 - 8));
     run(&mut core, &[0xcb]).unwrap();
-    assert_eq!((core.cpu.rip, core.cpu.seg[seg::CS].selector), (HANDLER + 7, K_CODE32));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.seg[seg::CS].selector),
+        (HANDLER + 7, K_CODE32)
+    );
     assert_eq!(core.cpu.gpr[4], STACK0);
 }
 
@@ -602,13 +697,19 @@ fn a_task_gate_switches_tasks_and_iret_goes_back() {
     core.cpu.gpr[3] = 77;
     load_segment(&mut core, seg::DS, K_DATA).unwrap();
     deliver_interrupt(&mut core, 9, false).unwrap();
-    assert_eq!((core.cpu.rip, core.cpu.gpr[4], core.cpu.gpr[3]), (HANDLER, STACK_IST, 0));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.gpr[4], core.cpu.gpr[3]),
+        (HANDLER, STACK_IST, 0)
+    );
     assert_eq!(core.cpu.tr.selector, 0x50);
     assert_ne!(core.cpu.rflags & flag::NT, 0);
     assert_ne!(core.cpu.cr0 & cr::CR0_TS, 0);
     assert_eq!(get(&core, NEW) as u16, TSS_SEL);
     run(&mut core, &[0xcf]).unwrap();
-    assert_eq!((core.cpu.rip, core.cpu.gpr[4], core.cpu.gpr[3]), (CODE, STACK0, 77));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.gpr[4], core.cpu.gpr[3]),
+        (CODE, STACK0, 77)
+    );
     assert_eq!(core.cpu.tr.selector, TSS_SEL);
     assert_eq!(core.cpu.rflags & flag::NT, 0);
 }
@@ -618,7 +719,10 @@ fn code_breakpoints_hit_once_per_resume() {
     let mut core = long();
     core.cpu.dr[0] = CODE;
     core.cpu.dr[7] = 0x401;
-    assert_eq!(fault(code_breakpoint(&mut core).map(|_| ())).0, exception::DB);
+    assert_eq!(
+        fault(code_breakpoint(&mut core).map(|_| ())).0,
+        exception::DB
+    );
     assert_eq!(core.cpu.dr[6] & 15, 1);
     core.cpu.rflags |= flag::RF;
     assert_eq!(code_breakpoint(&mut core), Ok(false));
@@ -654,10 +758,22 @@ fn a_saved_state_restores_and_bad_ones_are_refused() {
     assert_eq!((other.cpu.cpl, other.cpu.bits), (3, 64));
     let mut bad = saved.clone();
     bad.xcr0 = 1 << 17 | 1;
-    assert!(other.restore_state(&bad).unwrap_err().to_string().contains("XCR0"));
+    assert!(
+        other
+            .restore_state(&bad)
+            .unwrap_err()
+            .to_string()
+            .contains("XCR0")
+    );
     let mut bad = saved;
     bad.msrs.push((arch::msr::LSTAR, 1 << 50));
-    assert!(other.restore_state(&bad).unwrap_err().to_string().contains("0xc0000082"));
+    assert!(
+        other
+            .restore_state(&bad)
+            .unwrap_err()
+            .to_string()
+            .contains("0xc0000082")
+    );
 }
 
 #[test]
