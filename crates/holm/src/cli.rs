@@ -7,10 +7,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit_code;
 
-/// Most vCPUs of a machine.
-pub const MOST_CPUS: u32 = 64;
 /// Least memory of a machine, in bytes.
-pub const LEAST_MEMORY: u64 = 16 << 20;
+pub const LEAST_MEMORY: u64 = 2 << 20;
 /// Most memory of a machine, in bytes.
 pub const MOST_MEMORY: u64 = 1 << 40;
 
@@ -48,7 +46,7 @@ pub struct Run {
 
     /// Number of virtual CPUs (--cpus 4)
     #[arg(long, value_name = "N", default_value_t = 1,
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(MOST_CPUS)))]
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(arch::layout::MAX_VCPUS)))]
     pub cpus: u32,
 
     /// Memory; K, M, G and T are powers of 1024 (--memory 512M)
@@ -178,7 +176,7 @@ pub struct Disk {
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) {
-        return Err("a machine has between 16M and 1T of memory".into());
+        return Err("a machine has between 2M and 1T of memory".into());
     }
     if bytes % (1 << 20) != 0 {
         return Err("memory is given in whole MiB".into());

@@ -1,74 +1,49 @@
 //! The thin layer between the command line and crate `machine`.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::cli::{CpuModel, OnReset};
-use crate::console::input::Port;
+use arch::cpuid::CpuModel;
+use boot::BootError;
+use devices::serial::SerialSink;
+use engine::EngineError;
+use engine_soft::SoftEngine;
+use machine::{Consoles, Description, Machine, MachineError, Outcome};
+use virtio::console::ConsoleSink;
+
+use crate::cli;
+use crate::console::input::{Port, Room};
+use crate::console::monitor;
 use crate::console::output::Output;
 use crate::engine_choice::EngineKind;
 use crate::failure::Failure;
 
-/// A machine as the command line and the image describe it.
-#[derive(Debug)]
-pub struct Spec {
-    /// Number of vCPUs.
-    pub cpus: u32,
-    /// Bytes of RAM.
-    pub memory: u64,
-    /// Kernel file.
-    pub kernel: PathBuf,
-    /// Initial RAM disk.
-    pub initrd: Option<PathBuf>,
-    /// Kernel command line.
-    pub cmdline: String,
-    /// Disks in order.
-    pub disks: Vec<SpecDisk>,
-    /// CPU engine.
-    pub engine: EngineKind,
-    /// CPU model.
-    pub cpu: CpuModel,
-    /// Whether port 0xf4 ends the machine.
-    pub debug_exit: bool,
-    /// What a reset does.
-    pub on_reset: OnReset,
+/// A machine with the first serial port as its console.
+pub struct Guest {
+    machine: Machine,
 }
 
-/// A disk of a [`Spec`].
-#[derive(Debug)]
-pub struct SpecDisk {
-    /// Raw image or block device.
-    pub file: PathBuf,
-    /// The guest may not write.
-    pub readonly: bool,
-    /// Serial number shown to the guest.
-    pub serial: Option<String>,
+/// The serial port's way out.
+struct Serial {
+    output: Output,
+    room: Arc<Room>,
 }
 
-/// How a machine ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The guest powered off.
-    PowerOff,
-    /// The guest reset.
-    Reset,
-    /// A value written to the debug-exit port.
-    DebugExit(u32),
-    /// A triple fault, on this vCPU.
-    TripleFault(u32),
-    /// Holm ended it.
-    Stopped,
-}
-
-/// A machine that is ready to run.
-pub struct Guest {}
-
-struct Nothing;
-
-impl Port for Nothing {
-    fn push(&self, bytes: &[u8]) -> usize {
-        bytes.len()
+impl SerialSink for Serial {
+    fn write(&self, data: &[u8]) {
+        self.output.push(data);
     }
+
+    fn input_ready(&self) {
+        self.room.announce();
+    }
+}
+
+/// The virtio console carries the terminal's size; what is printed there goes
+/// nowhere.
+struct SizeOnly;
+
+impl ConsoleSink for SizeOnly {
+    fn output(&self, _: &[u8]) {}
 }
 
 impl Guest {
@@ -76,38 +51,111 @@ impl Guest {
     ///
     /// # Errors
     /// [`Failure`], by what the user can do about it.
-    pub fn new(_spec: &Spec, _output: Output) -> Result<Self, Failure> {
-        Err(Failure::Internal(
-            "the machine is not part of this build".into(),
-        ))
+    pub fn new(
+        description: Description,
+        engine: EngineKind,
+        output: Output,
+        room: Arc<Room>,
+    ) -> Result<Self, Failure> {
+        let consoles = Consoles {
+            serial: Arc::new(Serial { output, room }),
+            virtio: Some(Arc::new(SizeOnly)),
+        };
+        let machine = Machine::new(
+            description,
+            &|ram, vcpus, model| match engine {
+                EngineKind::Soft => SoftEngine::new(ram, vcpus, model),
+                EngineKind::Kvm => Err(EngineError::Unavailable {
+                    engine: "kvm",
+                    reason: "this version of Holm has no engine for it yet".into(),
+                }),
+            },
+            consoles,
+        )?;
+        Ok(Self { machine })
     }
 
     /// Runs it to its end.
     ///
     /// # Errors
-    /// [`Failure::Internal`].
-    pub fn run(&self) -> Result<Outcome, Failure> {
-        Ok(Outcome::Stopped)
+    /// [`Failure`] if Holm or the host failed.
+    pub fn run(&self) -> Result<Arc<Outcome>, Failure> {
+        self.machine.start(None)?;
+        Ok(self.machine.wait())
     }
 
-    /// Where typed input goes.
-    pub fn port(&self) -> Arc<dyn Port> {
-        Arc::new(Nothing)
+    /// Ends the machine from outside, as if its power were cut.
+    pub fn stop(&self) {
+        self.machine.stop();
     }
-
-    /// Ends the machine from outside, without the guest.
-    pub fn stop(&self) {}
 
     /// Presses the power button (ACPI).
-    pub fn press_power_button(&self) {}
+    pub fn press_power_button(&self) {
+        self.machine.press_power_button();
+    }
+
+    /// Tells the guest the size of the user's terminal.
+    pub fn set_terminal_size(&self, (columns, rows): (u16, u16)) {
+        if let Some(console) = self.machine.console() {
+            console.set_size(columns, rows);
+        }
+    }
 
     /// Registers of all vCPUs, for people.
     pub fn registers(&self) -> String {
-        String::new()
+        (0..self.machine.cpus())
+            .map(|index| match self.machine.registers(index) {
+                Ok(state) => monitor::registers(index, &state),
+                Err(error) => format!("vCPU {index}: {error}\n"),
+            })
+            .collect()
     }
 
     /// Counters of the engine, for people.
     pub fn statistics(&self) -> String {
-        String::new()
+        match self.machine.stats() {
+            Ok(all) => (0..)
+                .zip(&all)
+                .map(|(index, stats)| monitor::statistics(index, stats))
+                .collect(),
+            Err(error) => error.to_string(),
+        }
+    }
+}
+
+impl Port for Guest {
+    fn push(&self, bytes: &[u8]) -> usize {
+        self.machine.serial_input(bytes)
+    }
+}
+
+/// The CPU model as the machine calls it.
+pub fn cpu_model(model: cli::CpuModel) -> CpuModel {
+    match model {
+        cli::CpuModel::Host => CpuModel::Host,
+        cli::CpuModel::V2 => CpuModel::V2,
+        cli::CpuModel::V3 => CpuModel::V3,
+    }
+}
+
+impl From<MachineError> for Failure {
+    fn from(error: MachineError) -> Self {
+        let text = error.to_string();
+        match error {
+            MachineError::Description(_) => Self::Usage(text),
+            MachineError::Boot(
+                BootError::CmdlineTooLong { .. }
+                | BootError::CmdlineNul
+                | BootError::TablesTooLarge(_),
+            ) => Self::Usage(text),
+            MachineError::Boot(BootError::Memory { .. } | BootError::Random(_)) => {
+                Self::Internal(text)
+            }
+            MachineError::Boot(_) | MachineError::Disk(_) => Self::File(text),
+            MachineError::Memory(_)
+            | MachineError::Engine(EngineError::Unavailable { .. })
+            | MachineError::Host { .. } => Self::Host(text),
+            _ => Self::Internal(text),
+        }
     }
 }

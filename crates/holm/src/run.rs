@@ -2,17 +2,17 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use machine::{Description, Disk, OnReset, Outcome};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
 use crate::cli::{self, Run, Serial};
-use crate::console::input::Input;
+use crate::console::input::{Input, Room};
 use crate::console::monitor::{self, Command, Line};
 use crate::console::output::Output;
 use crate::console::terminal::{self, RawMode};
@@ -20,7 +20,7 @@ use crate::disks::{self, OwnDisk};
 use crate::engine_choice;
 use crate::exit_code;
 use crate::failure::Failure;
-use crate::guest::{Guest, Outcome, Spec, SpecDisk};
+use crate::guest::{self, Guest};
 use crate::image::{self, Image};
 
 /// Time for the guest's last output to reach a slow reader.
@@ -32,7 +32,7 @@ const GOOD_ORDER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub enum Event {
     /// The machine ended.
-    Ended(Result<Outcome, Failure>),
+    Ended(Result<Arc<Outcome>, Failure>),
     /// Ctrl-A x.
     EndedByUser,
     /// Ctrl-A c.
@@ -41,6 +41,8 @@ pub enum Event {
     MonitorInput(Vec<u8>),
     /// SIGHUP, SIGINT or SIGTERM.
     Signal(i32),
+    /// SIGWINCH: the terminal was resized.
+    Resized,
 }
 
 /// Runs the machine and returns the exit status.
@@ -59,10 +61,17 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
     let deadline = arguments.timeout.map(|timeout| Instant::now() + timeout);
     let on_stdio = arguments.serial == Serial::Stdio;
     // What the files and the host cannot do is said before the terminal changes.
-    let (spec, own_disks) = spec(arguments)?;
+    let (description, own_disks) = describe(arguments)?;
+    let engine = engine_choice::decide(arguments.engine)?;
     let internal = |what: &str, error: io::Error| Failure::Internal(format!("{what}: {error}"));
     let output = output(&arguments.serial)?;
-    let guest = Arc::new(Guest::new(&spec, output.clone())?);
+    let room = Arc::new(Room::default());
+    let guest = Arc::new(Guest::new(
+        description,
+        engine,
+        output.clone(),
+        Arc::clone(&room),
+    )?);
 
     let (events, received) = mpsc::channel();
     watch_signals(events.clone()).map_err(|e| internal("watching for signals", e))?;
@@ -72,13 +81,13 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
     };
     let input = match on_stdio {
         true => Some(
-            Input::start(raw.is_some(), events.clone())
+            Input::start(raw.is_some(), Arc::clone(&guest) as _, room, events.clone())
                 .map_err(|e| internal("starting the console", e))?,
         ),
         false => None,
     };
-    if let Some(input) = &input {
-        input.connect(guest.port());
+    if let Some(size) = terminal::size().filter(|_| on_stdio) {
+        guest.set_terminal_size(size);
     }
     if raw.is_some() {
         terminal::say("holm: Ctrl-A x ends the machine, Ctrl-A c opens the monitor");
@@ -125,7 +134,7 @@ impl Session {
                 Some(left) => events.recv_timeout(left),
             };
             let code = match event {
-                Ok(Event::Ended(result)) => return result.map(ended),
+                Ok(Event::Ended(result)) => return result.map(|outcome| ended(&outcome)),
                 Ok(Event::EndedByUser) => {
                     self.guest.stop();
                     Some(exit_code::ENDED_BY_USER)
@@ -142,6 +151,12 @@ impl Session {
                     None
                 }
                 Ok(Event::MonitorInput(bytes)) => self.monitor(&bytes),
+                Ok(Event::Resized) => {
+                    if let Some(size) = terminal::size() {
+                        self.guest.set_terminal_size(size);
+                    }
+                    None
+                }
                 Err(RecvTimeoutError::Timeout) => {
                     terminal::say("holm: the time given with --timeout is over");
                     self.guest.stop();
@@ -191,15 +206,20 @@ impl Session {
     }
 }
 
-fn ended(outcome: Outcome) -> u8 {
+fn ended(outcome: &Outcome) -> u8 {
     match outcome {
-        Outcome::PowerOff | Outcome::Reset | Outcome::Stopped => exit_code::SUCCESS,
-        Outcome::DebugExit(value) => exit_code::debug_exit(value),
+        Outcome::PoweredOff | Outcome::Reset | Outcome::Stopped => exit_code::SUCCESS,
+        Outcome::DebugExit(value) => exit_code::debug_exit(*value),
+        Outcome::TimedOut => exit_code::TIMEOUT,
         Outcome::TripleFault(vcpu) => {
             terminal::say(&format!(
                 "holm: the guest ended in a triple fault on vCPU {vcpu}"
             ));
             exit_code::TRIPLE_FAULT
+        }
+        Outcome::Failed(error) => {
+            terminal::say(&format!("holm: the machine failed: {error}"));
+            exit_code::INTERNAL
         }
     }
 }
@@ -223,12 +243,16 @@ fn output(serial: &Serial) -> Result<Output, Failure> {
 
 /// Ends the process by force if the main thread does not within [`GOOD_ORDER`].
 fn watch_signals(events: Sender<Event>) -> io::Result<()> {
-    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM])?;
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGWINCH])?;
     thread::Builder::new()
         .name("signals".into())
         .spawn(move || {
-            if let Some(signal) = signals.forever().next() {
+            for signal in signals.forever() {
                 // Without a receiver the process is ending anyway.
+                if signal == SIGWINCH {
+                    let _ = events.send(Event::Resized);
+                    continue;
+                }
                 let _ = events.send(Event::Signal(signal));
                 thread::sleep(GOOD_ORDER);
                 terminal::restore();
@@ -239,7 +263,7 @@ fn watch_signals(events: Sender<Event>) -> io::Result<()> {
 }
 
 /// What the command line and the image say together.
-fn spec(arguments: &Run) -> Result<(Spec, Vec<OwnDisk>), Failure> {
+fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
     let image = match &arguments.image {
         Some(name) => Some(Image::find(name, image::directory().as_deref())?),
         None => None,
@@ -250,36 +274,33 @@ fn spec(arguments: &Run) -> Result<(Spec, Vec<OwnDisk>), Failure> {
         .or_else(|| image.as_ref().map(|image| image.kernel.clone()))
         .ok_or_else(|| Failure::Usage("give an IMAGE or a --kernel".into()))?;
     let image_initrd = image.as_ref().and_then(|image| image.initrd.clone());
-    let mut disks = Vec::new();
+    let mut description = Description::new(arguments.cpus, arguments.memory, kernel);
+    description.boot.initrd = arguments.initrd.clone().or(image_initrd);
+    description.boot.cmdline = cmdline(arguments, image.as_ref());
+    description.cpu_model = guest::cpu_model(arguments.cpu);
+    description.debug_exit = arguments.debug_exit;
+    description.on_reset = match arguments.on_reset {
+        cli::OnReset::Exit => OnReset::Exit,
+        cli::OnReset::Reboot => OnReset::Reboot,
+    };
     let mut own_disks = Vec::new();
     for template in image.iter().flat_map(|image| &image.disks) {
         let own = disks::own(template, arguments.keep.as_deref())?;
-        disks.push(SpecDisk {
+        description.disks.push(Disk {
             file: own.path.clone(),
-            readonly: template.readonly,
+            read_only: template.readonly,
             serial: None,
         });
         own_disks.push(own);
     }
-    disks.extend(arguments.disks.iter().map(|disk| SpecDisk {
-        file: disk.file.clone(),
-        readonly: disk.readonly,
-        serial: disk.serial.clone(),
-    }));
-    let spec = Spec {
-        cpus: arguments.cpus,
-        memory: arguments.memory,
-        kernel,
-        initrd: arguments.initrd.clone().or(image_initrd),
-        cmdline: cmdline(arguments, image.as_ref()),
-        disks,
-        engine: engine_choice::decide(arguments.engine)?,
-        cpu: arguments.cpu,
-        debug_exit: arguments.debug_exit,
-        on_reset: arguments.on_reset,
-    };
-    check_files(&spec)?;
-    Ok((spec, own_disks))
+    description
+        .disks
+        .extend(arguments.disks.iter().map(|disk| Disk {
+            file: disk.file.clone(),
+            read_only: disk.readonly,
+            serial: disk.serial.clone(),
+        }));
+    Ok((description, own_disks))
 }
 
 fn cmdline(arguments: &Run, image: Option<&Image>) -> String {
@@ -291,30 +312,4 @@ fn cmdline(arguments: &Run, image: Option<&Image>) -> String {
     }
     words.extend(arguments.append.clone());
     words.join(" ")
-}
-
-/// A missing file is the commonest mistake: say so by name, before anything starts.
-fn check_files(spec: &Spec) -> Result<(), Failure> {
-    let readable = |what: &str, path: &Path| match File::open(path).and_then(|f| f.metadata()) {
-        Ok(metadata) if metadata.is_dir() => Err(Failure::File(format!(
-            "{what} {} is a directory",
-            path.display()
-        ))),
-        Ok(_) => Ok(()),
-        Err(error) => Err(Failure::File(format!(
-            "opening {what} {}: {error}",
-            path.display()
-        ))),
-    };
-    readable("kernel", &spec.kernel)?;
-    if let Some(initrd) = &spec.initrd {
-        readable("initrd", initrd)?;
-    }
-    for disk in &spec.disks {
-        readable("disk", &disk.file)?;
-    }
-    if spec.memory > cli::MOST_MEMORY {
-        return Err(Failure::Usage("a machine has at most 1T of memory".into()));
-    }
-    Ok(())
 }

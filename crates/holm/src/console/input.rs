@@ -15,21 +15,47 @@ use crate::run::Event;
 /// Bytes of a pipe read ahead of the guest.
 const AHEAD: usize = 4096;
 
+/// How long a full port is waited for before it is tried again.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 /// Takes bytes for the guest's serial port.
 pub trait Port: Send + Sync {
     /// Takes as many bytes as there is room for now, and says how many.
     fn push(&self, bytes: &[u8]) -> usize;
 }
 
+/// Hears from the serial port that it has room again.
+#[derive(Debug, Default)]
+pub struct Room {
+    announced: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Room {
+    /// The port has room again.
+    pub fn announce(&self) {
+        *self.announced.lock() = true;
+        self.changed.notify_all();
+    }
+
+    /// Waits for the announcement. Not for ever: a port that was reset with its
+    /// machine announces nothing.
+    fn wait(&self) {
+        let mut announced = self.announced.lock();
+        if !*announced {
+            self.changed.wait_for(&mut announced, PATIENCE);
+        }
+        *announced = false;
+    }
+}
+
 #[derive(Default)]
 struct State {
     waiting: VecDeque<u8>,
-    port: Option<Arc<dyn Port>>,
     monitor: bool,
 }
 
-/// The queue between stdin and the serial port of whichever machine runs now
-/// (it is another one after a reboot).
+/// The queue between stdin and the serial port.
 #[derive(Default)]
 pub struct Input {
     state: Mutex<State>,
@@ -42,7 +68,12 @@ impl Input {
     ///
     /// # Errors
     /// If the host gives no thread.
-    pub fn start(terminal: bool, events: Sender<Event>) -> io::Result<Arc<Self>> {
+    pub fn start(
+        terminal: bool,
+        port: Arc<dyn Port>,
+        room: Arc<Room>,
+        events: Sender<Event>,
+    ) -> io::Result<Arc<Self>> {
         let input = Arc::new(Self::default());
         let (reader, feeder) = (Arc::clone(&input), Arc::clone(&input));
         thread::Builder::new()
@@ -56,14 +87,8 @@ impl Input {
             })?;
         thread::Builder::new()
             .name("console-feed".into())
-            .spawn(move || feeder.feed())?;
+            .spawn(move || feeder.feed(&*port, &room))?;
         Ok(input)
-    }
-
-    /// From now on input goes to this machine.
-    pub fn connect(&self, port: Arc<dyn Port>) {
-        self.state.lock().port = Some(port);
-        self.changed.notify_all();
     }
 
     /// Sends what is typed to the monitor instead of the guest, or back.
@@ -130,30 +155,21 @@ impl Input {
         }
     }
 
-    fn feed(&self) {
-        // A full FIFO is looked at again soon while the guest reads, ever more
-        // rarely while it does not.
-        const SOON: Duration = Duration::from_millis(1);
-        const SELDOM: Duration = Duration::from_millis(64);
-        let mut pause = SOON;
+    fn feed(&self, port: &dyn Port, room: &Room) {
         loop {
-            let (port, bytes) = {
+            let bytes: Vec<u8> = {
                 let mut state = self.state.lock();
-                while state.waiting.is_empty() || state.port.is_none() {
+                while state.waiting.is_empty() {
                     self.changed.wait(&mut state);
                 }
-                let bytes: Vec<u8> = state.waiting.iter().take(64).copied().collect();
-                (state.port.clone(), bytes)
+                state.waiting.iter().take(64).copied().collect()
             };
-            let taken = port.map_or(0, |port| port.push(&bytes)).min(bytes.len());
-            if taken == 0 {
-                thread::sleep(pause);
-                pause = (pause * 2).min(SELDOM);
-                continue;
-            }
-            pause = SOON;
+            let taken = port.push(&bytes).min(bytes.len());
             self.state.lock().waiting.drain(..taken);
             self.changed.notify_all();
+            if taken < bytes.len() {
+                room.wait();
+            }
         }
     }
 }

@@ -77,7 +77,7 @@ fn parse(line: &str) -> Option<Command> {
 }
 
 /// The registers of one vCPU, for people.
-pub fn registers(index: usize, state: &CpuState) -> String {
+pub fn registers(index: u32, state: &CpuState) -> String {
     const NAMES: [&str; 16] = [
         "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12",
         "r13", "r14", "r15",
@@ -109,7 +109,7 @@ pub fn registers(index: usize, state: &CpuState) -> String {
 }
 
 /// The counters of one vCPU, for people.
-pub fn statistics(index: usize, stats: &VcpuStats) -> String {
+pub fn statistics(index: u32, stats: &VcpuStats) -> String {
     let mut text = format!("vCPU {index}:\n");
     for (name, value) in &stats.counters {
         text.push_str(&format!("  {name:<32} {value:>20}\n"));
