@@ -116,9 +116,14 @@ impl Core {
         }
         self.cpu.rflags &= !flag::RF;
         self.cpu.shadow = false;
+        let before = self.cpu.rip;
         let r = self.step_one();
+        // `syscall`, `int n` and the like clear TF on their way into the
+        // kernel: no trap there.
+        let entered =
+            self.cpu.rflags & flag::TF == 0 && self.cpu.rip.wrapping_sub(before) > 15;
         match r {
-            Ok(()) | Err(Trap::Halt) if tf && !self.cpu.shadow => {
+            Ok(()) | Err(Trap::Halt) if tf && !self.cpu.shadow && !entered => {
                 system::debug_trap(self)?;
                 r
             }
@@ -245,6 +250,7 @@ impl Vcpu for SoftVcpu {
             .map_err(|e| host("signal stack", e))?;
         crate::translate::enter::point_gs(self.core.cpu.as_ptr()).map_err(|e| host("gs base", e))?;
         native::enter_thread(&mut self.core);
+        self.core.sync_tsc();
         let shared = self.core.shared.clone();
         let signal = self.core.signal().clone();
         shared.world.enter(&signal);

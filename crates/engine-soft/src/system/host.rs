@@ -1,6 +1,6 @@
 //! The host's CPU, as CPUID shows it, for the CPU models of `arch`.
 
-use std::arch::x86_64::{CpuidResult, __cpuid, __cpuid_count};
+use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
 use arch::cpuid::{CpuModel, CpuidTable, Features, HostCpu, ModelUnavailable};
 

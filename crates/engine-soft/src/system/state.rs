@@ -241,5 +241,7 @@ pub fn startup(core: &mut Core, vector: u8) {
     core.update_mode();
     // The signal's bits that came before the start are stale, but an
     // interrupt may already be requested.
-    core.cpu.pending.fetch_or(pending::INTERRUPT, Ordering::SeqCst);
+    core.cpu
+        .pending
+        .fetch_or(pending::INTERRUPT, Ordering::SeqCst);
 }
