@@ -875,6 +875,8 @@ impl Emitter {
                     Kind::TlbMiss
                 };
                 let mut r = Record::new(kind, rip);
+                // A group's span can need bit 7; it is in `next`.
+                let size = if group.is_some() { 0 } else { size };
                 r.access = size | u8::from(write) << 7;
                 r.a = retry as u32;
                 group_span = group;
