@@ -106,6 +106,8 @@ pub struct HostCpu {
     pub amd_l1: [u32; 4],
     /// Leaf 0x8000_0006 (L2, L3).
     pub l2: [u32; 4],
+    /// Leaf 0x8000_0008 EBX (AMD).
+    pub x8_ebx: u32,
 }
 
 /// What depends on the vCPU's registers.
@@ -187,6 +189,10 @@ pub mod bit {
 pub const PHYSICAL_BITS: u32 = 46;
 /// APIC timer frequency shown and kept, in kHz.
 pub const APIC_BUS_KHZ: u32 = 1_000_000;
+/// Leaf 0x8000_0008 EBX: IBRS (so that SPEC_CTRL exists), SSB_NO, BTC_NO.
+const AMD_SAFE: u32 = 1 << 14 | 1 << 26 | 1 << 29;
+/// Leaf 0x8000_0008 EBX: FXRSTOR always restores the x87 error pointers.
+const AMD_XSAVEERPTR: u32 = 1 << 2;
 const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// What CPUID shows to one machine's guest code.
@@ -201,6 +207,7 @@ pub struct CpuidTable {
     tsc_khz: u32,
     amd_l1: [u32; 4],
     l2: [u32; 4],
+    x8_ebx: u32,
 }
 
 const NONE: Features = Features {
@@ -388,6 +395,7 @@ impl CpuidTable {
             tsc_khz,
             amd_l1: host.amd_l1,
             l2: host.l2,
+            x8_ebx: AMD_SAFE | host.x8_ebx & AMD_XSAVEERPTR,
         })
     }
 
@@ -520,9 +528,12 @@ impl CpuidTable {
             0x8000_0008 => {
                 let address = PHYSICAL_BITS | 48 << 8;
                 if amd {
-                    // IBRS (so that SPEC_CTRL exists), SSB_NO, BTC_NO.
-                    let ebx = 1 << 14 | 1 << 26 | 1 << 29;
-                    [address, ebx, (self.vcpus - 1) | self.id_bits() << 12, 0]
+                    [
+                        address,
+                        self.x8_ebx,
+                        (self.vcpus - 1) | self.id_bits() << 12,
+                        0,
+                    ]
                 } else {
                     [address, 0, 0, 0]
                 }

@@ -59,6 +59,7 @@ pub fn host_cpu() -> HostCpu {
         },
         amd_l1: extended(0x8000_0005),
         l2: extended(0x8000_0006),
+        x8_ebx: extended(0x8000_0008)[1],
     }
 }
 

@@ -142,6 +142,8 @@ impl Core {
             msr::AMD_HWCR if !self.intel() => 1 << 24,
             // LFENCE serializes.
             msr::AMD_DE_CFG if !self.intel() => 2,
+            // Extended configuration through port 0xcf8 is on.
+            msr::AMD_NB_CFG if !self.intel() => 1 << 46,
             msr::AMD_SYSCFG | msr::AMD_LS_CFG | msr::AMD_INT_PENDING if !self.intel() => 0,
             _ => match fixed_mtrr(index) {
                 Some(n) => s.mtrr_fixed[n],
@@ -194,7 +196,11 @@ impl Core {
                 self.system.kvm_wall_clock = v;
                 self.write_wall_clock(v);
             }
-            msr::AMD_HWCR | msr::AMD_DE_CFG | msr::AMD_SYSCFG | msr::AMD_LS_CFG
+            msr::AMD_HWCR
+            | msr::AMD_NB_CFG
+            | msr::AMD_DE_CFG
+            | msr::AMD_SYSCFG
+            | msr::AMD_LS_CFG
                 if !self.intel() => {}
             _ => {
                 let Some(n) = fixed_mtrr(index) else {
