@@ -730,6 +730,15 @@ fn code_breakpoints_hit_once_per_resume() {
 }
 
 #[test]
+fn power_on_starts_the_clock_and_the_memory_types() {
+    let mut core = bare();
+    assert_eq!(core.read_msr(arch::msr::PAT), Ok(0x0007_0406_0007_0406));
+    let khz = u64::from(core.shared.cpuid.tsc_khz());
+    assert!(core.guest_tsc() < khz * 1000 * 60);
+    assert_eq!((core.cpu.rip, core.cpu.seg[seg::CS].base), (0xfff0, 0xffff_0000));
+}
+
+#[test]
 fn init_and_sipi_start_a_processor_in_real_mode() {
     let mut core = long();
     core.cpu.gpr[0] = 1;
