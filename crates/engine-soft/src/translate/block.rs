@@ -75,7 +75,7 @@ impl Translator {
         let mut bytes = [0u8; MAX_INSTRUCTIONS * 15];
         let n = source.fetch(place.rip, &mut bytes);
         let bytes = &bytes[..n];
-        let (mut insns, length) = decode(bytes, place.rip);
+        let (mut insns, length) = decode(bytes, place.rip, place.key.fpu);
         if insns.is_empty() {
             return Err(NoBlock::Interpret);
         }
@@ -104,7 +104,7 @@ impl Translator {
     }
 }
 
-fn decode(bytes: &[u8], rip: u64) -> (Vec<Insn>, usize) {
+fn decode(bytes: &[u8], rip: u64, fpu: bool) -> (Vec<Insn>, usize) {
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let mut out = Vec::with_capacity(32);
     let mut branches = 0;
@@ -114,7 +114,10 @@ fn decode(bytes: &[u8], rip: u64) -> (Vec<Insn>, usize) {
         if i.is_invalid() {
             break;
         }
-        let class = classify(&i);
+        let mut class = classify(&i);
+        if !fpu && uses_fpu(&i) {
+            class = Class::Emulate;
+        }
         if out.is_empty() && class == Class::EmulateEnd {
             break;
         }
@@ -137,6 +140,25 @@ fn decode(bytes: &[u8], rip: u64) -> (Vec<Insn>, usize) {
         }
     }
     (out, length)
+}
+
+/// Whether the instruction may raise #NM or, for want of CR4 bits, #UD.
+fn uses_fpu(i: &Instruction) -> bool {
+    use iced_x86::EncodingKind as E;
+    match i.encoding() {
+        E::Legacy => {
+            (0..i.op_count()).any(|k| {
+                    let r = i.op_register(k);
+                    i.op_kind(k) == iced_x86::OpKind::Register
+                        && (r.is_vector_register() || r.is_st() || r.is_mm())
+                })
+                || i.cpuid_features().iter().any(|f| {
+                    use iced_x86::CpuidFeature as C;
+                    matches!(f, C::FPU | C::FPU287 | C::FPU387 | C::MMX | C::SSE | C::SSE2)
+                })
+        }
+        _ => (0..i.op_count()).any(|k| i.op_register(k).is_vector_register()),
+    }
 }
 
 /// Fills in `live` of each instruction; returns the flags live at the end.

@@ -57,6 +57,8 @@ pub(crate) struct BlockKey {
     pub view: u8,
     /// The variant without grouped checks.
     pub ungrouped: bool,
+    /// x87 and vector instructions may run without a check.
+    pub fpu: bool,
 }
 
 /// The four ways into a block, as offsets into the cache. Each runs on into

@@ -33,6 +33,8 @@ pub(crate) struct Jit {
     pages: Box<[CodePage; ITLB]>,
     heat: Box<[u8; 65536]>,
     generation: u32,
+    /// `Cpu::fpu_ok` that the jump cache's blocks assume.
+    fpu: bool,
     pub blocks_entered: u64,
     pub misses: u64,
     pub emulated: u64,
@@ -57,6 +59,7 @@ impl Jit {
             ),
             heat: Box::new([0; 65536]),
             generation: 0,
+            fpu: false,
             blocks_entered: 0,
             misses: 0,
             emulated: 0,
@@ -105,7 +108,6 @@ impl Core {
     pub(crate) fn translatable(&self) -> bool {
         let c = &*self.cpu;
         c.bits == 64
-            && c.fpu_ok
             && !c.shadow
             && c.rflags & flag::TF == 0
             && c.dr[7] & 0xff == 0
@@ -241,6 +243,7 @@ impl Core {
             offset: (r.rip & 0xfff) as u16,
             view: self.cpu.view,
             ungrouped: true,
+            fpu: self.cpu.fpu_ok,
         };
         let found = {
             let index = self.shared.code.index.lock();
@@ -373,8 +376,9 @@ impl Core {
     /// Offset of the code for rip, translated if it is warm.
     fn find_block(&mut self) -> Exec<Option<usize>> {
         let generation = self.shared.code.generation();
-        if self.jit.generation != generation {
+        if self.jit.generation != generation || self.jit.fpu != self.cpu.fpu_ok {
             self.jit.generation = generation;
+            self.jit.fpu = self.cpu.fpu_ok;
             self.jump_cache_clear();
             self.tlb_code_flush();
         }
@@ -387,6 +391,7 @@ impl Core {
             offset: (rip & 0xfff) as u16,
             view: self.cpu.view,
             ungrouped: false,
+            fpu: self.cpu.fpu_ok,
         };
         let found = {
             let index = self.shared.code.index.lock();
@@ -413,7 +418,7 @@ impl Core {
         Ok(Some(entries.direct as usize))
     }
 
-    /// Where rip's page is mapped; also tells generated code.
+    /// Where rip's page is mapped; also tells generated code. `None`: not RAM.
     fn code_page(&mut self, rip: u64) -> Exec<Option<CodePage>> {
         let page = rip & !0xfff;
         let tag = page | u64::from(self.cpu.view) << 1;
@@ -567,7 +572,7 @@ impl Core {
     /// Its faults.
     pub(crate) fn step_one(&mut self) -> Exec {
         let (bits, rip) = (u32::from(self.cpu.bits), self.cpu.rip);
-        let mut buffer = [0u8; 15];
+        let mut buffer = [0u8; 16];
         let bytes = self.fetch(&mut buffer)?;
         let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
         let i = decoder.decode();
@@ -582,13 +587,20 @@ impl Core {
     }
 
     /// The bytes at rip: from its page if they lie in it, else put together.
-    fn fetch<'a>(&mut self, buffer: &'a mut [u8; 15]) -> Exec<&'a [u8]> {
+    fn fetch<'a>(&mut self, buffer: &'a mut [u8; 16]) -> Exec<&'a [u8]> {
         let la = self.fetch_address()?;
         let left = 4096 - (la & 0xfff) as usize;
+        if left >= 16
+            && let Some(p) = self.code_page(la)?
+        {
+            // SAFETY: 16 bytes inside a page of guest RAM.
+            *buffer = unsafe { p.host.add((la & 0xfff) as usize).cast::<[u8; 16]>().read() };
+            return Ok(&buffer[..15]);
+        }
         let n = left.min(15);
         self.fetch_part(la, &mut buffer[..n])?;
         if n == 15 {
-            return Ok(&buffer[..]);
+            return Ok(&buffer[..15]);
         }
         // Only fetch from the next page if the instruction needs it.
         let bits = u32::from(self.cpu.bits);
@@ -601,9 +613,8 @@ impl Core {
         if bits != 64 {
             next &= 0xffff_ffff;
         }
-        let (_, tail) = buffer.split_at_mut(n);
-        self.fetch_part(next, tail)?;
-        Ok(&buffer[..])
+        self.fetch_part(next, &mut buffer[n..15])?;
+        Ok(&buffer[..15])
     }
 
     /// Linear address of rip, with the CS limit checked.
@@ -624,27 +635,16 @@ impl Core {
     }
 
     fn fetch_part(&mut self, la: u64, out: &mut [u8]) -> Exec {
-        let tag = la & !0xfff | u64::from(self.cpu.view) << 1;
-        let slot = page_index(la);
-        let p = self.jit.pages[slot];
-        let host = if p.tag == tag && self.cpu.bits == 64 {
-            p.host
-        } else {
+        let Some(p) = self.code_page(la)? else {
             let view = self.view();
-            let t = self.walk(la, Access::Exec, view)?;
-            let gpa = t.gpa & !0xfff;
-            match self.ram.page_ptr(gpa) {
-                Some(h) => h,
-                None => {
-                    self.phys_read(t.gpa, out);
-                    return Ok(());
-                }
-            }
+            let gpa = self.walk(la, Access::Exec, view)?.gpa;
+            self.phys_read(gpa, out);
+            return Ok(());
         };
-        // SAFETY: `host` is a page of guest RAM; the range stays inside it.
+        // SAFETY: a page of guest RAM; the range stays inside it.
         unsafe {
             std::ptr::copy_nonoverlapping(
-                host.add((la & 0xfff) as usize),
+                p.host.add((la & 0xfff) as usize),
                 out.as_mut_ptr(),
                 out.len(),
             );

@@ -5,6 +5,7 @@
 
 use std::ffi::{c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicPtr, Ordering};
 
 use arch::{Exception, exception};
@@ -54,17 +55,40 @@ const FRAME_GPR: [c_int; 16] = [
     libc::REG_R15,
 ];
 
-extern "C" fn handler(signal: c_int, _: *mut libc::siginfo_t, context: *mut c_void) {
+/// What was installed before, by signal as in `SIGNALS`.
+static BEFORE: OnceLock<[libc::sigaction; 6]> = OnceLock::new();
+
+/// A signal that does not belong to a case: the engine's own, or a crash.
+///
+/// # Safety
+/// With the arguments of a signal handler.
+unsafe fn pass_on(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
+    let slot = SIGNALS.iter().position(|s| *s == signal);
+    let before = BEFORE.get().zip(slot).map(|(b, n)| b[n]);
+    // SAFETY: calls what was installed before as it expects.
+    unsafe {
+        match before {
+            Some(b) if b.sa_sigaction > 1 && b.sa_flags & libc::SA_SIGINFO != 0 => {
+                let f: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) =
+                    std::mem::transmute(b.sa_sigaction);
+                f(signal, info, context);
+            }
+            _ => {
+                libc::signal(signal, libc::SIG_DFL);
+            }
+        }
+    }
+}
+
+extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let exchange = CURRENT.load(Ordering::SeqCst);
     // SAFETY: the kernel passes a `ucontext_t`; `CURRENT` is null or points to
     // the exchange of the case that this thread runs.
     unsafe {
-        let context = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
         let Some(exchange) = exchange.as_mut() else {
-            // Not ours: let it strike again with its default action.
-            libc::signal(signal, libc::SIG_DFL);
-            return;
+            return pass_on(signal, info, context);
         };
+        let context = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
         let frame = context.fpregs.cast::<u8>();
         if exchange.running {
             finish(exchange, context, frame);
@@ -122,7 +146,21 @@ unsafe fn finish(exchange: &mut Exchange, context: &mut libc::mcontext_t, frame:
 pub struct Host {
     code: *mut u8,
     compat: bool,
+    signal_stack: *mut u8,
     _file: OwnedFd,
+}
+
+const SIGNAL_STACK: usize = 256 << 10;
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        // SAFETY: all mapped by `new`; the stack is in use only during `run`.
+        unsafe {
+            libc::munmap(BASE as *mut c_void, RAM_SIZE as usize);
+            libc::munmap(self.code.cast(), 4096);
+            libc::munmap(self.signal_stack.cast(), SIGNAL_STACK);
+        }
+    }
 }
 
 fn map(at: u64, size: u64, prot: c_int, fd: c_int, offset: i64, replace: bool) -> *mut u8 {
@@ -173,6 +211,7 @@ impl Host {
         let mut host = Self {
             code,
             compat: false,
+            signal_stack: map(0, SIGNAL_STACK as u64, rw, -1, 0, false),
             _file: file,
         };
         host.compat = host.try_compat();
@@ -203,30 +242,19 @@ pub fn initial() -> Box<[u8; 832]> {
 }
 
 fn install() {
-    let stack = map(
-        0,
-        256 << 10,
-        libc::PROT_READ | libc::PROT_WRITE,
-        -1,
-        0,
-        true,
-    );
-    let stack = libc::stack_t {
-        ss_sp: stack.cast(),
-        ss_flags: 0,
-        ss_size: 256 << 10,
-    };
-    // SAFETY: fresh memory that is never unmapped; the handler is
-    // async-signal-safe.
-    unsafe {
-        assert_eq!(libc::sigaltstack(&stack, std::ptr::null_mut()), 0);
-        for signal in SIGNALS {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = handler as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
-        }
-    }
+    BEFORE.get_or_init(|| {
+        SIGNALS.map(|signal| {
+            // SAFETY: the handler is async-signal-safe.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                let mut before: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = handler as *const () as usize;
+                action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_NODEFER;
+                assert_eq!(libc::sigaction(signal, &action, &mut before), 0);
+                before
+            }
+        })
+    });
 }
 
 fn end_of(r: &[i64; 23]) -> End {
@@ -272,9 +300,17 @@ impl Executor for Host {
             if case.mode == Mode::Compat {
                 std::arch::asm!("mov ds, {0:x}", "mov es, {0:x}", in(reg) 0x2b);
             }
+            let stack = libc::stack_t {
+                ss_sp: self.signal_stack.cast(),
+                ss_flags: 0,
+                ss_size: SIGNAL_STACK,
+            };
+            let mut before: libc::stack_t = std::mem::zeroed();
+            assert_eq!(libc::sigaltstack(&stack, &mut before), 0);
             CURRENT.store(&raw mut *exchange, Ordering::SeqCst);
             libc::raise(libc::SIGUSR1);
             CURRENT.store(std::ptr::null_mut(), Ordering::SeqCst);
+            assert_eq!(libc::sigaltstack(&before, std::ptr::null_mut()), 0);
         }
         assert!(exchange.done, "the case ended");
         let r = &exchange.registers;

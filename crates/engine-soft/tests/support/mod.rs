@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod corpus;
+pub mod whole;
 pub mod host;
 pub mod soft;
 
