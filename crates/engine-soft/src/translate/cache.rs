@@ -91,6 +91,38 @@ pub(crate) struct Block {
     /// Where each instruction starts: offset into the cache, offset in page.
     pub starts: Box<[(u32, u16)]>,
     pub dead: bool,
+    /// The next page, if the last instruction reaches into it.
+    pub second: Option<SecondPage>,
+}
+
+/// The second page of a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SecondPage {
+    pub ram_page: u64,
+    pub map: MapId,
+    /// Bytes of it that the block was made from.
+    pub to: u16,
+}
+
+impl Block {
+    /// Whether it was made from any byte of `[from, to)` of a RAM page.
+    fn covers(&self, ram_page: u64, from: u16, to: u16) -> bool {
+        self.ram_page == ram_page && self.from < to && from < self.to
+            || self
+                .second
+                .is_some_and(|s| s.ram_page == ram_page && from < s.to)
+    }
+
+    /// The lines (see `Page::lines`) of a RAM page that it was made from.
+    fn lines(&self, ram_page: u64) -> u64 {
+        let first = if self.ram_page == ram_page {
+            line_mask(self.from, self.to)
+        } else {
+            0
+        };
+        let second = self.second.filter(|s| s.ram_page == ram_page);
+        first | second.map_or(0, |s| line_mask(0, s.to))
+    }
 }
 
 #[derive(Default)]
@@ -275,11 +307,14 @@ impl CodeCache {
         let mut killed = Vec::new();
         page.blocks.retain(|&b| {
             let block = &index.blocks[b as usize];
-            let hit = block.from < to && from < block.to;
+            if block.dead {
+                return false;
+            }
+            let hit = block.covers(ram_page, from, to);
             if hit {
                 killed.push(b);
             } else {
-                lines |= line_mask(block.from, block.to);
+                lines |= block.lines(ram_page);
             }
             !hit
         });
@@ -341,7 +376,7 @@ impl CodeCache {
             p.lines & line_mask(from, to) != 0
                 && p.blocks.iter().any(|&b| {
                     let b = &index.blocks[b as usize];
-                    b.from < to && from < b.to
+                    !b.dead && b.covers(ram_page, from, to)
                 })
         })
     }
@@ -421,9 +456,13 @@ impl Index {
     pub fn insert(&mut self, block: Block) -> u32 {
         let id = self.blocks.len() as u32;
         self.by_key.insert(block.key, id);
-        let page = self.pages.entry(block.ram_page).or_default();
-        page.blocks.push(id);
-        page.lines |= line_mask(block.from, block.to);
+        let second = block.second.map(|s| s.ram_page);
+        let pages = [Some(block.ram_page), second.filter(|p| *p != block.ram_page)];
+        for ram_page in pages.into_iter().flatten() {
+            let page = self.pages.entry(ram_page).or_default();
+            page.blocks.push(id);
+            page.lines |= block.lines(ram_page);
+        }
         self.blocks.push(block);
         id
     }

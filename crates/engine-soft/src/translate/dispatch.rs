@@ -32,6 +32,7 @@ pub(crate) struct Jit {
     translator: Option<Translator>,
     pages: Box<[CodePage; ITLB]>,
     heat: Box<[u8; 65536]>,
+    decoded: Box<[Decoded]>,
     generation: u32,
     /// `Cpu::fpu_ok` that the jump cache's blocks assume.
     fpu: bool,
@@ -58,6 +59,16 @@ impl Jit {
                 }; ITLB],
             ),
             heat: Box::new([0; 65536]),
+            decoded: vec![
+                Decoded {
+                    rip: 0,
+                    bits: 0,
+                    bytes: [0; 16],
+                    i: iced_x86::Instruction::default(),
+                };
+                DECODED
+            ]
+            .into_boxed_slice(),
             generation: 0,
             fpu: false,
             blocks_entered: 0,
@@ -98,8 +109,10 @@ pub(crate) enum Next {
 enum Step {
     /// Go on at this offset of the cache.
     Resume(usize),
-    /// Find the block at rip.
+    /// Find the block at rip; the jump cache may know.
     Lookup,
+    /// Find the block at rip; generated code could not.
+    Find,
     Return(Next),
 }
 
@@ -128,9 +141,18 @@ impl Core {
             self.enter(at);
             match self.handle_exit()? {
                 Step::Resume(next) => at = next,
-                Step::Lookup => {
-                    if self.signal().peek() != 0 || !self.translatable() {
+                found @ (Step::Lookup | Step::Find) => {
+                    if self.attention() || !self.translatable() {
                         return Ok(Next::Check);
+                    }
+                    let known = match found {
+                        Step::Lookup => self.known_block(),
+                        _ => None,
+                    };
+                    if let Some(next) = known {
+                        at = next;
+                        self.flags_out();
+                        continue;
                     }
                     match self.find_block()? {
                         Some(next) => {
@@ -143,6 +165,23 @@ impl Core {
                 Step::Return(next) => return Ok(next),
             }
         }
+    }
+
+    /// Whether the run loop must look at events.
+    fn attention(&self) -> bool {
+        self.signal().peek() != 0
+            || self.interrupt_waits && self.cpu.rflags & flag::IF != 0
+    }
+
+    /// The jump cache's entry for rip; the code there checks that it is right.
+    fn known_block(&self) -> Option<usize> {
+        let cache = &self.shared.code;
+        if self.jit.generation != cache.generation() || self.jit.fpu != self.cpu.fpu_ok {
+            return None;
+        }
+        let slot = (self.cpu.rip & 0xffff) as usize;
+        let host = self.cpu.jit.jump_cache[self.cpu.view as usize][slot];
+        cache.offset_of(host).filter(|o| *o != cache.common.miss)
     }
 
     fn enter(&mut self, at: usize) {
@@ -185,12 +224,12 @@ impl Core {
             Some(Kind::Indirect) => {
                 self.flags_in();
                 self.cpu.rip = self.cpu.jit.exit_addr;
-                Ok(Step::Lookup)
+                Ok(Step::Find)
             }
             Some(Kind::Poll) => {
                 self.flags_in();
                 self.cpu.rip = rip;
-                Ok(Step::Lookup)
+                Ok(Step::Find)
             }
             Some(Kind::Again) => self.again(&r),
             Some(Kind::Fault) | None => {
@@ -272,7 +311,7 @@ impl Core {
         let view = self.cpu.view;
         loop {
             self.step_one()?;
-            if self.cpu.rip != rip || self.signal().peek() != 0 {
+            if self.cpu.rip != rip || self.attention() {
                 break;
             }
         }
@@ -280,7 +319,7 @@ impl Core {
             && self.cpu.rip == rip.wrapping_add(len)
             && self.cpu.view == view
             && self.shared.code.epoch() == epoch
-            && self.signal().peek() == 0
+            && !self.attention()
             && self.translatable();
         if straight {
             self.flags_out();
@@ -294,7 +333,7 @@ impl Core {
         self.cpu.rip = r.rip;
         let (at, map, poll) = (r.a as usize, r.map, r.entry == 1);
         let generation = self.shared.code.generation();
-        if self.signal().peek() != 0 {
+        if self.attention() {
             return Ok(Step::Return(Next::Check));
         }
         let Some(entry) = self.find_block()? else {
@@ -326,7 +365,7 @@ impl Core {
         self.flags_in();
         self.cpu.rip = r.rip;
         let generation = self.shared.code.generation();
-        if self.signal().peek() != 0 {
+        if self.attention() {
             return Ok(Step::Return(Next::Check));
         }
         let dead = r.a as usize;
@@ -487,6 +526,10 @@ impl Core {
                 Ok(Some(e))
             }
             Err(NoBlock::Interpret) => Ok(None),
+            Err(NoBlock::Watch(page)) => {
+                self.watch_page(page);
+                self.make_block(rip, key, ram_page)
+            }
             Err(NoBlock::Full) => {
                 self.empty_cache();
                 Ok(None)
@@ -574,15 +617,23 @@ impl Core {
         let (bits, rip) = (u32::from(self.cpu.bits), self.cpu.rip);
         let mut buffer = [0u8; 16];
         let bytes = self.fetch(&mut buffer)?;
-        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
-        let i = decoder.decode();
-        if i.is_invalid() {
-            if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
-                return Err(Exception::gp0().into());
-            }
-            return Err(Exception::ud().into());
-        }
         self.stats.interpreted += 1;
+        if bytes.len() < 15 {
+            let i = decode_one(bits, bytes, rip)?;
+            return crate::interpret::step(self, &i);
+        }
+        let slot = decode_index(rip);
+        let d = &self.jit.decoded[slot];
+        if d.rip != rip || d.bits != bits || d.bytes[..15] != buffer[..15] {
+            let i = decode_one(bits, &buffer[..15], rip)?;
+            self.jit.decoded[slot] = Decoded {
+                rip,
+                bits,
+                bytes: buffer,
+                i,
+            };
+        }
+        let i = self.jit.decoded[slot].i;
         crate::interpret::step(self, &i)
     }
 
@@ -653,6 +704,33 @@ impl Core {
     }
 }
 
+/// An instruction decoded before, good as long as its bytes are the same.
+#[derive(Clone, Copy)]
+struct Decoded {
+    rip: u64,
+    bits: u32,
+    bytes: [u8; 16],
+    i: iced_x86::Instruction,
+}
+
+const DECODED: usize = 4096;
+
+fn decode_index(rip: u64) -> usize {
+    (rip ^ rip >> 12) as usize & (DECODED - 1)
+}
+
+fn decode_one(bits: u32, bytes: &[u8], rip: u64) -> Exec<iced_x86::Instruction> {
+    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
+    let i = decoder.decode();
+    if !i.is_invalid() {
+        Ok(i)
+    } else if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+        Err(Exception::gp0().into())
+    } else {
+        Err(Exception::ud().into())
+    }
+}
+
 fn heat_index(rip: u64) -> usize {
     (rip ^ rip >> 16) as usize & 0xffff
 }
@@ -663,6 +741,16 @@ struct CoreSource<'a> {
 }
 
 impl Source for CoreSource<'_> {
+    fn ram_page(&mut self, rip: u64) -> Option<u64> {
+        let view = self.core.view();
+        let t = self.core.walk(rip, Access::Exec, view).ok()?;
+        Some(self.core.ram.offset_of(t.gpa)? >> 12)
+    }
+
+    fn is_watched(&self, ram_page: u64) -> bool {
+        self.core.ram.is_watched(ram_page)
+    }
+
     fn fetch(&mut self, rip: u64, out: &mut [u8]) -> usize {
         if (rip as i64) << 16 >> 16 != rip as i64 {
             return 0;

@@ -63,6 +63,9 @@ pub(crate) enum SlowKind {
         group: Option<u16>,
     },
     Emulate,
+    EmulateHere {
+        flags_saved: bool,
+    },
     Link {
         target: u64,
         /// Where the rel32 to be linked is.
@@ -785,8 +788,7 @@ impl Emitter {
             indirect: self.hot.pos as u32,
             ..Default::default()
         };
-        let slot = ((rip >> 12) as usize & 1023) + if rip >> 63 != 0 { 0 } else { 1024 };
-        let page = offset_of!(Cpu, jit.code_pages) + slot * 4;
+        let page = code_page_slot(rip);
         self.guarded(live, |e| {
             if rip as i64 == i64::from(rip as i32) {
                 // cmp r14, imm32
@@ -814,6 +816,17 @@ impl Emitter {
         });
         e.direct = self.hot.pos as u32;
         e
+    }
+
+    /// Before an instruction that reaches into the next page: interprets it
+    /// instead if that page is not mapped as it was.
+    pub fn check_second_page(&mut self, rip: u64, map: u32, live: bool) {
+        let page = code_page_slot((rip & !0xfff).wrapping_add(4096));
+        self.guarded(live, |e| {
+            e.hot.cmp_state32(page, map);
+            let jump = e.hot.jcc(cc::NE);
+            e.slow(jump, SlowKind::EmulateHere { flags_saved: live });
+        });
     }
 
     fn guarded(&mut self, live: bool, f: impl FnOnce(&mut Self)) {
@@ -882,6 +895,10 @@ impl Emitter {
                 r
             }
             SlowKind::Emulate => Record::new(Kind::Emulate, rip),
+            SlowKind::EmulateHere { flags_saved } => {
+                self.restore_flags(flags_saved);
+                Record::new(Kind::Emulate, rip)
+            }
             SlowKind::Link { target, at, poll } => {
                 let mut r = Record::new(Kind::Link, target);
                 r.a = at as u32;
@@ -923,6 +940,12 @@ impl Emitter {
         self.cold.jmp_to(self.common.exit);
         record.write(&mut self.cold);
     }
+}
+
+/// Where generated code finds how a linear page is mapped.
+const fn code_page_slot(rip: u64) -> usize {
+    let half = if rip >> 63 != 0 { 0 } else { 1024 };
+    offset_of!(Cpu, jit.code_pages) + (half + ((rip >> 12) as usize & 1023)) * 4
 }
 
 const fn at_t0() -> Ea {
