@@ -173,8 +173,6 @@ pub struct Core {
     pub lapic: Arc<Lapic>,
     /// The translator's part.
     pub(crate) jit: Box<Jit>,
-    /// An interrupt waits for RFLAGS.IF.
-    pub(crate) interrupt_waits: bool,
     /// System state that generated code never looks at.
     pub system: crate::system::SystemState,
     /// TLB entries in use, so that flushing is cheap.
@@ -250,7 +248,6 @@ impl Shared {
                 lapic: shared.lapics[index as usize].clone(),
                 shared: shared.clone(),
                 jit: Box::new(Jit::new()),
-                interrupt_waits: false,
                 system: crate::system::SystemState::default(),
                 tlb_used: crate::mmu::TlbUse::new(),
                 native: crate::native::NativeState::new(features)?,

@@ -198,6 +198,8 @@ pub struct Cpu {
     pub rflags: u64,
     /// Polled by generated code at loops and indirect branches; see [`pending`].
     pub pending: AtomicU32,
+    /// Not 0: an interrupt waits for RFLAGS.IF.
+    pub interrupt_waits: u32,
     /// Guest MXCSR.
     pub mxcsr: u32,
     /// Segment registers; see [`seg`].

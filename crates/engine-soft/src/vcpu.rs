@@ -71,7 +71,7 @@ enum Turn {
 impl Core {
     /// Handles what is pending, then runs guest code for a while.
     fn turn(&mut self) -> Exec<Turn> {
-        if self.signal().peek() != 0 || self.interrupt_waits {
+        if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 {
             if let Some(exit) = self.events()? {
                 return Ok(Turn::Leave(exit));
             }
@@ -97,7 +97,7 @@ impl Core {
             let before = self.cpu.rip;
             self.cpu.shadow = false;
             self.step_one()?;
-            if self.signal().peek() != 0 || self.interrupt_waits {
+            if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 {
                 return Ok(());
             }
             let moved = self.cpu.rip.wrapping_sub(before);
@@ -176,7 +176,7 @@ impl Core {
             system::deliver_interrupt(self, 2, true)?;
             return Ok(None);
         }
-        if bits & pending::INTERRUPT != 0 || self.interrupt_waits {
+        if bits & pending::INTERRUPT != 0 || self.cpu.interrupt_waits != 0 {
             self.interrupt()?;
         }
         Ok(None)
@@ -188,19 +188,19 @@ impl Core {
         signal.take(pending::INTERRUPT);
         self.lapic.poll_timer(Instant::now());
         if self.cpu.rflags & flag::IF == 0 || self.cpu.shadow {
-            self.interrupt_waits = self.lapic.wants_attention();
+            self.cpu.interrupt_waits = u32::from(self.lapic.wants_attention());
             if self.cpu.shadow {
                 // One more instruction, then look again.
                 self.cpu.shadow = false;
-                if !self.cpu.halted && self.interrupt_waits {
+                if !self.cpu.halted && self.cpu.interrupt_waits != 0 {
                     self.step_one()?;
                 }
-            } else if self.interrupt_waits && !self.cpu.halted {
+            } else if self.cpu.interrupt_waits != 0 && !self.cpu.halted {
                 return self.run_masked();
             }
             return Ok(());
         }
-        self.interrupt_waits = false;
+        self.cpu.interrupt_waits = 0;
         let vector = match self.lapic.deliverable() {
             Some(v) => {
                 self.lapic.accept(v);
@@ -215,7 +215,7 @@ impl Core {
             system::deliver_interrupt(self, v, false)?;
         }
         if self.lapic.wants_attention() {
-            self.interrupt_waits = true;
+            self.cpu.interrupt_waits = 1;
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! From guest bytes to a translated block: decode, find which flags are live,
 //! emit.
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
 use crate::cpu::View;
 use crate::translate::cache::{Block, BlockKey, CodeCache, Index, SecondPage};
@@ -378,8 +378,8 @@ fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
         Class::JumpIndirect => e.jump_indirect(i, live),
         Class::CallIndirect => e.call_indirect(i, live),
         Class::Return => e.ret(i, live),
-        Class::Emulate if i.mnemonic() == Mnemonic::Rdtsc && live_after == 0 => e.rdtsc(),
-        Class::Emulate | Class::EmulateEnd => e.emulate(),
+        Class::BitString => e.bit_string(i, live),
+        Class::Emulate | Class::EmulateEnd => e.system(i, live_after),
     }
 }
 

@@ -170,7 +170,7 @@ impl Core {
     /// Whether the run loop must look at events.
     fn attention(&self) -> bool {
         self.signal().peek() != 0
-            || self.interrupt_waits && self.cpu.rflags & flag::IF != 0
+            || self.cpu.interrupt_waits != 0 && self.cpu.rflags & flag::IF != 0
     }
 
     /// The jump cache's entry for rip; the code there checks that it is right.

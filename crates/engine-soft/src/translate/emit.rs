@@ -22,7 +22,7 @@ const fn spill(n: usize) -> usize {
 }
 
 const FLAGS_SAVE: usize = spill(0);
-const TARGET: usize = spill(1);
+pub(super) const TARGET: usize = spill(1);
 const LOW_SAVE: usize = spill(2);
 
 const fn bank(view: u8, write: bool) -> usize {
@@ -38,7 +38,7 @@ fn is_high_byte(r: Register) -> bool {
     matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
 }
 
-fn spilled(r: u8) -> bool {
+pub(super) fn spilled(r: u8) -> bool {
     r == reg::T0 || r == reg::T1
 }
 
@@ -87,7 +87,7 @@ pub(crate) enum SlowKind {
 
 /// Where a checked operand is, in host registers.
 #[derive(Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     base: u8,
     index: Option<u8>,
     disp: i32,
@@ -95,13 +95,22 @@ struct Place {
 
 impl Place {
     /// Where `check` leaves an operand.
-    const CHECKED: Self = Self {
+    pub(super) const CHECKED: Self = Self {
         base: reg::T0,
         index: Some(reg::T1),
         disp: 0,
     };
 
-    const fn ea(self) -> Ea {
+    /// An operand whose host address is in the first scratch register.
+    pub(super) const fn at_scratch() -> Self {
+        Self {
+            base: reg::T0,
+            index: None,
+            disp: 0,
+        }
+    }
+
+    pub(super) const fn ea(self) -> Ea {
         Ea {
             base: Some(self.base),
             index: match self.index {
@@ -135,7 +144,7 @@ impl Emitter {
         self.hot.bytes(bytes);
     }
 
-    fn encode(&mut self, i: &Instruction) -> bool {
+    pub(super) fn encode(&mut self, i: &Instruction) -> bool {
         match self.encoder.encode(i, 0) {
             Ok(_) => {
                 let buffer = self.encoder.take_buffer();
@@ -159,7 +168,7 @@ impl Emitter {
         self.slow(jump, SlowKind::Emulate);
     }
 
-    fn slow(&mut self, jump: usize, what: SlowKind) {
+    pub(super) fn slow(&mut self, jump: usize, what: SlowKind) {
         self.slows.push(Slow {
             jump,
             insn: self.insn,
@@ -272,7 +281,7 @@ impl Emitter {
 
     /// Checks an access of `size` bytes at T0. Afterwards T0 + T1 is the host
     /// address. `retry` is where the address computation began.
-    fn check(&mut self, retry: usize, write: bool, size: usize, live: bool) {
+    pub(super) fn check(&mut self, retry: usize, write: bool, size: usize, live: bool) {
         self.check_range(retry, write, size, live, None);
     }
 
@@ -395,7 +404,7 @@ impl Emitter {
     }
 
     /// Checks 8 bytes of stack at rsp + `disp`.
-    fn stack_place(&mut self, disp: i32, write: bool, live: bool) -> Place {
+    pub(super) fn stack_place(&mut self, disp: i32, write: bool, live: bool) -> Place {
         if let Some(place) = self.group_place(live) {
             return place;
         }
@@ -520,7 +529,7 @@ impl Emitter {
     }
 
     /// Emits the instruction with its memory operand at `place`.
-    fn access(&mut self, i: &Instruction, place: Place) {
+    pub(super) fn access(&mut self, i: &Instruction, place: Place) {
         let mut o = *i;
         o.set_memory_base(wide(place.base));
         o.set_memory_index(place.index.map_or(Register::None, wide));
@@ -587,7 +596,7 @@ impl Emitter {
         self.hot.load(n, LOW_SAVE);
     }
 
-    fn move_rsp(&mut self, by: i32) {
+    pub(super) fn move_rsp(&mut self, by: i32) {
         let ea = Ea {
             base: Some(reg::RSP),
             index: None,
@@ -829,7 +838,7 @@ impl Emitter {
         });
     }
 
-    fn guarded(&mut self, live: bool, f: impl FnOnce(&mut Self)) {
+    pub(super) fn guarded(&mut self, live: bool, f: impl FnOnce(&mut Self)) {
         if live {
             self.hot.store(reg::RAX, FLAGS_SAVE);
             self.hot.flags_to_ax();
@@ -839,21 +848,6 @@ impl Emitter {
             self.hot.flags_from_ax();
             self.hot.load(reg::RAX, FLAGS_SAVE);
         }
-    }
-
-    /// `rdtsc` with the guest's offset; clobbers flags.
-    pub fn rdtsc(&mut self) {
-        // rdtsc; shl rdx, 32; or rax, rdx
-        self.hot
-            .bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
-        let offset = Ea {
-            disp: offset_of!(Cpu, tsc_offset) as i32,
-            ..Ea::default()
-        };
-        self.hot.op_mem(&[0x03], reg::RAX, offset, true, true);
-        // mov rdx, rax; shr rdx, 32; mov eax, eax
-        self.hot
-            .bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
     }
 
     /// Emits one slow path. `resume(n)` gives the place of instruction `n`,
@@ -948,7 +942,7 @@ const fn code_page_slot(rip: u64) -> usize {
     offset_of!(Cpu, jit.code_pages) + (half + ((rip >> 12) as usize & 1023)) * 4
 }
 
-const fn at_t0() -> Ea {
+pub(super) const fn at_t0() -> Ea {
     Ea {
         base: Some(reg::T0),
         index: None,
@@ -961,7 +955,7 @@ fn wide(n: u8) -> Register {
     Register::RAX + u32::from(n)
 }
 
-fn segment_base(s: usize) -> usize {
+pub(super) const fn segment_base(s: usize) -> usize {
     offset_of!(Cpu, seg) + s * size_of::<Seg>() + offset_of!(Seg, base)
 }
 
