@@ -80,7 +80,7 @@ impl Core {
             self.sleep();
             return Ok(Turn::Go);
         }
-        if self.cpu.rflags & flag::TF != 0 || self.cpu.dr[7] & 0xff != 0 {
+        if self.debugged() {
             return self.step_debugged().map(|()| Turn::Go);
         }
         if self.translatable() && self.run_translated()? == Next::Check {
@@ -97,7 +97,7 @@ impl Core {
             let before = self.cpu.rip;
             self.cpu.shadow = false;
             self.step_one()?;
-            if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 {
+            if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 || self.debugged() {
                 return Ok(());
             }
             let moved = self.cpu.rip.wrapping_sub(before);
@@ -108,27 +108,35 @@ impl Core {
         Ok(())
     }
 
+    /// Whether each instruction must be looked at: TF set or breakpoints armed.
+    #[inline]
+    fn debugged(&self) -> bool {
+        self.cpu.rflags & flag::TF != 0 || self.cpu.dr[7] & 0xff != 0
+    }
+
     /// One instruction with TF set or breakpoints armed.
     fn step_debugged(&mut self) -> Exec {
         let tf = self.cpu.rflags & flag::TF != 0;
-        if self.cpu.rflags & flag::RF == 0 && system::code_breakpoint(self)? {
-            return Ok(());
-        }
+        system::code_breakpoint(self)?;
         self.cpu.rflags &= !flag::RF;
         self.cpu.shadow = false;
         let before = self.cpu.rip;
-        let r = self.step_one();
+        let i = self.decode_here()?;
+        let hits = system::data_breakpoints(self, &i);
+        self.stats.interpreted += 1;
+        let r = crate::interpret::step(self, &i);
+        if !matches!(r, Ok(()) | Err(Trap::Halt)) {
+            return r;
+        }
         // `syscall`, `int n` and the like clear TF on their way into the
         // kernel: no trap there.
         let entered =
             self.cpu.rflags & flag::TF == 0 && self.cpu.rip.wrapping_sub(before) > 15;
-        match r {
-            Ok(()) | Err(Trap::Halt) if tf && !self.cpu.shadow && !entered => {
-                system::debug_trap(self)?;
-                r
-            }
-            _ => r,
+        let stepped = tf && !self.cpu.shadow && !entered;
+        if stepped || hits != 0 {
+            return system::debug_trap(self, hits, stepped);
         }
+        r
     }
 
     fn sleep(&mut self) {
@@ -193,7 +201,11 @@ impl Core {
                 // One more instruction, then look again.
                 self.cpu.shadow = false;
                 if !self.cpu.halted && self.cpu.interrupt_waits != 0 {
-                    self.step_one()?;
+                    if self.debugged() {
+                        self.step_debugged()?;
+                    } else {
+                        self.step_one()?;
+                    }
                 }
             } else if self.cpu.interrupt_waits != 0 && !self.cpu.halted {
                 return self.run_masked();
@@ -222,6 +234,9 @@ impl Core {
 
     /// Runs with an interrupt waiting for RFLAGS.IF: back as soon as it is set.
     fn run_masked(&mut self) -> Exec {
+        if self.debugged() {
+            return self.step_debugged();
+        }
         if self.translatable() && self.run_translated()? == Next::Check {
             return Ok(());
         }
@@ -231,7 +246,8 @@ impl Core {
             self.step_one()?;
             let jumped = self.cpu.rip.wrapping_sub(before) > 15;
             let open = self.cpu.rflags & flag::IF != 0;
-            if open || self.signal().peek() != 0 || jumped && self.translatable() {
+            let look = open || self.debugged() || self.signal().peek() != 0;
+            if look || jumped && self.translatable() {
                 return Ok(());
             }
         }

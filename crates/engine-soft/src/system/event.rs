@@ -135,13 +135,13 @@ pub fn software_interrupt(core: &mut Core, i: &Instruction, vector: u8) -> Exec 
     deliver(core, &event)
 }
 
-/// The trap after an instruction that ran with RFLAGS.TF: sets DR6.BS and
-/// delivers #DB.
+/// The trap after an instruction that ran with RFLAGS.TF (`stepped`: DR6.BS)
+/// or hit data breakpoints (`hits`: DR6 bits 0 to 3).
 ///
 /// # Errors
 /// `Trap::Shutdown` on a triple fault.
-pub fn debug_trap(core: &mut Core) -> Exec {
-    core.cpu.dr[6] |= 1 << 14;
+pub fn debug_trap(core: &mut Core, hits: u64, stepped: bool) -> Exec {
+    core.cpu.dr[6] |= hits | u64::from(stepped) << 14;
     deliver_exception(core, Exception::new(exception::DB))
 }
 

@@ -1,5 +1,7 @@
 //! System instructions and events on a bare vCPU.
 
+mod stepping;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -719,13 +721,10 @@ fn code_breakpoints_hit_once_per_resume() {
     let mut core = long();
     core.cpu.dr[0] = CODE;
     core.cpu.dr[7] = 0x401;
-    assert_eq!(
-        fault(code_breakpoint(&mut core).map(|_| ())).0,
-        exception::DB
-    );
+    assert_eq!(fault(code_breakpoint(&mut core)).0, exception::DB);
     assert_eq!(core.cpu.dr[6] & 15, 1);
     core.cpu.rflags |= flag::RF;
-    assert_eq!(code_breakpoint(&mut core), Ok(false));
+    assert_eq!(code_breakpoint(&mut core), Ok(()));
     assert!(core.code_breakpoint(CODE) && !core.code_breakpoint(CODE + 1));
 }
 
@@ -735,7 +734,10 @@ fn power_on_starts_the_clock_and_the_memory_types() {
     assert_eq!(core.read_msr(arch::msr::PAT), Ok(0x0007_0406_0007_0406));
     let khz = u64::from(core.shared.cpuid.tsc_khz());
     assert!(core.guest_tsc() < khz * 1000 * 60);
-    assert_eq!((core.cpu.rip, core.cpu.seg[seg::CS].base), (0xfff0, 0xffff_0000));
+    assert_eq!(
+        (core.cpu.rip, core.cpu.seg[seg::CS].base),
+        (0xfff0, 0xffff_0000)
+    );
 }
 
 #[test]

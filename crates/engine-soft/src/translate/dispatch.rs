@@ -614,13 +614,22 @@ impl Core {
     /// # Errors
     /// Its faults.
     pub(crate) fn step_one(&mut self) -> Exec {
+        let i = self.decode_here()?;
+        self.stats.interpreted += 1;
+        crate::interpret::step(self, &i)
+    }
+
+    /// The instruction at rip.
+    ///
+    /// # Errors
+    /// Faults of the fetch, #UD.
+    #[inline]
+    pub(crate) fn decode_here(&mut self) -> Exec<iced_x86::Instruction> {
         let (bits, rip) = (u32::from(self.cpu.bits), self.cpu.rip);
         let mut buffer = [0u8; 16];
         let bytes = self.fetch(&mut buffer)?;
-        self.stats.interpreted += 1;
         if bytes.len() < 15 {
-            let i = decode_one(bits, bytes, rip)?;
-            return crate::interpret::step(self, &i);
+            return decode_one(bits, bytes, rip);
         }
         let slot = decode_index(rip);
         let d = &self.jit.decoded[slot];
@@ -633,8 +642,7 @@ impl Core {
                 i,
             };
         }
-        let i = self.jit.decoded[slot].i;
-        crate::interpret::step(self, &i)
+        Ok(self.jit.decoded[slot].i)
     }
 
     /// The bytes at rip: from its page if they lie in it, else put together.
