@@ -16,6 +16,8 @@ pub struct TlbUse {
     used: [[UseList; 2]; 3],
     /// A non-global mapping was put into a kernel view.
     kernel_local: bool,
+    /// A code page in the upper half was found through a non-global mapping.
+    pub(crate) code_local: bool,
 }
 
 struct UseList {
@@ -37,6 +39,7 @@ impl TlbUse {
                 })
             }),
             kernel_local: false,
+            code_local: false,
         }
     }
 }
@@ -178,11 +181,16 @@ impl Core {
     }
 
     fn code_flush_all(&mut self) {
+        self.tlb_used.code_local = false;
         self.cpu.jit.code_pages = [[0; 1024]; 2];
         self.jit.flush_pages(false);
     }
 
     fn code_flush_local(&mut self) {
+        if self.tlb_used.code_local {
+            // Not known which of the upper half: all of them.
+            return self.code_flush_all();
+        }
         self.cpu.jit.code_pages[1] = [0; 1024];
         self.jit.flush_pages(true);
     }

@@ -1,10 +1,10 @@
 //! From guest bytes to a translated block: decode, find which flags are live,
 //! emit.
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{EncodingKind, Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
 use crate::cpu::View;
-use crate::translate::cache::{Block, BlockKey, CodeCache, Index, SecondPage};
+use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, SecondPage};
 use crate::translate::classify::{ALL_FLAGS, Class, classify, flags};
 use crate::translate::emit::{Emitter, Slow, SlowKind};
 use crate::translate::exit::{Kind, Record};
@@ -125,6 +125,7 @@ impl Translator {
             bmi2: self.bmi2,
             insn: 0,
             member: None,
+            in_group: false,
         };
         let mut block = emit_block(&mut e, place, &insns, bytes, length, live_out, second);
         block.second = second;
@@ -155,7 +156,7 @@ fn fetch_block<'a>(
     &buffer[..n]
 }
 
-fn decode(bytes: &[u8], in_page: usize, rip: u64, fpu: bool) -> (Vec<Insn>, usize) {
+fn decode(bytes: &[u8], in_page: usize, rip: u64, fpu: Fpu) -> (Vec<Insn>, usize) {
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let mut out = Vec::with_capacity(32);
     let mut branches = 0;
@@ -166,7 +167,11 @@ fn decode(bytes: &[u8], in_page: usize, rip: u64, fpu: bool) -> (Vec<Insn>, usiz
             break;
         }
         let mut class = classify(&i);
-        if !fpu && uses_fpu(&i) {
+        let may = match i.encoding() {
+            EncodingKind::Legacy => fpu.legacy,
+            _ => fpu.vex,
+        };
+        if !may && uses_fpu(&i) {
             class = Class::Emulate;
         }
         length = decoder.position();
@@ -305,6 +310,8 @@ fn emit_block(
     for (k, insn) in insns.iter().enumerate() {
         e.insn = k;
         e.member = members[k];
+        let later = members[k + 1..].iter().flatten().next();
+        e.in_group = later.is_some_and(|m| m.check.is_none());
         let from = (insn.i.ip() - base) as usize;
         let raw = &bytes[from..from + insn.i.len()];
         starts.push((e.hot.pos as u32, (insn.i.ip() & 0xfff) as u16));
