@@ -10,6 +10,10 @@
 //! * [`lapic`]: local APICs and inter-processor interrupts.
 //! * [`world`]: stopping all vCPUs at a safe point.
 
+// The support code of the integration tests serves unit tests too.
+#[cfg(test)]
+extern crate self as engine_soft;
+
 pub mod core;
 pub mod cpu;
 mod engine;

@@ -1,7 +1,7 @@
 //! Running translated code: finding blocks, making them when code is warm,
 //! linking them, and handling the exits.
 
-use iced_x86::{Decoder, DecoderOptions};
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
 
 use arch::Exception;
 
@@ -76,6 +76,12 @@ impl Jit {
             emulated: 0,
             links: 0,
         }
+    }
+
+    /// Everything is translated the first time it runs.
+    #[cfg(test)]
+    pub(crate) fn make_warm(&mut self) {
+        self.heat.fill(WARM);
     }
 
     /// Forgets which page is mapped where.
@@ -224,6 +230,9 @@ impl Core {
             Some(Kind::Indirect) => {
                 self.flags_in();
                 self.cpu.rip = self.cpu.jit.exit_addr;
+                if (self.cpu.rip as i64) << 16 >> 16 != self.cpu.rip as i64 {
+                    return self.undo_branch();
+                }
                 Ok(Step::Find)
             }
             Some(Kind::Poll) => {
@@ -246,14 +255,10 @@ impl Core {
         let view = self.view();
         let canonical = (la as i64) << 16 >> 16 == la as i64;
         if canonical && (la & 0xfff) + size as u64 <= 4096 {
-            if let Err(e) = self.tlb_fill(la, write, view) {
-                if size >= 16 {
-                    // #GP for misalignment comes before the page fault.
-                    return self.emulate(r);
-                }
-                self.flags_in();
-                self.cpu.rip = r.rip;
-                return Err(e.into());
+            // A fault is the interpreter's to raise: misaligned operands and
+            // call targets that are not canonical come before page faults.
+            if self.tlb_fill(la, write, view).is_err() {
+                return self.emulate(r);
             }
             if self.tlb_get(view, write, la, size).is_some() {
                 return Ok(Step::Resume(r.a as usize));
@@ -397,6 +402,34 @@ impl Core {
         }
         self.flags_out();
         Ok(Step::Resume(entry))
+    }
+
+    /// An indirect branch went to an address that is not canonical: the branch
+    /// itself faults. Takes back what it did to rsp, and interprets it.
+    #[cold]
+    fn undo_branch(&mut self) -> Exec<Step> {
+        let at = self.cpu.jit.spill[3] as u32 as usize;
+        let rip = self.shared.code.index.lock().rip_at(at);
+        // Not known after the cache was emptied: the fetch faults.
+        if let Some(rip) = rip {
+            let target = std::mem::replace(&mut self.cpu.rip, rip);
+            let i = self.decode_here()?;
+            match i.flow_control() {
+                FlowControl::Return => {
+                    let more = if i.op_count() > 0 { i.immediate16() } else { 0 };
+                    let by = 8 + u64::from(more);
+                    self.cpu.gpr[4] = self.cpu.gpr[4].wrapping_sub(by);
+                }
+                FlowControl::IndirectCall => {
+                    self.cpu.gpr[4] = self.cpu.gpr[4].wrapping_add(8);
+                }
+                FlowControl::IndirectBranch => {}
+                // Other code is there by now.
+                _ => self.cpu.rip = target,
+            }
+        }
+        self.step_one()?;
+        Ok(Step::Lookup)
     }
 
     /// A hardware exception in generated code: let the interpreter raise it.

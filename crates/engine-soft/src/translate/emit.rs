@@ -24,6 +24,9 @@ const fn spill(n: usize) -> usize {
 const FLAGS_SAVE: usize = spill(0);
 pub(super) const TARGET: usize = spill(1);
 const LOW_SAVE: usize = spill(2);
+/// Where in the cache the last indirect branch was (for a target that is not
+/// canonical: the branch itself must fault).
+const BRANCHED: usize = spill(3);
 
 const fn bank(view: u8, write: bool) -> usize {
     offset_of!(Cpu, tlb) + (view as usize * 2 + write as usize) * size_of::<TlbBank>()
@@ -743,6 +746,14 @@ impl Emitter {
 
     /// Jumps to the translation of the address in T0.
     fn dispatch(&mut self) {
+        // mov dword gs:[branched], imm32
+        let here = self.hot.pos;
+        let branched = Ea {
+            disp: BRANCHED as i32,
+            ..Ea::default()
+        };
+        self.hot.op_mem(&[0xc7], 0, branched, false, true);
+        self.hot.dword(here as u32);
         let table = offset_of!(Cpu, jit.jump_cache) + self.view as usize * 65536 * 8;
         // movzx r15d, r14w
         self.hot.bytes(&[0x45, 0x0f, 0xb7, 0xfe]);

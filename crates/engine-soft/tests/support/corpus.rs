@@ -198,6 +198,8 @@ pub struct Maker {
     mode: Mode,
     rng: Random,
     info: InstructionInfoFactory,
+    /// Register numbers to choose from; empty: all.
+    numbers: Vec<u32>,
 }
 
 impl Maker {
@@ -207,7 +209,14 @@ impl Maker {
             mode,
             rng: Random::new(seed),
             info: InstructionInfoFactory::new(),
+            numbers: Vec::new(),
         }
+    }
+
+    /// Chooses registers from this list only, as often as they stand in it.
+    pub fn with_registers(mut self, numbers: &[u32]) -> Self {
+        self.numbers = numbers.to_vec();
+        self
     }
 
     fn bits(&self) -> u32 {
@@ -215,6 +224,9 @@ impl Maker {
     }
 
     fn number(&mut self) -> u32 {
+        if !self.numbers.is_empty() {
+            return self.rng.pick(&self.numbers);
+        }
         let n = if self.mode == Mode::Long { 16 } else { 8 };
         self.rng.pick(&LONG[..n])
     }
