@@ -76,9 +76,7 @@ pub(crate) enum SlowKind {
         flags_saved: bool,
     },
     /// The indirect entry's check failed: r14 holds the target.
-    WrongTarget {
-        flags_saved: bool,
-    },
+    WrongTarget,
     /// The page is not mapped as it was.
     WrongPage {
         flags_saved: bool,
@@ -798,19 +796,7 @@ impl Emitter {
             ..Default::default()
         };
         let page = code_page_slot(rip);
-        self.guarded(live, |e| {
-            if rip as i64 == i64::from(rip as i32) {
-                // cmp r14, imm32
-                e.hot.bytes(&[0x49, 0x81, 0xfe]);
-                e.hot.dword(rip as u32);
-            } else {
-                e.hot.mov_imm(reg::T1, rip);
-                // cmp r14, r15
-                e.hot.bytes(&[0x4d, 0x39, 0xfe]);
-            }
-            let jump = e.hot.jcc(cc::NE);
-            e.slow(jump, SlowKind::WrongTarget { flags_saved: live });
-        });
+        self.check_target(rip);
         e.cross_page = self.hot.pos as u32;
         self.guarded(live, |e| {
             e.hot.cmp_state32(page, map);
@@ -825,6 +811,31 @@ impl Emitter {
         });
         e.direct = self.hot.pos as u32;
         e
+    }
+
+    /// Leaves unless r14 is `rip`. Preserves the flags: if this is not the
+    /// block that was wanted, the one that is may read them.
+    fn check_target(&mut self, rip: u64) {
+        self.hot.mov(reg::T1, reg::RCX);
+        let minus = rip.wrapping_neg();
+        let near = i64::from(minus as i32) == minus as i64;
+        let (base, index, disp) = if near {
+            (reg::T0, None, minus as i32)
+        } else {
+            self.hot.mov_imm(reg::RCX, minus);
+            (reg::RCX, Some((reg::T0, 0)), 0)
+        };
+        let difference = Ea {
+            base: Some(base),
+            index,
+            disp,
+        };
+        self.hot.lea(reg::RCX, difference, true);
+        // jrcxz over the jump
+        self.hot.bytes(&[0xe3, 5]);
+        let jump = self.hot.jmp();
+        self.slow(jump, SlowKind::WrongTarget);
+        self.hot.mov(reg::RCX, reg::T1);
     }
 
     /// Before an instruction that reaches into the next page: interprets it
@@ -903,8 +914,8 @@ impl Emitter {
                 self.restore_flags(flags_saved);
                 Record::new(Kind::Poll, start.0)
             }
-            SlowKind::WrongTarget { flags_saved } => {
-                self.restore_flags(flags_saved);
+            SlowKind::WrongTarget => {
+                self.cold.mov(reg::RCX, reg::T1);
                 Record::new(Kind::Indirect, 0)
             }
             SlowKind::WrongPage { flags_saved } => {
