@@ -196,14 +196,16 @@ fn uses_fpu(i: &Instruction) -> bool {
     match i.encoding() {
         E::Legacy => {
             (0..i.op_count()).any(|k| {
-                    let r = i.op_register(k);
-                    i.op_kind(k) == iced_x86::OpKind::Register
-                        && (r.is_vector_register() || r.is_st() || r.is_mm())
-                })
-                || i.cpuid_features().iter().any(|f| {
-                    use iced_x86::CpuidFeature as C;
-                    matches!(f, C::FPU | C::FPU287 | C::FPU387 | C::MMX | C::SSE | C::SSE2)
-                })
+                let r = i.op_register(k);
+                i.op_kind(k) == iced_x86::OpKind::Register
+                    && (r.is_vector_register() || r.is_st() || r.is_mm())
+            }) || i.cpuid_features().iter().any(|f| {
+                use iced_x86::CpuidFeature as C;
+                matches!(
+                    f,
+                    C::FPU | C::FPU287 | C::FPU387 | C::MMX | C::SSE | C::SSE2
+                )
+            })
         }
         _ => (0..i.op_count()).any(|k| i.op_register(k).is_vector_register()),
     }
@@ -212,15 +214,17 @@ fn uses_fpu(i: &Instruction) -> bool {
 /// Fills in `live` of each instruction; returns the flags live at the end.
 fn liveness(insns: &mut [Insn], end: u64, source: &mut dyn Source) -> u32 {
     let falls_through = insns.last().is_none_or(|l| {
-        !matches!(
-            l.class,
-            Class::Jump
-                | Class::Call
-                | Class::JumpIndirect
-                | Class::CallIndirect
-                | Class::Return
-                | Class::EmulateEnd
-        )
+        use iced_x86::Mnemonic::{Clac, Stac};
+        matches!(l.i.mnemonic(), Clac | Stac)
+            || !matches!(
+                l.class,
+                Class::Jump
+                    | Class::Call
+                    | Class::JumpIndirect
+                    | Class::CallIndirect
+                    | Class::Return
+                    | Class::EmulateEnd
+            )
     });
     let live_out = if falls_through {
         peek(end, source, 2)

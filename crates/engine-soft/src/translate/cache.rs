@@ -457,7 +457,10 @@ impl Index {
         let id = self.blocks.len() as u32;
         self.by_key.insert(block.key, id);
         let second = block.second.map(|s| s.ram_page);
-        let pages = [Some(block.ram_page), second.filter(|p| *p != block.ram_page)];
+        let pages = [
+            Some(block.ram_page),
+            second.filter(|p| *p != block.ram_page),
+        ];
         for ram_page in pages.into_iter().flatten() {
             let page = self.pages.entry(ram_page).or_default();
             page.blocks.push(id);

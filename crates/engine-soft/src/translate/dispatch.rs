@@ -469,6 +469,7 @@ impl Core {
                 return Err(Exception::gp0().into());
             }
             let t = self.walk(rip, Access::Exec, view)?;
+            self.tlb_used.note_large(rip, t.large);
             let gpa = t.gpa & !0xfff;
             let (Some(host), Some(off)) = (self.ram.page_ptr(gpa), self.ram.offset_of(gpa)) else {
                 return Ok(None);

@@ -665,7 +665,8 @@ impl Emitter {
         let retry = self.hot.pos;
         self.hot.mov(reg::T0, reg::RBP);
         self.check(retry, false, 8, live);
-        self.hot.op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
+        self.hot
+            .op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
         let ea = Ea {
             base: Some(reg::RBP),
             index: None,

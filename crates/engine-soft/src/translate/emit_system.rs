@@ -7,8 +7,8 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::cpu::{Cpu, View, flag, seg};
 use crate::translate::asm::{Ea, cc, reg};
-use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, segment_base, spilled};
 use crate::translate::emit::SlowKind;
+use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, segment_base, spilled};
 
 const RFLAGS: usize = offset_of!(Cpu, rflags);
 
@@ -118,8 +118,7 @@ impl Emitter {
         self.hot.load(reg::T0, RFLAGS);
         // and r14d, !(status | RF | VM)
         self.hot.bytes(&[0x41, 0x81, 0xe6]);
-        self.hot
-            .dword(!(STATUS | (flag::RF | flag::VM) as u32));
+        self.hot.dword(!(STATUS | (flag::RF | flag::VM) as u32));
         // or r15, r14
         self.hot.bytes(&[0x4d, 0x09, 0xf7]);
         self.hot.load(reg::T0, TARGET);

@@ -102,14 +102,7 @@ fn normal_end(case: &Case, end: End) -> End {
     use iced_x86::Mnemonic as M;
     let many = matches!(
         case.instruction.mnemonic(),
-        M::Fldenv
-            | M::Fnstenv
-            | M::Frstor
-            | M::Fnsave
-            | M::Pusha
-            | M::Pushad
-            | M::Popa
-            | M::Popad
+        M::Fldenv | M::Fnstenv | M::Frstor | M::Fnsave | M::Pusha | M::Pushad | M::Popa | M::Popad
     );
     match end {
         End::Fault(mut e) if many => {
@@ -135,7 +128,8 @@ fn misaligned_or_absent(a: End, b: End) -> bool {
 /// The loads and stores before the faulting one of several may have happened.
 fn leaves_parts_open(case: &Case, end: End) -> bool {
     use iced_x86::Mnemonic as M;
-    matches!(end, End::Fault(_)) && matches!(
+    matches!(end, End::Fault(_))
+        && matches!(
             case.instruction.mnemonic(),
             M::Pusha | M::Pushad | M::Popa | M::Popad
         )
@@ -150,12 +144,7 @@ const GPR: [&str; 16] = [
 /// they agree in all that is defined.
 ///
 /// `exact`: see [`Executor::is_exact`].
-pub fn difference(
-    case: &Case,
-    a: &Outcome,
-    b: &Outcome,
-    exact: bool,
-) -> Option<String> {
+pub fn difference(case: &Case, a: &Outcome, b: &Outcome, exact: bool) -> Option<String> {
     if a.end == End::Unknown || b.end == End::Unknown {
         return None;
     }

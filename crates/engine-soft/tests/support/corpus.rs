@@ -377,7 +377,14 @@ impl Maker {
             K::gs => set(OpKind::Register, Register::GS),
             K::farbr2_2 | K::farbr4_2 => {
                 let wide = k == K::farbr4_2;
-                i.set_op_kind(n, if wide { OpKind::FarBranch32 } else { OpKind::FarBranch16 });
+                i.set_op_kind(
+                    n,
+                    if wide {
+                        OpKind::FarBranch32
+                    } else {
+                        OpKind::FarBranch16
+                    },
+                );
                 i.set_far_branch_selector(self.rng.below(0x60) as u16);
                 let to = CODE + self.rng.below(0x1000);
                 if wide {
