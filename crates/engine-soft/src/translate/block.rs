@@ -125,6 +125,8 @@ impl Translator {
             bmi2: self.bmi2,
             insn: 0,
             member: None,
+            holds: 0,
+            relied: Vec::new(),
         };
         let mut block = emit_block(&mut e, place, &insns, bytes, length, live_out, second);
         block.second = second;
@@ -338,7 +340,11 @@ fn emit_block(
     let slows = std::mem::take(&mut e.slows);
     for s in &slows {
         let insn = &insns[s.insn];
-        let next = starts.get(s.insn + 1).map_or(0, |s| s.0);
+        let next = if e.relied.contains(&s.insn) {
+            0
+        } else {
+            starts.get(s.insn + 1).map_or(0, |s| s.0)
+        };
         e.slow_path(
             s,
             insn.i.ip(),
@@ -369,6 +375,13 @@ fn emit_block(
 fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
     let i = &insn.i;
     let live = insn.live != 0;
+    let keeps = matches!(
+        insn.class,
+        Class::Skip | Class::Plain | Class::Memory | Class::Branch
+    );
+    if !keeps {
+        e.holds = 0;
+    }
     match insn.class {
         Class::Skip => {}
         Class::Plain => e.plain(i, raw),

@@ -278,13 +278,22 @@ impl CodeCache {
         }
     }
 
-    /// Points the jump whose rel32 is at `at` (4-byte aligned) to `target`.
-    /// Other vCPUs may be executing the jump.
+    /// Points the jump whose rel32 is at `at` (not across a cache line) to
+    /// `target`. Other vCPUs may be executing the jump.
     pub fn link(&self, at: usize, target: usize) {
-        debug_assert!(at % 4 == 0 && at + 4 <= SIZE);
-        // SAFETY: an aligned rel32 inside the cache, written atomically.
-        let cell = unsafe { AtomicU32::from_ptr(self.rw.add(at).cast()) };
-        cell.store(rel32(at, target), Ordering::SeqCst);
+        debug_assert!(at % 64 <= 60 && at + 4 <= SIZE);
+        let value = rel32(at, target);
+        // SAFETY: a rel32 inside the cache; a store inside one cache line is
+        // atomic on x86 (SDM vol. 3A, 9.1.1), so a jump fetched meanwhile
+        // goes to the old target or to the new one.
+        unsafe {
+            std::arch::asm!(
+                "mov dword ptr [{}], {:e}",
+                in(reg) self.rw.add(at),
+                in(reg) value,
+                options(nostack, preserves_flags)
+            );
+        }
     }
 
     /// See [`CodeCache`]; compare before resuming.

@@ -109,6 +109,8 @@ pub(crate) enum Next {
 enum Step {
     /// Go on at this offset of the cache.
     Resume(usize),
+    /// Check again, at this offset of the cache, the access that missed.
+    Retry(usize),
     /// Find the block at rip; the jump cache may know.
     Lookup,
     /// Find the block at rip; generated code could not.
@@ -137,10 +139,16 @@ impl Core {
             None => return Ok(Next::Interpret),
         };
         self.flags_out();
+        let mut operand = self.cpu.rip;
         loop {
-            self.enter(at);
+            self.enter(at, operand);
             match self.handle_exit()? {
                 Step::Resume(next) => at = next,
+                Step::Retry(next) => {
+                    at = next;
+                    operand = self.cpu.jit.exit_addr;
+                    continue;
+                }
                 found @ (Step::Lookup | Step::Find) => {
                     if self.attention() || !self.translatable() {
                         return Ok(Next::Check);
@@ -149,21 +157,19 @@ impl Core {
                         Step::Lookup => self.known_block(),
                         _ => None,
                     };
-                    if let Some(next) = known {
-                        at = next;
-                        self.flags_out();
-                        continue;
-                    }
-                    match self.find_block()? {
-                        Some(next) => {
-                            at = next;
-                            self.flags_out();
-                        }
+                    let found = match known {
+                        Some(next) => Some(next),
+                        None => self.find_block()?,
+                    };
+                    match found {
+                        Some(next) => at = next,
                         None => return Ok(Next::Interpret),
                     }
+                    self.flags_out();
                 }
                 Step::Return(next) => return Ok(next),
             }
+            operand = self.cpu.rip;
         }
     }
 
@@ -184,8 +190,11 @@ impl Core {
         cache.offset_of(host).filter(|o| *o != cache.common.miss)
     }
 
-    fn enter(&mut self, at: usize) {
+    /// Runs generated code at `at`, with `operand` in r14: the target at an
+    /// indirect entry, the address at a check.
+    fn enter(&mut self, at: usize, operand: u64) {
         self.jit.blocks_entered += 1;
+        self.cpu.jit.operand = operand;
         let cache = &self.shared.code;
         let code = cache.rx(at);
         // SAFETY: `SoftVcpu::run` points gs at this Cpu; `at` is the start of
@@ -252,7 +261,7 @@ impl Core {
                 return Err(e.into());
             }
             if self.tlb_get(view, write, la, size).is_some() {
-                return Ok(Step::Resume(r.a as usize));
+                return Ok(Step::Retry(r.a as usize));
             }
         }
         self.emulate(r)
@@ -270,7 +279,7 @@ impl Core {
             && self.tlb_fill(la, write, view).is_ok()
             && self.tlb_get(view, write, la, span).is_some()
         {
-            return Ok(Step::Resume(r.a as usize));
+            return Ok(Step::Retry(r.a as usize));
         }
         self.flags_in();
         self.cpu.rip = r.rip;

@@ -134,6 +134,12 @@ pub(crate) struct Emitter {
     pub insn: usize,
     /// Its part in a group.
     pub member: Option<Member>,
+    /// Mask of scratch registers that hold their guest register's value (as
+    /// memory does too), so that it need not be loaded again.
+    pub holds: u32,
+    /// Instructions behind which a held register is relied on: if one is
+    /// interpreted, the block is left.
+    pub relied: Vec<usize>,
 }
 
 impl Emitter {
@@ -162,6 +168,7 @@ impl Emitter {
 
     /// Leaves to the interpreter for this instruction.
     pub fn emulate(&mut self) {
+        self.holds = 0;
         let jump = self.hot.jmp();
         self.slow(jump, SlowKind::Emulate);
     }
@@ -196,9 +203,10 @@ impl Emitter {
                 let disp = i.memory_displacement64();
                 self.hot.mov_imm(reg::T0, disp);
             } else {
-                self.hot.lea(reg::T0, ea, wide);
+                self.move_address(ea, wide);
             }
         }
+        self.holds = 0;
         if let Some(s) = segment {
             self.hot.load(reg::T1, segment_base(s));
             let both = Ea {
@@ -207,6 +215,18 @@ impl Emitter {
                 disp: 0,
             };
             self.hot.lea(reg::T0, both, true);
+        }
+    }
+
+    /// `lea` into T0, or the cheaper `mov` where that does.
+    fn move_address(&mut self, ea: Ea, wide: bool) {
+        match ea.base {
+            Some(b) if wide && ea.index.is_none() && ea.disp == 0 => {
+                if b != reg::T0 {
+                    self.hot.mov(reg::T0, b);
+                }
+            }
+            _ => self.hot.lea(reg::T0, ea, wide),
         }
     }
 
@@ -255,19 +275,16 @@ impl Emitter {
 
     /// The operand's address in host registers; loads spilled ones.
     fn host_ea(&mut self, i: &Instruction) -> Ea {
-        let place = |e: &mut Self, r: Register, scratch: u8| {
+        let place = |e: &mut Self, r: Register| {
             let n = number(r);
             if spilled(n) {
-                e.hot.load(scratch, gpr(n));
-                scratch
-            } else {
-                n
+                e.want(n);
             }
+            n
         };
-        let base =
-            (i.memory_base() != Register::None).then(|| place(self, i.memory_base(), reg::T0));
+        let base = (i.memory_base() != Register::None).then(|| place(self, i.memory_base()));
         let index = (i.memory_index() != Register::None).then(|| {
-            let r = place(self, i.memory_index(), reg::T1);
+            let r = place(self, i.memory_index());
             (r, i.memory_index_scale().trailing_zeros() as u8)
         });
         Ea {
@@ -278,20 +295,15 @@ impl Emitter {
     }
 
     /// Checks an access of `size` bytes at T0. Afterwards T0 + T1 is the host
-    /// address. `retry` is where the address computation began.
-    pub(super) fn check(&mut self, retry: usize, write: bool, size: usize, live: bool) {
-        self.check_range(retry, write, size, live, None);
+    /// address. After a miss the check is entered again, with the address in T0.
+    pub(super) fn check(&mut self, write: bool, size: usize, live: bool) {
+        self.check_range(write, size, live, None);
     }
 
-    fn check_range(
-        &mut self,
-        retry: usize,
-        write: bool,
-        size: usize,
-        live: bool,
-        group: Option<u16>,
-    ) {
+    fn check_range(&mut self, write: bool, size: usize, live: bool, group: Option<u16>) {
         let b = bank(self.view, write);
+        let retry = self.hot.pos;
+        self.holds = 0;
         self.guarded(live, |e| {
             if e.bmi2 {
                 e.hot.rorx32(reg::T1, reg::T0, 9);
@@ -331,6 +343,7 @@ impl Emitter {
     /// page afterwards.
     fn check_constant(&mut self, address: u64, write: bool, size: usize, live: bool) -> Place {
         let retry = self.hot.pos;
+        self.holds = 0;
         let slot = bank(self.view, write) + ((address >> 12) as usize & (TLB_ENTRIES - 1)) * 8;
         let tag = Ea {
             disp: (slot + offset_of!(TlbBank, neg_page)) as i32,
@@ -376,9 +389,8 @@ impl Emitter {
                 return self.check_constant(address, write, size, live);
             }
         }
-        let retry = self.hot.pos;
         self.address(i);
-        self.check(retry, write, size, live);
+        self.check(write, size, live);
         Place::CHECKED
     }
 
@@ -386,14 +398,13 @@ impl Emitter {
     fn group_place(&mut self, live: bool) -> Option<Place> {
         let m = self.member?;
         if let Some(c) = m.check {
-            let retry = self.hot.pos;
             let ea = Ea {
                 base: Some(c.base),
                 index: None,
                 disp: c.low,
             };
-            self.hot.lea(reg::T0, ea, true);
-            self.check_range(retry, c.write, c.span as usize, live, Some(c.span));
+            self.move_address(ea, true);
+            self.check_range(c.write, c.span as usize, live, Some(c.span));
         }
         Some(Place {
             disp: m.offset,
@@ -406,14 +417,13 @@ impl Emitter {
         if let Some(place) = self.group_place(live) {
             return place;
         }
-        let retry = self.hot.pos;
         let ea = Ea {
             base: Some(reg::RSP),
             index: None,
             disp,
         };
-        self.hot.lea(reg::T0, ea, true);
-        self.check(retry, write, 8, live);
+        self.move_address(ea, true);
+        self.check(write, 8, live);
         Place::CHECKED
     }
 
@@ -425,7 +435,7 @@ impl Emitter {
         }
         for t in [reg::T0, reg::T1] {
             if r & 1 << t != 0 {
-                self.hot.load(t, gpr(t));
+                self.want(t);
             }
         }
         self.copy(bytes);
@@ -433,6 +443,16 @@ impl Emitter {
             if w & 1 << t != 0 {
                 self.hot.store(t, gpr(t));
             }
+        }
+        self.holds |= w;
+    }
+
+    /// Loads a spilled guest register into its host register, unless it is
+    /// there.
+    fn want(&mut self, t: u8) {
+        if self.holds & 1 << t == 0 {
+            self.hot.load(t, gpr(t));
+            self.holds |= 1 << t;
         }
     }
 
@@ -450,6 +470,7 @@ impl Emitter {
         }
         if spilled(n) {
             self.hot.store(n, gpr(n));
+            self.holds |= 1 << n;
         }
     }
 
@@ -574,6 +595,8 @@ impl Emitter {
         if written & 1 << value != 0 {
             self.hot.store(value, gpr(value));
         }
+        self.holds = 1 << value;
+        self.relied.push(self.insn);
     }
 
     /// AH..BH cannot be encoded next to r14 or r15: borrow a low register.
@@ -662,9 +685,8 @@ impl Emitter {
 
     /// `leave`.
     pub fn leave(&mut self, live: bool) {
-        let retry = self.hot.pos;
         self.hot.mov(reg::T0, reg::RBP);
-        self.check(retry, false, 8, live);
+        self.check(false, 8, live);
         self.hot
             .op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
         let ea = Ea {

@@ -138,7 +138,6 @@ impl Emitter {
         }
         let n = number(i.op1_register());
         let wide = size == 8;
-        let retry = self.hot.pos;
         self.address(i);
         self.offset_register(n, wide);
         // sar r15, shift (movsxd first for 32-bit offsets)
@@ -153,7 +152,7 @@ impl Emitter {
         };
         self.hot.lea(reg::T0, words, true);
         let writes = i.mnemonic() != Mnemonic::Bt;
-        self.check(retry, writes, size, false);
+        self.check(writes, size, false);
         let host = Ea {
             base: Some(reg::T0),
             index: Some((reg::T1, 0)),
