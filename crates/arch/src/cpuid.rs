@@ -106,6 +106,8 @@ pub struct HostCpu {
     pub amd_l1: [u32; 4],
     /// Leaf 0x8000_0006 (L2, L3).
     pub l2: [u32; 4],
+    /// Leaf 0x8000_0008 EBX (AMD).
+    pub x8_ebx: u32,
 }
 
 /// What depends on the vCPU's registers.
@@ -161,6 +163,8 @@ pub mod bit {
     }
     /// Leaf 7.0 ECX.
     pub const L7C_UMIP: u32 = 1 << 2;
+    /// GFNI, VAES, VPCLMULQDQ.
+    pub const L7C_VECTOR: u32 = 7 << 8;
     pub const L7C_RDPID: u32 = 1 << 22;
     /// Leaf 7.0 EDX.
     pub const L7D_FSRM: u32 = 1 << 4;
@@ -185,6 +189,10 @@ pub mod bit {
 pub const PHYSICAL_BITS: u32 = 46;
 /// APIC timer frequency shown and kept, in kHz.
 pub const APIC_BUS_KHZ: u32 = 1_000_000;
+/// Leaf 0x8000_0008 EBX: IBRS (so that SPEC_CTRL exists), SSB_NO, BTC_NO.
+const AMD_SAFE: u32 = 1 << 14 | 1 << 26 | 1 << 29;
+/// Leaf 0x8000_0008 EBX: FXRSTOR always restores the x87 error pointers.
+const AMD_XSAVEERPTR: u32 = 1 << 2;
 const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// What CPUID shows to one machine's guest code.
@@ -199,7 +207,19 @@ pub struct CpuidTable {
     tsc_khz: u32,
     amd_l1: [u32; 4],
     l2: [u32; 4],
+    x8_ebx: u32,
 }
+
+const NONE: Features = Features {
+    l1_ecx: 0,
+    l1_edx: 0,
+    l7_ebx: 0,
+    l7_ecx: 0,
+    l7_edx: 0,
+    x1_ecx: 0,
+    x1_edx: 0,
+    xsave: 0,
+};
 
 /// Bits that v2 means, and without which nothing runs.
 const V2: Features = Features {
@@ -209,45 +229,30 @@ const V2: Features = Features {
         | bit::l1c::SSE41
         | bit::l1c::SSE42
         | bit::l1c::POPCNT,
-    l1_edx: 0,
-    l7_ebx: 0,
-    l7_ecx: 0,
-    l7_edx: 0,
     x1_ecx: bit::X1C_LAHF,
-    x1_edx: 0,
-    xsave: 0,
+    ..NONE
 };
 
 /// Bits that v3 adds.
 const V3: Features = Features {
     l1_ecx: bit::l1c::FMA | bit::l1c::MOVBE | bit::l1c::AVX | bit::l1c::F16C,
-    l1_edx: 0,
     l7_ebx: bit::l7b::BMI1 | bit::l7b::AVX2 | bit::l7b::BMI2,
-    l7_ecx: 0,
-    l7_edx: 0,
     x1_ecx: bit::X1C_LZCNT,
-    x1_edx: 0,
-    xsave: 0,
+    ..NONE
 };
 
 /// What only `host` adds, where the host has it.
 const HOST: Features = Features {
     l1_ecx: bit::l1c::PCLMUL | bit::l1c::AES | bit::l1c::RDRAND,
-    l1_edx: 0,
     l7_ebx: bit::l7b::RDSEED | bit::l7b::ADX | bit::l7b::SHA,
-    l7_ecx: 0,
-    l7_edx: 0,
-    x1_ecx: 0,
-    x1_edx: 0,
+    l7_ecx: bit::L7C_VECTOR,
     xsave: 3,
+    ..NONE
 };
 
 /// What the engine makes itself, on any host.
 const SOFT: Features = Features {
-    l1_ecx: bit::l1c::X2APIC
-        | bit::l1c::TSC_DEADLINE
-        | bit::l1c::XSAVE
-        | bit::l1c::HYPERVISOR,
+    l1_ecx: bit::l1c::X2APIC | bit::l1c::TSC_DEADLINE | bit::l1c::XSAVE | bit::l1c::HYPERVISOR,
     l1_edx: bit::L1D,
     l7_ebx: bit::l7b::FSGSBASE
         | bit::l7b::TSC_ADJUST
@@ -258,7 +263,7 @@ const SOFT: Features = Features {
     l7_edx: bit::L7D_FSRM | bit::L7D_ARCH_CAP,
     x1_ecx: bit::X1C_PREFETCHW,
     x1_edx: bit::X1D_SYSCALL | bit::X1D_NX | bit::X1D_PAGE1G | bit::X1D_RDTSCP | bit::X1D_LM,
-    xsave: 0,
+    ..NONE
 };
 
 impl Features {
@@ -277,8 +282,16 @@ impl Features {
 
     fn zip(self, other: Self, f: impl Fn(u32, u32) -> u32) -> Self {
         let (a, b) = (self.fields(), other.fields());
-        let [l1_ecx, l1_edx, l7_ebx, l7_ecx, l7_edx, x1_ecx, x1_edx, xsave] =
-            std::array::from_fn(|i| f(a[i], b[i]));
+        let [
+            l1_ecx,
+            l1_edx,
+            l7_ebx,
+            l7_ecx,
+            l7_edx,
+            x1_ecx,
+            x1_edx,
+            xsave,
+        ] = std::array::from_fn(|i| f(a[i], b[i]));
         Self {
             l1_ecx,
             l1_edx,
@@ -338,7 +351,11 @@ impl CpuidTable {
             return Err(ModelUnavailable {
                 model,
                 missing: missing_names(need, host.features),
-                instead: if model == CpuModel::V3 { CpuModel::Host } else { CpuModel::V2 },
+                instead: if model == CpuModel::V3 {
+                    CpuModel::Host
+                } else {
+                    CpuModel::V2
+                },
             });
         }
         let native = match model {
@@ -378,6 +395,7 @@ impl CpuidTable {
             tsc_khz,
             amd_l1: host.amd_l1,
             l2: host.l2,
+            x8_ebx: AMD_SAFE | host.x8_ebx & AMD_XSAVEERPTR,
         })
     }
 
@@ -510,9 +528,12 @@ impl CpuidTable {
             0x8000_0008 => {
                 let address = PHYSICAL_BITS | 48 << 8;
                 if amd {
-                    // IBRS (so that SPEC_CTRL exists), SSB_NO, BTC_NO.
-                    let ebx = 1 << 14 | 1 << 26 | 1 << 29;
-                    [address, ebx, (self.vcpus - 1) | self.id_bits() << 12, 0]
+                    [
+                        address,
+                        self.x8_ebx,
+                        (self.vcpus - 1) | self.id_bits() << 12,
+                        0,
+                    ]
                 } else {
                     [address, 0, 0, 0]
                 }
@@ -542,52 +563,57 @@ fn consistent(mut f: Features) -> Features {
     if f.l1_ecx & bit::l1c::AVX == 0 {
         f.l1_ecx &= !(bit::l1c::FMA | bit::l1c::F16C);
         f.l7_ebx &= !bit::l7b::AVX2;
+        f.l7_ecx &= !bit::L7C_VECTOR;
     }
     f
 }
 
-fn missing_names(need: Features, have: Features) -> String {
-    let names: [(u32, u32, &[(u32, &str)]); 3] = [
-        (
-            need.l1_ecx,
-            have.l1_ecx,
-            &[
-                (bit::l1c::SSE3, "SSE3"),
-                (bit::l1c::SSSE3, "SSSE3"),
-                (bit::l1c::FMA, "FMA"),
-                (bit::l1c::CX16, "CMPXCHG16B"),
-                (bit::l1c::SSE41, "SSE4.1"),
-                (bit::l1c::SSE42, "SSE4.2"),
-                (bit::l1c::MOVBE, "MOVBE"),
-                (bit::l1c::POPCNT, "POPCNT"),
-                (bit::l1c::AVX, "AVX"),
-                (bit::l1c::F16C, "F16C"),
-            ],
-        ),
-        (
-            need.l7_ebx,
-            have.l7_ebx,
-            &[
-                (bit::l7b::BMI1, "BMI1"),
-                (bit::l7b::AVX2, "AVX2"),
-                (bit::l7b::BMI2, "BMI2"),
-            ],
-        ),
-        (
-            need.x1_ecx,
-            have.x1_ecx,
-            &[(bit::X1C_LAHF, "LAHF"), (bit::X1C_LZCNT, "LZCNT")],
-        ),
-    ];
-    let mut out = Vec::new();
-    for (need, have, list) in names {
-        for (b, name) in list {
-            if need & !have & b != 0 {
-                out.push(*name);
-            }
+/// Names of features that a host can lack, with where they are.
+const NAMES: [(Features, &str); 15] = {
+    const fn l1(bit: u32) -> Features {
+        Features {
+            l1_ecx: bit,
+            ..NONE
         }
     }
-    out.join(", ")
+    const fn l7(bit: u32) -> Features {
+        Features {
+            l7_ebx: bit,
+            ..NONE
+        }
+    }
+    const fn x1(bit: u32) -> Features {
+        Features {
+            x1_ecx: bit,
+            ..NONE
+        }
+    }
+    [
+        (l1(bit::l1c::SSE3), "SSE3"),
+        (l1(bit::l1c::SSSE3), "SSSE3"),
+        (l1(bit::l1c::FMA), "FMA"),
+        (l1(bit::l1c::CX16), "CMPXCHG16B"),
+        (l1(bit::l1c::SSE41), "SSE4.1"),
+        (l1(bit::l1c::SSE42), "SSE4.2"),
+        (l1(bit::l1c::MOVBE), "MOVBE"),
+        (l1(bit::l1c::POPCNT), "POPCNT"),
+        (l1(bit::l1c::AVX), "AVX"),
+        (l1(bit::l1c::F16C), "F16C"),
+        (l7(bit::l7b::BMI1), "BMI1"),
+        (l7(bit::l7b::AVX2), "AVX2"),
+        (l7(bit::l7b::BMI2), "BMI2"),
+        (x1(bit::X1C_LAHF), "LAHF"),
+        (x1(bit::X1C_LZCNT), "LZCNT"),
+    ]
+};
+
+fn missing_names(need: Features, have: Features) -> String {
+    let missing: Vec<&str> = NAMES
+        .iter()
+        .filter(|(f, _)| need.contains(*f) && !have.contains(*f))
+        .map(|(_, name)| *name)
+        .collect();
+    missing.join(", ")
 }
 
 fn brand_text(model: CpuModel) -> [[u8; 16]; 3] {
@@ -636,7 +662,12 @@ mod tests {
         for m in [CpuModel::Host, CpuModel::V2, CpuModel::V3] {
             assert_eq!(m.to_string().parse(), Ok(m));
         }
-        assert!("v4".parse::<CpuModel>().unwrap_err().to_string().contains("v4"));
+        assert!(
+            "v4".parse::<CpuModel>()
+                .unwrap_err()
+                .to_string()
+                .contains("v4")
+        );
     }
 
     #[test]
@@ -644,7 +675,10 @@ mod tests {
         for vendor in [b"AuthenticAMD", b"GenuineIntel"] {
             for model in [CpuModel::Host, CpuModel::V2, CpuModel::V3] {
                 let t = CpuidTable::new(model, &host(vendor), 4, 1_000_000).unwrap();
-                let d = Dynamic { osxsave: true, xcr0: 7 };
+                let d = Dynamic {
+                    osxsave: true,
+                    xcr0: 7,
+                };
                 let l7 = t.lookup(7, 0, 0, &d);
                 // RTM, MPX, AVX-512 (F, DQ, IFMA, CD, BW, VL), PKU, CET, LA57, AMX.
                 assert_eq!(l7[1] & (1 << 11 | 1 << 14 | 0xdc23_0000), 0);
@@ -670,7 +704,18 @@ mod tests {
         let e = CpuidTable::new(CpuModel::V3, &poor, 1, 1).unwrap_err();
         assert!(e.to_string().contains("AVX2"), "{e}");
         let t = CpuidTable::new(CpuModel::Host, &h, 1, 1).unwrap();
-        assert_eq!(t.lookup(0xd, 0, 0, &Dynamic { osxsave: true, xcr0: 7 })[1], 832);
+        assert_eq!(
+            t.lookup(
+                0xd,
+                0,
+                0,
+                &Dynamic {
+                    osxsave: true,
+                    xcr0: 7
+                }
+            )[1],
+            832
+        );
     }
 
     #[test]
@@ -696,7 +741,10 @@ mod tests {
         assert_eq!(&text, b"KVMKVMKVM\0\0\0");
         assert_eq!(t.lookup(0x4000_0010, 0, 0, &d)[0], 3_000_000);
         assert_eq!(t.lookup(1, 0, 0, &d)[2] & bit::l1c::OSXSAVE, 0);
-        let on = Dynamic { osxsave: true, xcr0: 7 };
+        let on = Dynamic {
+            osxsave: true,
+            xcr0: 7,
+        };
         assert_ne!(t.lookup(1, 0, 0, &on)[2] & bit::l1c::OSXSAVE, 0);
     }
 

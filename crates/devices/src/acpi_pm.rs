@@ -22,7 +22,7 @@ pub const PM_TIMER_HERTZ: u64 = 3_579_545;
 const CONTROL: u16 = layout::ACPI_PM1_CONTROL - layout::ACPI_PM_BASE;
 const TIMER: u16 = layout::ACPI_PM_TIMER - layout::ACPI_PM_BASE;
 
-/// Status: the top bit of the 24-bit timer changed.
+/// Status: the top bit of the 32-bit timer changed.
 const TIMER_CARRY: u16 = 1;
 /// Status: the power button was pressed.
 const POWER_BUTTON: u16 = 1 << 8;
@@ -34,14 +34,14 @@ const SLEEP_ENABLE: u16 = 1 << 13;
 const SLEEP_TYPE_SHIFT: u32 = 10;
 /// Bus master reload and the sleep type can be written.
 const CONTROL_BITS: u16 = 0x1c02;
-/// Bit of the timer whose changes are the carry.
-const CARRY_SHIFT: u32 = 23;
+/// Bit of the timer whose changes are the carry (the FADT has TMR_VAL_EXT).
+const CARRY_SHIFT: u32 = 31;
 
 struct Registers {
     status: u16,
     enable: u16,
     control: u16,
-    /// PM timer >> 23 when the carry status was last cleared.
+    /// PM timer >> [`CARRY_SHIFT`] when the carry status was last cleared.
     carry: u64,
 }
 

@@ -260,7 +260,9 @@ impl Channel {
     }
 
     fn is_sound(&self) -> bool {
-        self.mode <= 5 && (1..=0x1_0000).contains(&self.count)
+        // Longer than any machine runs, and nothing computed from it overflows.
+        let possible = |ticks| ticks < 1 << 60;
+        self.mode <= 5 && (1..=0x1_0000).contains(&self.count) && self.held.is_none_or(possible)
     }
 }
 

@@ -76,8 +76,6 @@ struct Chip {
     queue: VecDeque<u8>,
     /// Consecutive reads of the line status.
     polls: u8,
-    /// The driver has set the modem control lines.
-    has_modem_control: bool,
     /// The driver has used receive interrupts.
     has_interrupts: bool,
     /// The queue refused bytes.
@@ -147,7 +145,6 @@ impl Serial {
             transmit_pending: chip.transmit_pending,
             fifo: chip.fifo.iter().copied().collect(),
             queue: chip.queue.iter().copied().collect(),
-            has_modem_control: chip.has_modem_control,
             has_interrupts: chip.has_interrupts,
         }
     }
@@ -175,7 +172,6 @@ impl Serial {
             fifo: state.fifo.iter().copied().collect(),
             queue: state.queue.iter().copied().collect(),
             polls: 0,
-            has_modem_control: state.has_modem_control,
             has_interrupts: state.has_interrupts,
             refused: false,
         };
@@ -199,7 +195,6 @@ impl Chip {
             fifo: VecDeque::with_capacity(FIFO),
             queue: VecDeque::new(),
             polls: 0,
-            has_modem_control: false,
             has_interrupts: false,
             refused: false,
         }
@@ -223,7 +218,7 @@ impl Chip {
 
     /// Whether the driver takes input.
     fn listens(&self) -> bool {
-        let ready = !self.has_modem_control || self.modem_control & MCR_RTS != 0;
+        let ready = self.modem_control & MCR_RTS != 0;
         self.interrupt_enable & IER_RECEIVED != 0
             || self.polls >= POLLS
             || (!self.has_interrupts && ready)
@@ -333,7 +328,6 @@ impl Chip {
     fn write_modem_control(&mut self, value: u8) {
         let was_looped = self.is_looped();
         self.modem_control = value & 0x1f;
-        self.has_modem_control = true;
         if self.is_looped() && !was_looped {
             self.unreceive();
         } else if was_looped && !self.is_looped() {
@@ -358,6 +352,10 @@ impl Chip {
         self.has_interrupts |= value & IER_RECEIVED != 0;
         if enabled & IER_TRANSMIT != 0 {
             self.transmit_pending = true;
+        }
+        if !self.listens() && !self.is_looped() {
+            // A driver that only tests the register reads and drops data next.
+            self.unreceive();
         }
     }
 }
@@ -443,7 +441,6 @@ pub struct SerialState {
     transmit_pending: bool,
     fifo: Vec<u8>,
     queue: Vec<u8>,
-    has_modem_control: bool,
     has_interrupts: bool,
 }
 versioned!(SerialState, "serial port", 1);

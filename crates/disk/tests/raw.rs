@@ -34,15 +34,19 @@ fn image(dir: &TempDir, size: u64) -> std::path::PathBuf {
 fn ways(path: &Path) -> Vec<RawOptions> {
     let mut ways = Vec::new();
     for aio in [Aio::Uring, Aio::Threads] {
-        for caching in [Caching::Auto, Caching::Buffered] {
+        for caching in [Caching::Auto, Caching::Direct, Caching::Buffered] {
             if aio == Aio::Uring && io_uring_usable().is_err() {
                 continue;
             }
-            ways.push(RawOptions {
+            let options = RawOptions {
                 aio,
                 caching,
                 ..RawOptions::new(path)
-            });
+            };
+            match RawDisk::open(&options) {
+                Err(DiskError::NoDirect(_)) => {}
+                _ => ways.push(options),
+            }
         }
     }
     ways

@@ -173,8 +173,6 @@ pub struct Core {
     pub lapic: Arc<Lapic>,
     /// The translator's part.
     pub(crate) jit: Box<Jit>,
-    /// An interrupt waits for RFLAGS.IF.
-    pub(crate) interrupt_waits: bool,
     /// System state that generated code never looks at.
     pub system: crate::system::SystemState,
     /// TLB entries in use, so that flushing is cheap.
@@ -250,13 +248,12 @@ impl Shared {
                 lapic: shared.lapics[index as usize].clone(),
                 shared: shared.clone(),
                 jit: Box::new(Jit::new()),
-                interrupt_waits: false,
                 system: crate::system::SystemState::default(),
                 tlb_used: crate::mmu::TlbUse::new(),
                 native: crate::native::NativeState::new(features)?,
                 stats: Stats::default(),
             };
-            core.reset_registers(&arch::CpuState::reset(index == 0));
+            core.power_on();
             cores.push(core);
         }
         Ok((shared, cores))
@@ -278,22 +275,6 @@ impl Core {
         cores
             .pop()
             .ok_or_else(|| std::io::Error::other("no vCPU was built"))
-    }
-
-    fn reset_registers(&mut self, reset: &arch::CpuState) {
-        let cpu = &mut *self.cpu;
-        for (to, from) in cpu.seg.iter_mut().zip(&reset.segments) {
-            *to = Seg::new(from.selector, from.base, from.limit, from.rights);
-        }
-        cpu.rip = reset.rip;
-        cpu.rflags = reset.rflags;
-        cpu.cr0 = reset.cr0;
-        cpu.xcr0 = reset.xcr0;
-        cpu.dr = reset.dr;
-        cpu.mxcsr = 0x1f80;
-        cpu.wait_for_sipi = reset.mp_state == arch::MpState::WaitForSipi;
-        self.tlb_flush_all();
-        self.update_mode();
     }
 
     /// Recomputes what is derived from CS, CR0, CR4, EFER and RFLAGS: `bits`,

@@ -53,12 +53,12 @@ impl SoftEngine {
             engine: "soft",
             reason,
         };
-        let table =
-            crate::system::host::host_table(model, vcpus).map_err(|e| unavailable(e.to_string()))?;
+        let table = crate::system::host::host_table(model, vcpus)
+            .map_err(|e| unavailable(e.to_string()))?;
         let timer = TimerThread::start()
             .map_err(|e| unavailable(format!("cannot start the timer thread: {e}")))?;
-        let (shared, cores) = Shared::build(ram.clone(), vcpus, table, &timer.wheel())
-            .map_err(|e| {
+        let (shared, cores) =
+            Shared::build(ram.clone(), vcpus, table, &timer.wheel()).map_err(|e| {
                 unavailable(format!(
                     "cannot map memory for translated code: {e}; a security policy may forbid \
                      executable shared memory"

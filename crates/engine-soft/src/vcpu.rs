@@ -71,7 +71,7 @@ enum Turn {
 impl Core {
     /// Handles what is pending, then runs guest code for a while.
     fn turn(&mut self) -> Exec<Turn> {
-        if self.signal().peek() != 0 || self.interrupt_waits {
+        if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 {
             if let Some(exit) = self.events()? {
                 return Ok(Turn::Leave(exit));
             }
@@ -80,7 +80,7 @@ impl Core {
             self.sleep();
             return Ok(Turn::Go);
         }
-        if self.cpu.rflags & flag::TF != 0 || self.cpu.dr[7] & 0xff != 0 {
+        if self.debugged() {
             return self.step_debugged().map(|()| Turn::Go);
         }
         if self.translatable() && self.run_translated()? == Next::Check {
@@ -97,7 +97,7 @@ impl Core {
             let before = self.cpu.rip;
             self.cpu.shadow = false;
             self.step_one()?;
-            if self.signal().peek() != 0 || self.interrupt_waits {
+            if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 || self.debugged() {
                 return Ok(());
             }
             let moved = self.cpu.rip.wrapping_sub(before);
@@ -108,22 +108,34 @@ impl Core {
         Ok(())
     }
 
+    /// Whether each instruction must be looked at: TF set or breakpoints armed.
+    #[inline]
+    fn debugged(&self) -> bool {
+        self.cpu.rflags & flag::TF != 0 || self.cpu.dr[7] & 0xff != 0
+    }
+
     /// One instruction with TF set or breakpoints armed.
     fn step_debugged(&mut self) -> Exec {
         let tf = self.cpu.rflags & flag::TF != 0;
-        if self.cpu.rflags & flag::RF == 0 && system::code_breakpoint(self)? {
-            return Ok(());
-        }
+        system::code_breakpoint(self)?;
         self.cpu.rflags &= !flag::RF;
         self.cpu.shadow = false;
-        let r = self.step_one();
-        match r {
-            Ok(()) | Err(Trap::Halt) if tf && !self.cpu.shadow => {
-                system::debug_trap(self)?;
-                r
-            }
-            _ => r,
+        let before = self.cpu.rip;
+        let i = self.decode_here()?;
+        let hits = system::data_breakpoints(self, &i);
+        self.stats.interpreted += 1;
+        let r = crate::interpret::step(self, &i);
+        if !matches!(r, Ok(()) | Err(Trap::Halt)) {
+            return r;
         }
+        // `syscall`, `int n` and the like clear TF on their way into the
+        // kernel: no trap there.
+        let entered = self.cpu.rflags & flag::TF == 0 && self.cpu.rip.wrapping_sub(before) > 15;
+        let stepped = tf && !self.cpu.shadow && !entered;
+        if stepped || hits != 0 {
+            return system::debug_trap(self, hits, stepped);
+        }
+        r
     }
 
     fn sleep(&mut self) {
@@ -171,7 +183,7 @@ impl Core {
             system::deliver_interrupt(self, 2, true)?;
             return Ok(None);
         }
-        if bits & pending::INTERRUPT != 0 || self.interrupt_waits {
+        if bits & pending::INTERRUPT != 0 || self.cpu.interrupt_waits != 0 {
             self.interrupt()?;
         }
         Ok(None)
@@ -183,19 +195,23 @@ impl Core {
         signal.take(pending::INTERRUPT);
         self.lapic.poll_timer(Instant::now());
         if self.cpu.rflags & flag::IF == 0 || self.cpu.shadow {
-            self.interrupt_waits = self.lapic.wants_attention();
+            self.cpu.interrupt_waits = u32::from(self.lapic.wants_attention());
             if self.cpu.shadow {
                 // One more instruction, then look again.
                 self.cpu.shadow = false;
-                if !self.cpu.halted && self.interrupt_waits {
-                    self.step_one()?;
+                if !self.cpu.halted && self.cpu.interrupt_waits != 0 {
+                    if self.debugged() {
+                        self.step_debugged()?;
+                    } else {
+                        self.step_one()?;
+                    }
                 }
-            } else if self.interrupt_waits && !self.cpu.halted {
+            } else if self.cpu.interrupt_waits != 0 && !self.cpu.halted {
                 return self.run_masked();
             }
             return Ok(());
         }
-        self.interrupt_waits = false;
+        self.cpu.interrupt_waits = 0;
         let vector = match self.lapic.deliverable() {
             Some(v) => {
                 self.lapic.accept(v);
@@ -210,13 +226,16 @@ impl Core {
             system::deliver_interrupt(self, v, false)?;
         }
         if self.lapic.wants_attention() {
-            self.interrupt_waits = true;
+            self.cpu.interrupt_waits = 1;
         }
         Ok(())
     }
 
     /// Runs with an interrupt waiting for RFLAGS.IF: back as soon as it is set.
     fn run_masked(&mut self) -> Exec {
+        if self.debugged() {
+            return self.step_debugged();
+        }
         if self.translatable() && self.run_translated()? == Next::Check {
             return Ok(());
         }
@@ -226,7 +245,8 @@ impl Core {
             self.step_one()?;
             let jumped = self.cpu.rip.wrapping_sub(before) > 15;
             let open = self.cpu.rflags & flag::IF != 0;
-            if open || self.signal().peek() != 0 || jumped && self.translatable() {
+            let look = open || self.debugged() || self.signal().peek() != 0;
+            if look || jumped && self.translatable() {
                 return Ok(());
             }
         }
@@ -243,8 +263,10 @@ impl Vcpu for SoftVcpu {
         let mut stack = vec![0u8; SIGNAL_STACK];
         crate::translate::fault::use_signal_stack(&mut stack)
             .map_err(|e| host("signal stack", e))?;
-        crate::translate::enter::point_gs(self.core.cpu.as_ptr()).map_err(|e| host("gs base", e))?;
+        crate::translate::enter::point_gs(self.core.cpu.as_ptr())
+            .map_err(|e| host("gs base", e))?;
         native::enter_thread(&mut self.core);
+        self.core.sync_tsc();
         let shared = self.core.shared.clone();
         let signal = self.core.signal().clone();
         shared.world.enter(&signal);
@@ -281,8 +303,14 @@ impl Vcpu for SoftVcpu {
                 ("code_tlb_misses", j.misses),
                 ("code_emulated_instructions", j.emulated),
                 ("code_links", j.links),
-                ("machine_translated_blocks", code.translated_blocks.load(relaxed)),
-                ("machine_invalidated_blocks", code.invalidated_blocks.load(relaxed)),
+                (
+                    "machine_translated_blocks",
+                    code.translated_blocks.load(relaxed),
+                ),
+                (
+                    "machine_invalidated_blocks",
+                    code.invalidated_blocks.load(relaxed),
+                ),
             ],
         }
     }

@@ -13,9 +13,9 @@ use iced_x86::{Code, EncodingKind, OpCodeOperandKind};
 use support::Mode;
 use support::case::{End, Executor, difference};
 use support::corpus::{self, Maker};
-use support::whole::Whole;
 use support::host::Host;
 use support::soft::Interpreter;
+use support::whole::Whole;
 
 /// Cases of each form, unless time runs out first.
 const CASES: usize = 40;
@@ -167,5 +167,8 @@ fn engine_with_translator_agrees_with_the_host_cpu() {
     let mut engine = Whole::new();
     check(&mut engine);
     let entered = engine.counter("code_entries");
-    assert!(entered > 10_000, "only {entered} entries of translated code");
+    assert!(
+        entered > 10_000,
+        "only {entered} entries of translated code"
+    );
 }

@@ -127,7 +127,8 @@ impl Job {
                 self.load_ranges(to, ram)?;
                 self.ranges.extend_from_slice(to);
                 self.load_position(sector, self.left, info)?;
-                self.buffered = !files.direct_fits(self.offset, self.left, &self.iov);
+                self.buffered = !files.direct_fits(self.offset, self.left, &self.iov)
+                    || files.has_cached(self.offset, self.left);
             }
             Op::Write {
                 sector,
@@ -409,5 +410,15 @@ impl Files {
             .iter()
             .fold(0, |bits, v| bits | v.iov_base as u64 | v.iov_len as u64);
         (offset | len) & (direct.offset_align - 1) == 0 && parts & (direct.memory_align - 1) == 0
+    }
+
+    /// Whether the range can be read from the page cache without I/O. The
+    /// kernel keeps it coherent with direct writes.
+    fn has_cached(&self, offset: u64, len: u64) -> bool {
+        let cached = self
+            .direct
+            .as_ref()
+            .and_then(|direct| direct.cached.as_ref());
+        cached.is_some_and(|cached| cached.holds(offset, len))
     }
 }

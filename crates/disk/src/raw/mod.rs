@@ -1,5 +1,6 @@
 //! Raw disks: a regular file or a block device, sector for sector.
 
+mod cached;
 mod job;
 mod open;
 mod threads;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use memory::GuestRam;
 
 use crate::{BlockBackend, BlockError, BlockInfo, BlockQueue, Completion, DiskError, Op};
+use cached::PageCache;
 use job::Job;
 
 pub use uring::usable as io_uring_usable;
@@ -33,7 +35,8 @@ pub enum Aio {
 /// Use of the host's page cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Caching {
-    /// Direct I/O where the file system can, otherwise through the cache.
+    /// Direct I/O where the file system can, otherwise through the cache. What
+    /// is in the cache already is read from there.
     #[default]
     Auto,
     /// Direct I/O or an error.
@@ -88,6 +91,8 @@ struct Direct {
     memory_align: u64,
     /// Of position and total length, in bytes; power of two.
     offset_align: u64,
+    /// To read from the page cache what is there, if that is wanted.
+    cached: Option<PageCache>,
 }
 
 /// A raw file or block device. The file stays locked while this lives.

@@ -7,6 +7,7 @@ use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::raw::cached::PageCache;
 use crate::raw::{Aio, Caching, Direct, Files, RawDisk, RawOptions, uring};
 use crate::{BlockInfo, DiskError, SECTOR, SERIAL_MAX};
 
@@ -37,7 +38,10 @@ pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
             block: options.logical_block,
         });
     }
-    let direct = open_direct(options, &mut how, &buffered)?;
+    let mut direct = open_direct(options, &mut how, &buffered)?;
+    if let Some(direct) = direct.as_mut().filter(|_| options.caching == Caching::Auto) {
+        direct.cached = PageCache::new(&buffered, size).ok();
+    }
     let block = if device {
         ioctl_u32(&buffered, libc::BLKPBSZGET).unwrap_or(4096)
     } else {
@@ -223,6 +227,7 @@ fn alignment(file: File) -> Option<Direct> {
         file,
         memory_align,
         offset_align,
+        cached: None,
     })
 }
 

@@ -330,10 +330,7 @@ pub(crate) fn segment_offset(core: &Core, i: &Instruction, op: u32) -> (usize, u
         OpKind::MemoryESDI => (seg::ES, c.gpr[7] & 0xffff),
         OpKind::MemoryESEDI => (seg::ES, c.gpr[7] & 0xffff_ffff),
         OpKind::MemoryESRDI => (seg::ES, c.gpr[7]),
-        _ => (
-            data_segment(core, i),
-            effective_address(core, i),
-        ),
+        _ => (data_segment(core, i), effective_address(core, i)),
     }
 }
 

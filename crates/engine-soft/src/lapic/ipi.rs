@@ -106,7 +106,8 @@ impl Lapic {
                 self.signal.raise(pending::INIT);
             }
             SIPI => {
-                self.sipi.store(0x100 | u32::from(m.vector), Ordering::SeqCst);
+                self.sipi
+                    .store(0x100 | u32::from(m.vector), Ordering::SeqCst);
                 self.signal.raise(pending::SIPI);
             }
             EXTINT => self.set_extint(true),

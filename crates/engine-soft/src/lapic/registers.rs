@@ -200,7 +200,11 @@ impl State {
     /// Processor priority.
     pub(crate) fn ppr(&self) -> u8 {
         let isr = self.isr.highest().unwrap_or(0) & 0xf0;
-        if self.tpr & 0xf0 >= isr { self.tpr } else { isr }
+        if self.tpr & 0xf0 >= isr {
+            self.tpr
+        } else {
+            isr
+        }
     }
 
     pub(crate) fn tpr(&self) -> u8 {
@@ -442,7 +446,9 @@ impl State {
             return 0;
         };
         let left = at.saturating_duration_since(now).as_nanos() / u128::from(self.divisor());
-        u32::try_from(left).unwrap_or(self.initial_count).min(self.initial_count)
+        u32::try_from(left)
+            .unwrap_or(self.initial_count)
+            .min(self.initial_count)
     }
 
     /// Arms or disarms (`None`) the TSC-deadline timer.
@@ -541,8 +547,8 @@ impl State {
         if count != 0 && self.timer_mode() != 2 {
             self.write_count(count, now);
             let left = at(reg::CURRENT_COUNT);
-            self.timer.deadline = (left != 0 || self.timer_mode() == 1)
-                .then(|| now + self.duration(left));
+            self.timer.deadline =
+                (left != 0 || self.timer_mode() == 1).then(|| now + self.duration(left));
         }
     }
 }

@@ -66,8 +66,12 @@ impl Wheel {
         let mut stop = self.stop.lock();
         while !*stop {
             self.next.store(NEVER, Ordering::SeqCst);
-            let lapics: Vec<Arc<Lapic>> =
-                self.lapics.lock().iter().filter_map(Weak::upgrade).collect();
+            let lapics: Vec<Arc<Lapic>> = self
+                .lapics
+                .lock()
+                .iter()
+                .filter_map(Weak::upgrade)
+                .collect();
             let mut first = NEVER;
             let now = to_ns(Instant::now());
             let mut due = Vec::new();

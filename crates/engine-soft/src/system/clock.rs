@@ -66,7 +66,11 @@ fn pair() -> (u64, Instant) {
         let now = Instant::now();
         let b = host_tsc();
         if b.wrapping_sub(a) < best.0 {
-            best = (b.wrapping_sub(a), a.wrapping_add(b.wrapping_sub(a) / 2), now);
+            best = (
+                b.wrapping_sub(a),
+                a.wrapping_add(b.wrapping_sub(a) / 2),
+                now,
+            );
         }
     }
     (best.1, best.2)
@@ -103,7 +107,7 @@ fn ticks_to_ns(ticks: u64, khz: u32) -> u64 {
     } else {
         u128::from(ticks >> -shift)
     };
-    (t * u128::from(mul) >> 32) as u64
+    ((t * u128::from(mul)) >> 32) as u64
 }
 
 /// `Shared::tsc_base` of a new machine: its TSC starts at zero now.
@@ -138,7 +142,9 @@ impl Core {
         let ahead = tsc.saturating_sub(self.guest_tsc());
         let ns = u128::from(ahead) * 1_000_000 / u128::from(self.shared.cpuid.tsc_khz().max(1));
         // A year ahead is as good as never, and cannot overflow.
-        let ns = u64::try_from(ns).unwrap_or(u64::MAX).min(31_536_000_000_000_000);
+        let ns = u64::try_from(ns)
+            .unwrap_or(u64::MAX)
+            .min(31_536_000_000_000_000);
         now + Duration::from_nanos(ns)
     }
 
@@ -202,6 +208,9 @@ mod tests {
         let (t1, i1) = pair();
         let by_tsc = (t1 - t0) * 1_000_000 / khz;
         let by_clock = i1.duration_since(i0).as_nanos() as u64;
-        assert!(by_tsc.abs_diff(by_clock) < by_clock / 100, "{by_tsc} {by_clock}");
+        assert!(
+            by_tsc.abs_diff(by_clock) < by_clock / 100,
+            "{by_tsc} {by_clock}"
+        );
     }
 }

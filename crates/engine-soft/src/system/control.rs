@@ -38,8 +38,7 @@ const CR4_VALID: u64 = cr::CR4_TSD
     | cr::CR4_SMEP
     | cr::CR4_SMAP;
 /// CR4 bits that decide how linear addresses translate.
-const CR4_PAGING: u64 =
-    cr::CR4_PSE | cr::CR4_PAE | cr::CR4_PGE | cr::CR4_SMEP | cr::CR4_SMAP;
+const CR4_PAGING: u64 = cr::CR4_PSE | cr::CR4_PAE | cr::CR4_PGE | cr::CR4_SMEP | cr::CR4_SMAP;
 
 fn fault() -> crate::core::Trap {
     Exception::gp0().into()

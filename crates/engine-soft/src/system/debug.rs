@@ -2,14 +2,17 @@
 //! enables any.
 
 use arch::{Exception, exception};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess, OpKind, Register};
 
 use crate::core::{Core, Exec};
-use crate::cpu::{flag, seg};
+use crate::cpu::{cr, flag, seg};
+use crate::interpret::operand;
 
 /// R/W field of a breakpoint.
 const EXECUTE: u64 = 0;
 const WRITE: u64 = 1;
 const IO: u64 = 2;
+const READ_WRITE: u64 = 3;
 
 impl Core {
     /// Breakpoints of DR7 that a range of addresses hits, as bits of DR6, for
@@ -39,27 +42,77 @@ impl Core {
     pub fn code_breakpoint(&self, la: u64) -> bool {
         self.cpu.dr[7] & 0xff != 0 && self.breakpoints(la, 1, 1 << EXECUTE) != 0
     }
+}
 
-    /// Whether an enabled data breakpoint is hit; sets DR6. The #DB comes
-    /// after the instruction.
-    pub fn data_breakpoint(&mut self, la: u64, size: u64, write: bool) -> bool {
-        if self.cpu.dr[7] & 0xff == 0 {
-            return false;
-        }
-        let hits = self.breakpoints(la, size, 1 << 3 | u64::from(write) << WRITE);
-        self.cpu.dr[6] |= hits;
-        hits != 0
+/// Data and I/O breakpoints that the instruction at rip hits if it completes,
+/// as bits of DR6. Taken from its operands beforehand, so that loads and
+/// stores need no check of their own.
+pub(crate) fn data_breakpoints(core: &Core, i: &Instruction) -> u64 {
+    // Anything but code breakpoints?
+    if core.cpu.dr[7] & 0x3333_0000 == 0 || core.cpu.dr[7] & 0xff == 0 {
+        return 0;
     }
+    let mut hits = port_breakpoints(core, i);
+    let mut factory = InstructionInfoFactory::new();
+    for m in factory.info(i).used_memory() {
+        let writes = matches!(
+            m.access(),
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        );
+        if !writes && !matches!(m.access(), OpAccess::Read | OpAccess::CondRead) {
+            continue;
+        }
+        let Some(la) = m.virtual_address(0, |r, _, _| Some(register(core, r))) else {
+            continue;
+        };
+        let (start, len) = extent(core, i, la, (m.memory_size().size() as u64).max(1));
+        let kinds = 1 << READ_WRITE | u64::from(writes) << WRITE;
+        hits |= core.breakpoints(start, len, kinds);
+    }
+    hits
+}
 
-    /// As [`Self::data_breakpoint`], for ports (CR4.DE).
-    pub fn io_breakpoint(&mut self, port: u16, size: u64) -> bool {
-        if self.cpu.dr[7] & 0xff == 0 || self.cpu.cr4 & crate::cpu::cr::CR4_DE == 0 {
-            return false;
-        }
-        let hits = self.breakpoints(u64::from(port), size, 1 << IO);
-        self.cpu.dr[6] |= hits;
-        hits != 0
+/// Value of a general register, or base of a segment register.
+fn register(core: &Core, r: Register) -> u64 {
+    match operand::seg_index(r) {
+        Some(s) if core.cpu.is64() && s < seg::FS => 0,
+        Some(s) => core.cpu.seg[s].base,
+        None => operand::read_gpr(&core.cpu, r),
     }
+}
+
+/// First byte and length of an access; of all its iterations if repeated.
+fn extent(core: &Core, i: &Instruction, la: u64, size: u64) -> (u64, u64) {
+    let repeated = i.is_string_instruction() && (i.has_rep_prefix() || i.has_repne_prefix());
+    if !repeated {
+        return (la, size);
+    }
+    let len = core.cpu.gpr[1].min(1 << 32).saturating_mul(size);
+    if core.cpu.rflags & flag::DF != 0 {
+        (la.wrapping_add(size).wrapping_sub(len), len)
+    } else {
+        (la, len)
+    }
+}
+
+fn port_breakpoints(core: &Core, i: &Instruction) -> u64 {
+    let (port, size) = match i.mnemonic() {
+        M::In => (1, operand::operand_size(i, 0)),
+        M::Out => (0, operand::operand_size(i, 1)),
+        M::Insb | M::Outsb => (2, 1),
+        M::Insw | M::Outsw => (2, 2),
+        M::Insd | M::Outsd => (2, 4),
+        _ => return 0,
+    };
+    if core.cpu.cr4 & cr::CR4_DE == 0 {
+        return 0;
+    }
+    let port = if port < 2 && i.op_kind(port) == OpKind::Immediate8 {
+        u64::from(i.immediate8())
+    } else {
+        core.cpu.gpr[2] & 0xffff
+    };
+    core.breakpoints(port, size as u64, 1 << IO)
 }
 
 /// The check before an instruction while DR7 enables anything: a code
@@ -67,9 +120,9 @@ impl Core {
 ///
 /// # Errors
 /// #DB, with DR6 saying which.
-pub fn code_breakpoint(core: &mut Core) -> Exec<bool> {
+pub fn code_breakpoint(core: &mut Core) -> Exec {
     if core.cpu.dr[7] & 0xff == 0 || core.cpu.rflags & flag::RF != 0 {
-        return Ok(false);
+        return Ok(());
     }
     let base = core.cpu.seg[seg::CS].base;
     let la = if core.cpu.is64() {
@@ -79,7 +132,7 @@ pub fn code_breakpoint(core: &mut Core) -> Exec<bool> {
     };
     let hits = core.breakpoints(la, 1, 1 << EXECUTE);
     if hits == 0 {
-        return Ok(false);
+        return Ok(());
     }
     core.cpu.dr[6] = core.cpu.dr[6] & !15 | hits;
     Err(Exception::new(exception::DB).into())

@@ -53,10 +53,10 @@ fn class(vector: u8) -> Class {
 /// `Trap::Shutdown` on a triple fault.
 pub fn deliver_exception(core: &mut Core, e: Exception) -> Exec {
     let mut now = e;
+    if now.vector == exception::PF {
+        core.cpu.cr2 = now.cr2;
+    }
     loop {
-        if now.vector == exception::PF {
-            core.cpu.cr2 = now.cr2;
-        }
         let event = Event {
             vector: now.vector,
             error: now.error,
@@ -71,6 +71,11 @@ pub fn deliver_exception(core: &mut Core, e: Exception) -> Exec {
             return Err(trap);
         };
         core.stats.exceptions += 1;
+        if next.vector == exception::PF {
+            // Even if it becomes a double fault: the handler finds a stack
+            // overflow by it.
+            core.cpu.cr2 = next.cr2;
+        }
         now = combine(now, next)?;
     }
 }
@@ -130,13 +135,13 @@ pub fn software_interrupt(core: &mut Core, i: &Instruction, vector: u8) -> Exec 
     deliver(core, &event)
 }
 
-/// The trap after an instruction that ran with RFLAGS.TF: sets DR6.BS and
-/// delivers #DB.
+/// The trap after an instruction that ran with RFLAGS.TF (`stepped`: DR6.BS)
+/// or hit data breakpoints (`hits`: DR6 bits 0 to 3).
 ///
 /// # Errors
 /// `Trap::Shutdown` on a triple fault.
-pub fn debug_trap(core: &mut Core) -> Exec {
-    core.cpu.dr[6] |= 1 << 14;
+pub fn debug_trap(core: &mut Core, hits: u64, stepped: bool) -> Exec {
+    core.cpu.dr[6] |= hits | u64::from(stepped) << 14;
     deliver_exception(core, Exception::new(exception::DB))
 }
 
@@ -277,7 +282,11 @@ fn gate_code(core: &mut Core, selector: u16) -> Exec<(Descriptor, u8)> {
     if !d.present() {
         return Err(np(selector).into());
     }
-    let cpl = if d.conforming() { core.cpu.cpl } else { d.dpl() };
+    let cpl = if d.conforming() {
+        core.cpu.cpl
+    } else {
+        d.dpl()
+    };
     Ok((d, cpl))
 }
 
@@ -499,7 +508,11 @@ fn deliver_real(core: &mut Core, ev: &Event) -> Exec {
 impl Core {
     /// Instruction pointers are pushed with the width of the mode they ran in.
     fn frame_ip(&self, ip: u64) -> u64 {
-        if self.cpu.is64() { ip } else { ip & 0xffff_ffff }
+        if self.cpu.is64() {
+            ip
+        } else {
+            ip & 0xffff_ffff
+        }
     }
 
     /// View of stack accesses at a privilege level.

@@ -1,6 +1,6 @@
 //! The host's CPU, as CPUID shows it, for the CPU models of `arch`.
 
-use std::arch::x86_64::{CpuidResult, __cpuid, __cpuid_count};
+use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
 use arch::cpuid::{CpuModel, CpuidTable, Features, HostCpu, ModelUnavailable};
 
@@ -59,6 +59,7 @@ pub fn host_cpu() -> HostCpu {
         },
         amd_l1: extended(0x8000_0005),
         l2: extended(0x8000_0006),
+        x8_ebx: extended(0x8000_0008)[1],
     }
 }
 

@@ -59,7 +59,9 @@ const MISC_ENABLE_VALID: u64 = 1 | 1 << 3 | 1 << 7 | 1 << 11 | 1 << 12 | 1 << 16
 fn fixed_mtrr(index: u32) -> Option<usize> {
     match index {
         msr::MTRR_FIX_64K => Some(0),
-        msr::MTRR_FIX_16K_0 | msr::MTRR_FIX_16K_1 => Some((index - msr::MTRR_FIX_16K_0) as usize + 1),
+        msr::MTRR_FIX_16K_0 | msr::MTRR_FIX_16K_1 => {
+            Some((index - msr::MTRR_FIX_16K_0) as usize + 1)
+        }
         msr::MTRR_FIX_4K_0..=msr::MTRR_FIX_4K_7 => Some((index - msr::MTRR_FIX_4K_0) as usize + 3),
         _ => None,
     }
@@ -140,6 +142,8 @@ impl Core {
             msr::AMD_HWCR if !self.intel() => 1 << 24,
             // LFENCE serializes.
             msr::AMD_DE_CFG if !self.intel() => 2,
+            // Extended configuration through port 0xcf8 is on.
+            msr::AMD_NB_CFG if !self.intel() => 1 << 46,
             msr::AMD_SYSCFG | msr::AMD_LS_CFG | msr::AMD_INT_PENDING if !self.intel() => 0,
             _ => match fixed_mtrr(index) {
                 Some(n) => s.mtrr_fixed[n],
@@ -180,7 +184,9 @@ impl Core {
             msr::BIOS_SIGN_ID | msr::BIOS_UPDATE | msr::DEBUG_CTL => {}
             msr::MISC_ENABLE if v & !MISC_ENABLE_VALID == 0 => self.system.misc_enable = v,
             msr::MTRR_DEF_TYPE if v & !0xcff == 0 && memory_type(v) => self.system.mtrr_default = v,
-            msr::MTRR_PHYS_BASE0..=msr::MTRR_PHYS_LAST => return self.write_variable_mtrr(index, v),
+            msr::MTRR_PHYS_BASE0..=msr::MTRR_PHYS_LAST => {
+                return self.write_variable_mtrr(index, v);
+            }
             msr::MCG_STATUS if v & !7 == 0 => self.system.mcg_status = v,
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_OLD => {
                 self.system.kvm_system_time = v;
@@ -190,7 +196,11 @@ impl Core {
                 self.system.kvm_wall_clock = v;
                 self.write_wall_clock(v);
             }
-            msr::AMD_HWCR | msr::AMD_DE_CFG | msr::AMD_SYSCFG | msr::AMD_LS_CFG
+            msr::AMD_HWCR
+            | msr::AMD_NB_CFG
+            | msr::AMD_DE_CFG
+            | msr::AMD_SYSCFG
+            | msr::AMD_LS_CFG
                 if !self.intel() => {}
             _ => {
                 let Some(n) = fixed_mtrr(index) else {

@@ -43,7 +43,12 @@ pub(crate) fn load_flat(core: &mut Core, s: usize, selector: u16) {
         Seg::new(selector, base, 0xffff, 0x93)
     } else {
         let keep = old.rights & !0xff;
-        Seg::new(selector, base, old.limit, keep | if s == seg::CS { 0x9b } else { 0x93 })
+        Seg::new(
+            selector,
+            base,
+            old.limit,
+            keep | if s == seg::CS { 0x9b } else { 0x93 },
+        )
     };
 }
 
@@ -62,7 +67,12 @@ fn load_null(core: &mut Core, s: usize, selector: u16) -> Exec {
 
 /// A null SS of 64-bit mode.
 pub(crate) fn null_stack(selector: u16) -> Seg {
-    Seg::new(selector, 0, 0, UNUSABLE | 0x93 | u32::from(selector & 3) << 5)
+    Seg::new(
+        selector,
+        0,
+        0,
+        UNUSABLE | 0x93 | u32::from(selector & 3) << 5,
+    )
 }
 
 fn check_data(core: &Core, s: usize, selector: u16, d: &Descriptor) -> Exec {

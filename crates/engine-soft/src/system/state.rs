@@ -44,6 +44,9 @@ fn msr_list() -> Vec<u32> {
     list
 }
 
+/// IA32_PAT after RESET.
+const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
 fn bad(reason: impl Into<String>) -> EngineError {
     EngineError::BadState {
         engine: "soft",
@@ -107,6 +110,19 @@ impl Core {
             nmi_blocked: c.nmi_blocked,
             nmi_pending: bits & pending::NMI != 0,
         }
+    }
+
+    /// The state after power-on, at the machine's time.
+    pub(crate) fn power_on(&mut self) {
+        native::reset(self);
+        self.system = SystemState::default();
+        self.restore_registers(&CpuState::reset(self.index == 0));
+        self.cpu.gpr[2] = u64::from(self.shared.cpuid.signature());
+        self.cpu.pat = PAT_RESET;
+        self.cpu.efer = 0;
+        self.sync_tsc();
+        self.tlb_flush_all();
+        self.update_mode();
     }
 
     /// Takes a complete state.
@@ -178,7 +194,7 @@ impl Core {
     }
 
     fn restore_msrs(&mut self, msrs: &[(u32, u64)]) -> Result<(), EngineError> {
-        self.cpu.pat = 0x0007_0406_0007_0406;
+        self.cpu.pat = PAT_RESET;
         self.cpu.efer = 0;
         for &(index, value) in msrs {
             match index {
@@ -241,5 +257,7 @@ pub fn startup(core: &mut Core, vector: u8) {
     core.update_mode();
     // The signal's bits that came before the start are stale, but an
     // interrupt may already be requested.
-    core.cpu.pending.fetch_or(pending::INTERRUPT, Ordering::SeqCst);
+    core.cpu
+        .pending
+        .fetch_or(pending::INTERRUPT, Ordering::SeqCst);
 }

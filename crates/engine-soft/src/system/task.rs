@@ -127,9 +127,25 @@ fn target(core: &mut Core, selector: u16, why: Why) -> Exec<Descriptor> {
 fn read_image(core: &mut Core, d: &Descriptor, wide: bool) -> Exec<Image> {
     let base = d.base();
     let (size, ip, flags, regs, segs, count, ldt) = if wide {
-        (4, tss32::EIP, tss32::EFLAGS, tss32::REGS, tss32::SEGS, 6, tss32::LDT)
+        (
+            4,
+            tss32::EIP,
+            tss32::EFLAGS,
+            tss32::REGS,
+            tss32::SEGS,
+            6,
+            tss32::LDT,
+        )
     } else {
-        (2, tss16::IP, tss16::FLAGS, tss16::REGS, tss16::SEGS, 4, tss16::LDT)
+        (
+            2,
+            tss16::IP,
+            tss16::FLAGS,
+            tss16::REGS,
+            tss16::SEGS,
+            4,
+            tss16::LDT,
+        )
     };
     let mut read = |off: u64, n: usize| {
         let la = core.table_address(base.wrapping_add(off));
@@ -163,7 +179,7 @@ fn save_old(core: &mut Core, ip: u64, why: Why) -> Exec {
     } else {
         (2, tss16::IP, tss16::FLAGS, tss16::REGS, tss16::SEGS, 4)
     };
-    let mut write = |core: &mut Core, off: u64, n: usize, v: u64| {
+    let write = |core: &mut Core, off: u64, n: usize, v: u64| {
         let la = core.table_address(tr.base.wrapping_add(off));
         core.write_system(la, n, v)
     };
@@ -217,7 +233,11 @@ fn load_new(core: &mut Core, image: &Image, nested: bool) -> Exec {
     }
     core.cpu.dr[7] &= !0x155;
     let v86 = core.cpu.v86();
-    core.cpu.cpl = if v86 { 3 } else { image.segs[seg::CS] as u8 & 3 };
+    core.cpu.cpl = if v86 {
+        3
+    } else {
+        image.segs[seg::CS] as u8 & 3
+    };
     core.update_mode();
     load_ldt(core, image.ldt)?;
     if v86 {
@@ -260,7 +280,11 @@ fn load_segments(core: &mut Core, image: &Image) -> Exec {
     let cs = image.segs[seg::CS];
     let cpl = core.cpu.cpl;
     let mut d = named(core, cs)?;
-    let dpl_ok = if d.conforming() { d.dpl() <= cpl } else { d.dpl() == cpl };
+    let dpl_ok = if d.conforming() {
+        d.dpl() <= cpl
+    } else {
+        d.dpl() == cpl
+    };
     if !d.code() || !dpl_ok {
         return Err(ts(cs).into());
     }

@@ -75,7 +75,11 @@ pub(crate) fn branch(core: &mut Core, i: &Instruction, call: bool) -> Exec {
     if !d.present() {
         return Err(np(far.selector).into());
     }
-    let why = if call { task::Why::Call } else { task::Why::Jump };
+    let why = if call {
+        task::Why::Call
+    } else {
+        task::Why::Jump
+    };
     match d.kind() {
         1 | 9 => task::switch(core, far.selector, why, next),
         5 => task::switch(core, d.gate_selector(), why, next),
@@ -368,7 +372,11 @@ fn iret_mask(core: &Core, size: usize) -> u64 {
 
 fn set_iret_flags(core: &mut Core, image: u64, mask: u64) {
     // RF matters only to code breakpoints; without any it would go stale.
-    let drop = if core.cpu.dr[7] & 0xff == 0 { flag::RF } else { 0 };
+    let drop = if core.cpu.dr[7] & 0xff == 0 {
+        flag::RF
+    } else {
+        0
+    };
     core.cpu.rflags = (core.cpu.rflags & !mask | image & mask) & !drop | flag::ONE;
 }
 

@@ -1,9 +1,10 @@
 //! From guest bytes to a translated block: decode, find which flags are live,
 //! emit.
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory, Mnemonic};
+use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
 
-use crate::translate::cache::{Block, BlockKey, CodeCache, Index};
+use crate::cpu::View;
+use crate::translate::cache::{Block, BlockKey, CodeCache, Index, SecondPage};
 use crate::translate::classify::{ALL_FLAGS, Class, classify, flags};
 use crate::translate::emit::{Emitter, Slow, SlowKind};
 use crate::translate::exit::{Kind, Record};
@@ -13,8 +14,6 @@ use crate::translate::group;
 const MAX_INSTRUCTIONS: usize = 64;
 /// Most side exits (branches that were run past) in a block.
 const MAX_BRANCHES: usize = 6;
-/// Free space that a block needs at most: hot and cold.
-const RESERVE: usize = 64 << 10;
 
 /// Where a block starts.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +23,21 @@ pub(crate) struct Place {
     pub ram_page: u64,
 }
 
+impl Place {
+    fn user(&self) -> bool {
+        self.key.view == View::User as u8
+    }
+}
+
 /// What the translator asks of its surroundings.
 pub(crate) trait Source {
     /// Copies code bytes at a linear address, up to the end of its page;
     /// returns how many. 0 if it cannot be fetched now.
     fn fetch(&mut self, rip: u64, out: &mut [u8]) -> usize;
+    /// RAM page that a linear address is mapped to for fetches now.
+    fn ram_page(&mut self, rip: u64) -> Option<u64>;
+    /// Whether stores to a RAM page are seen.
+    fn is_watched(&self, ram_page: u64) -> bool;
 }
 
 /// Why there is no block.
@@ -38,6 +47,8 @@ pub(crate) enum NoBlock {
     Interpret,
     /// The cache is full: empty it, and try again.
     Full,
+    /// The block reaches into this RAM page, which is not watched yet.
+    Watch(u64),
 }
 
 struct Insn {
@@ -49,14 +60,14 @@ struct Insn {
 
 /// Translates blocks; keeps its buffers.
 pub(crate) struct Translator {
-    encoder: Encoder,
+    tools: Option<(Encoder, InstructionInfoFactory)>,
     bmi2: bool,
 }
 
 impl Default for Translator {
     fn default() -> Self {
         Self {
-            encoder: Encoder::new(64),
+            tools: None,
             bmi2: std::arch::is_x86_feature_detected!("bmi2"),
         }
     }
@@ -72,51 +83,93 @@ impl Translator {
         source: &mut dyn Source,
         place: Place,
     ) -> Result<u32, NoBlock> {
-        let mut bytes = [0u8; MAX_INSTRUCTIONS * 15];
-        let n = source.fetch(place.rip, &mut bytes);
-        let bytes = &bytes[..n];
-        let (mut insns, length) = decode(bytes, place.rip);
+        let mut buffer = [0u8; MAX_INSTRUCTIONS * 15 + 15];
+        let mut bytes = fetch_block(source, place.rip, &mut buffer);
+        let in_page = 4096 - (place.rip & 0xfff) as usize;
+        let (mut insns, mut length) = decode(bytes, in_page, place.rip, place.key.fpu);
+        let mut second = None;
+        if length > in_page {
+            let next_page = (place.rip & !0xfff).wrapping_add(4096);
+            match source.ram_page(next_page) {
+                Some(page) if !source.is_watched(page) => return Err(NoBlock::Watch(page)),
+                Some(page) => {
+                    second = Some(SecondPage {
+                        ram_page: page,
+                        map: index.map_id(next_page, page, place.user()),
+                        to: (length - in_page) as u16,
+                    });
+                }
+                None => {
+                    bytes = &bytes[..in_page];
+                    (insns, length) = decode(bytes, in_page, place.rip, place.key.fpu);
+                }
+            }
+        }
         if insns.is_empty() {
             return Err(NoBlock::Interpret);
         }
-        let live_out = liveness(&mut insns, place.rip + length as u64, source);
+        let live_out = liveness(&mut insns, place.rip.wrapping_add(length as u64), source);
         let (hot, cold) = cache.emitters(index);
+        let (encoder, info) = self
+            .tools
+            .take()
+            .unwrap_or_else(|| (Encoder::new(64), InstructionInfoFactory::new()));
         let mut e = Emitter {
             hot,
             cold,
             slows: Vec::with_capacity(insns.len() * 2),
             view: place.key.view,
             common: cache.common,
-            encoder: std::mem::replace(&mut self.encoder, Encoder::new(64)),
-            info: InstructionInfoFactory::new(),
+            encoder,
+            info,
             bmi2: self.bmi2,
             insn: 0,
             member: None,
+            holds: 0,
+            relied: Vec::new(),
         };
-        let block = emit_block(&mut e, place, &insns, bytes, length, live_out);
-        self.encoder = e.encoder;
-        if e.hot.full || e.cold.full || e.hot.pos + RESERVE > (24 << 20) {
+        let mut block = emit_block(&mut e, place, &insns, bytes, length, live_out, second);
+        block.second = second;
+        let full = e.hot.full || e.cold.full;
+        let (hot, cold) = (e.hot.pos, e.cold.pos);
+        self.tools = Some((e.encoder, e.info));
+        if full {
             return Err(NoBlock::Full);
         }
-        index.hot = (e.hot.pos + 15) & !15;
-        index.cold = e.cold.pos;
+        index.hot = (hot + 15) & !15;
+        index.cold = cold;
         Ok(index.insert(block))
     }
 }
 
-fn decode(bytes: &[u8], rip: u64) -> (Vec<Insn>, usize) {
+/// Bytes from `rip` on: to the end of its page, and what an instruction that
+/// begins there can need of the next.
+fn fetch_block<'a>(
+    source: &mut dyn Source,
+    rip: u64,
+    buffer: &'a mut [u8; MAX_INSTRUCTIONS * 15 + 15],
+) -> &'a [u8] {
+    let most = buffer.len() - 15;
+    let mut n = source.fetch(rip, &mut buffer[..most]);
+    if n == 4096 - (rip & 0xfff) as usize {
+        n += source.fetch(rip.wrapping_add(n as u64), &mut buffer[n..n + 15]);
+    }
+    &buffer[..n]
+}
+
+fn decode(bytes: &[u8], in_page: usize, rip: u64, fpu: bool) -> (Vec<Insn>, usize) {
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let mut out = Vec::with_capacity(32);
     let mut branches = 0;
     let mut length = 0;
-    while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() {
+    while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() && length < in_page {
         let i = decoder.decode();
         if i.is_invalid() {
             break;
         }
-        let class = classify(&i);
-        if out.is_empty() && class == Class::EmulateEnd {
-            break;
+        let mut class = classify(&i);
+        if !fpu && uses_fpu(&i) {
+            class = Class::Emulate;
         }
         length = decoder.position();
         out.push(Insn { i, class, live: 0 });
@@ -139,18 +192,41 @@ fn decode(bytes: &[u8], rip: u64) -> (Vec<Insn>, usize) {
     (out, length)
 }
 
+/// Whether the instruction may raise #NM or, for want of CR4 bits, #UD.
+fn uses_fpu(i: &Instruction) -> bool {
+    use iced_x86::EncodingKind as E;
+    match i.encoding() {
+        E::Legacy => {
+            (0..i.op_count()).any(|k| {
+                let r = i.op_register(k);
+                i.op_kind(k) == iced_x86::OpKind::Register
+                    && (r.is_vector_register() || r.is_st() || r.is_mm())
+            }) || i.cpuid_features().iter().any(|f| {
+                use iced_x86::CpuidFeature as C;
+                matches!(
+                    f,
+                    C::FPU | C::FPU287 | C::FPU387 | C::MMX | C::SSE | C::SSE2
+                )
+            })
+        }
+        _ => (0..i.op_count()).any(|k| i.op_register(k).is_vector_register()),
+    }
+}
+
 /// Fills in `live` of each instruction; returns the flags live at the end.
 fn liveness(insns: &mut [Insn], end: u64, source: &mut dyn Source) -> u32 {
     let falls_through = insns.last().is_none_or(|l| {
-        !matches!(
-            l.class,
-            Class::Jump
-                | Class::Call
-                | Class::JumpIndirect
-                | Class::CallIndirect
-                | Class::Return
-                | Class::EmulateEnd
-        )
+        use iced_x86::Mnemonic::{Clac, Stac};
+        matches!(l.i.mnemonic(), Clac | Stac)
+            || !matches!(
+                l.class,
+                Class::Jump
+                    | Class::Call
+                    | Class::JumpIndirect
+                    | Class::CallIndirect
+                    | Class::Return
+                    | Class::EmulateEnd
+            )
     });
     let live_out = if falls_through {
         peek(end, source, 2)
@@ -221,6 +297,7 @@ fn emit_block(
     bytes: &[u8],
     length: usize,
     live_out: u32,
+    second: Option<SecondPage>,
 ) -> Block {
     let base = place.rip;
     let entries = e.prologue(base, place.key.map, insns[0].live != 0);
@@ -237,6 +314,11 @@ fn emit_block(
         let from = (insn.i.ip() - base) as usize;
         let raw = &bytes[from..from + insn.i.len()];
         starts.push((e.hot.pos as u32, (insn.i.ip() & 0xfff) as u16));
+        if let Some(second) = second
+            && k + 1 == insns.len()
+        {
+            e.check_second_page(base, second.map, insn.live != 0);
+        }
         let after = insns.get(k + 1).map_or(live_out, |n| n.live);
         emit_insn(e, insn, raw, after);
     }
@@ -258,7 +340,11 @@ fn emit_block(
     let slows = std::mem::take(&mut e.slows);
     for s in &slows {
         let insn = &insns[s.insn];
-        let next = starts.get(s.insn + 1).map_or(0, |s| s.0);
+        let next = if e.relied.contains(&s.insn) {
+            0
+        } else {
+            starts.get(s.insn + 1).map_or(0, |s| s.0)
+        };
         e.slow_path(
             s,
             insn.i.ip(),
@@ -276,11 +362,12 @@ fn emit_block(
         rip: base,
         ram_page: place.ram_page,
         from: (base & 0xfff) as u16,
-        to: ((base & 0xfff) as usize + length) as u16,
+        to: ((base & 0xfff) as usize + length).min(4096) as u16,
         entries,
         end,
         again,
         starts: starts.into_boxed_slice(),
+        second: None,
         dead: false,
     }
 }
@@ -288,6 +375,13 @@ fn emit_block(
 fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
     let i = &insn.i;
     let live = insn.live != 0;
+    let keeps = matches!(
+        insn.class,
+        Class::Skip | Class::Plain | Class::Memory | Class::Branch
+    );
+    if !keeps {
+        e.holds = 0;
+    }
     match insn.class {
         Class::Skip => {}
         Class::Plain => e.plain(i, raw),
@@ -301,8 +395,8 @@ fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
         Class::JumpIndirect => e.jump_indirect(i, live),
         Class::CallIndirect => e.call_indirect(i, live),
         Class::Return => e.ret(i, live),
-        Class::Emulate if i.mnemonic() == Mnemonic::Rdtsc && live_after == 0 => e.rdtsc(),
-        Class::Emulate | Class::EmulateEnd => e.emulate(),
+        Class::BitString => e.bit_string(i, live),
+        Class::Emulate | Class::EmulateEnd => e.system(i, live_after),
     }
 }
 

@@ -57,6 +57,8 @@ pub(crate) struct BlockKey {
     pub view: u8,
     /// The variant without grouped checks.
     pub ungrouped: bool,
+    /// x87 and vector instructions may run without a check.
+    pub fpu: bool,
 }
 
 /// The four ways into a block, as offsets into the cache. Each runs on into
@@ -89,6 +91,38 @@ pub(crate) struct Block {
     /// Where each instruction starts: offset into the cache, offset in page.
     pub starts: Box<[(u32, u16)]>,
     pub dead: bool,
+    /// The next page, if the last instruction reaches into it.
+    pub second: Option<SecondPage>,
+}
+
+/// The second page of a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SecondPage {
+    pub ram_page: u64,
+    pub map: MapId,
+    /// Bytes of it that the block was made from.
+    pub to: u16,
+}
+
+impl Block {
+    /// Whether it was made from any byte of `[from, to)` of a RAM page.
+    fn covers(&self, ram_page: u64, from: u16, to: u16) -> bool {
+        self.ram_page == ram_page && self.from < to && from < self.to
+            || self
+                .second
+                .is_some_and(|s| s.ram_page == ram_page && from < s.to)
+    }
+
+    /// The lines (see `Page::lines`) of a RAM page that it was made from.
+    fn lines(&self, ram_page: u64) -> u64 {
+        let first = if self.ram_page == ram_page {
+            line_mask(self.from, self.to)
+        } else {
+            0
+        };
+        let second = self.second.filter(|s| s.ram_page == ram_page);
+        first | second.map_or(0, |s| line_mask(0, s.to))
+    }
 }
 
 #[derive(Default)]
@@ -244,13 +278,22 @@ impl CodeCache {
         }
     }
 
-    /// Points the jump whose rel32 is at `at` (4-byte aligned) to `target`.
-    /// Other vCPUs may be executing the jump.
+    /// Points the jump whose rel32 is at `at` (not across a cache line) to
+    /// `target`. Other vCPUs may be executing the jump.
     pub fn link(&self, at: usize, target: usize) {
-        debug_assert!(at % 4 == 0 && at + 4 <= SIZE);
-        // SAFETY: an aligned rel32 inside the cache, written atomically.
-        let cell = unsafe { AtomicU32::from_ptr(self.rw.add(at).cast()) };
-        cell.store(rel32(at, target), Ordering::SeqCst);
+        debug_assert!(at % 64 <= 60 && at + 4 <= SIZE);
+        let value = rel32(at, target);
+        // SAFETY: a rel32 inside the cache; a store inside one cache line is
+        // atomic on x86 (SDM vol. 3A, 9.1.1), so a jump fetched meanwhile
+        // goes to the old target or to the new one.
+        unsafe {
+            std::arch::asm!(
+                "mov dword ptr [{}], {:e}",
+                in(reg) self.rw.add(at),
+                in(reg) value,
+                options(nostack, preserves_flags)
+            );
+        }
     }
 
     /// See [`CodeCache`]; compare before resuming.
@@ -273,11 +316,14 @@ impl CodeCache {
         let mut killed = Vec::new();
         page.blocks.retain(|&b| {
             let block = &index.blocks[b as usize];
-            let hit = block.from < to && from < block.to;
+            if block.dead {
+                return false;
+            }
+            let hit = block.covers(ram_page, from, to);
             if hit {
                 killed.push(b);
             } else {
-                lines |= line_mask(block.from, block.to);
+                lines |= block.lines(ram_page);
             }
             !hit
         });
@@ -339,7 +385,7 @@ impl CodeCache {
             p.lines & line_mask(from, to) != 0
                 && p.blocks.iter().any(|&b| {
                     let b = &index.blocks[b as usize];
-                    b.from < to && from < b.to
+                    !b.dead && b.covers(ram_page, from, to)
                 })
         })
     }
@@ -419,9 +465,16 @@ impl Index {
     pub fn insert(&mut self, block: Block) -> u32 {
         let id = self.blocks.len() as u32;
         self.by_key.insert(block.key, id);
-        let page = self.pages.entry(block.ram_page).or_default();
-        page.blocks.push(id);
-        page.lines |= line_mask(block.from, block.to);
+        let second = block.second.map(|s| s.ram_page);
+        let pages = [
+            Some(block.ram_page),
+            second.filter(|p| *p != block.ram_page),
+        ];
+        for ram_page in pages.into_iter().flatten() {
+            let page = self.pages.entry(ram_page).or_default();
+            page.blocks.push(id);
+            page.lines |= block.lines(ram_page);
+        }
         self.blocks.push(block);
         id
     }

@@ -35,7 +35,10 @@ pub(crate) enum Class {
     CallIndirect,
     /// Near return.
     Return,
-    /// Interpreted; the next instruction follows in the block.
+    /// `bt`, `bts`, `btr`, `btc` of memory with a bit offset in a register.
+    BitString,
+    /// Interpreted (unless `system` has code for it); the next instruction
+    /// follows in the block.
     Emulate,
     /// Interpreted; ends the block.
     EmulateEnd,
@@ -168,7 +171,9 @@ fn data(i: &Instruction) -> Class {
         m,
         Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
     ) && i.op_kind(1) == OpKind::Register;
-    if size == 0 || size > 32 || bit_string {
+    if bit_string {
+        Class::BitString
+    } else if size == 0 || size > 32 {
         Class::Emulate
     } else {
         Class::Memory
@@ -207,6 +212,7 @@ fn ends_block(m: Mnemonic) -> bool {
             | M::Cld
             | M::Std
             | M::Cli
+            | M::Sti
             | M::In
             | M::Out
             | M::Rdmsr
@@ -420,7 +426,11 @@ fn vex_known(i: &Instruction) -> bool {
 pub(crate) fn flags(i: &Instruction, class: Class) -> (u32, u32) {
     use Mnemonic as M;
     if matches!(class, Class::Emulate | Class::EmulateEnd) {
-        return (ALL_FLAGS, 0);
+        let transparent = matches!(
+            i.mnemonic(),
+            M::Cli | M::Sti | M::Cld | M::Swapgs | M::Stac | M::Clac | M::Rdtsc | M::Rdtscp
+        );
+        return (if transparent { 0 } else { ALL_FLAGS }, 0);
     }
     let read = i.rflags_read() & ALL_FLAGS;
     let mut killed = i.rflags_modified() & ALL_FLAGS;

@@ -32,7 +32,10 @@ pub(crate) struct Jit {
     translator: Option<Translator>,
     pages: Box<[CodePage; ITLB]>,
     heat: Box<[u8; 65536]>,
+    decoded: Box<[Decoded]>,
     generation: u32,
+    /// `Cpu::fpu_ok` that the jump cache's blocks assume.
+    fpu: bool,
     pub blocks_entered: u64,
     pub misses: u64,
     pub emulated: u64,
@@ -56,7 +59,18 @@ impl Jit {
                 }; ITLB],
             ),
             heat: Box::new([0; 65536]),
+            decoded: vec![
+                Decoded {
+                    rip: 0,
+                    bits: 0,
+                    bytes: [0; 16],
+                    i: iced_x86::Instruction::default(),
+                };
+                DECODED
+            ]
+            .into_boxed_slice(),
             generation: 0,
+            fpu: false,
             blocks_entered: 0,
             misses: 0,
             emulated: 0,
@@ -95,8 +109,12 @@ pub(crate) enum Next {
 enum Step {
     /// Go on at this offset of the cache.
     Resume(usize),
-    /// Find the block at rip.
+    /// Check again, at this offset of the cache, the access that missed.
+    Retry(usize),
+    /// Find the block at rip; the jump cache may know.
     Lookup,
+    /// Find the block at rip; generated code could not.
+    Find,
     Return(Next),
 }
 
@@ -105,7 +123,6 @@ impl Core {
     pub(crate) fn translatable(&self) -> bool {
         let c = &*self.cpu;
         c.bits == 64
-            && c.fpu_ok
             && !c.shadow
             && c.rflags & flag::TF == 0
             && c.dr[7] & 0xff == 0
@@ -122,29 +139,62 @@ impl Core {
             None => return Ok(Next::Interpret),
         };
         self.flags_out();
+        let mut operand = self.cpu.rip;
         loop {
-            self.enter(at);
+            self.enter(at, operand);
             match self.handle_exit()? {
                 Step::Resume(next) => at = next,
-                Step::Lookup => {
-                    if self.signal().peek() != 0 || !self.translatable() {
+                Step::Retry(next) => {
+                    at = next;
+                    operand = self.cpu.jit.exit_addr;
+                    continue;
+                }
+                found @ (Step::Lookup | Step::Find) => {
+                    if self.attention() || !self.translatable() {
                         return Ok(Next::Check);
                     }
-                    match self.find_block()? {
-                        Some(next) => {
-                            at = next;
-                            self.flags_out();
-                        }
+                    let known = match found {
+                        Step::Lookup => self.known_block(),
+                        _ => None,
+                    };
+                    let found = match known {
+                        Some(next) => Some(next),
+                        None => self.find_block()?,
+                    };
+                    match found {
+                        Some(next) => at = next,
                         None => return Ok(Next::Interpret),
                     }
+                    self.flags_out();
                 }
                 Step::Return(next) => return Ok(next),
             }
+            operand = self.cpu.rip;
         }
     }
 
-    fn enter(&mut self, at: usize) {
+    /// Whether the run loop must look at events.
+    fn attention(&self) -> bool {
+        self.signal().peek() != 0
+            || self.cpu.interrupt_waits != 0 && self.cpu.rflags & flag::IF != 0
+    }
+
+    /// The jump cache's entry for rip; the code there checks that it is right.
+    fn known_block(&self) -> Option<usize> {
+        let cache = &self.shared.code;
+        if self.jit.generation != cache.generation() || self.jit.fpu != self.cpu.fpu_ok {
+            return None;
+        }
+        let slot = (self.cpu.rip & 0xffff) as usize;
+        let host = self.cpu.jit.jump_cache[self.cpu.view as usize][slot];
+        cache.offset_of(host).filter(|o| *o != cache.common.miss)
+    }
+
+    /// Runs generated code at `at`, with `operand` in r14: the target at an
+    /// indirect entry, the address at a check.
+    fn enter(&mut self, at: usize, operand: u64) {
         self.jit.blocks_entered += 1;
+        self.cpu.jit.operand = operand;
         let cache = &self.shared.code;
         let code = cache.rx(at);
         // SAFETY: `SoftVcpu::run` points gs at this Cpu; `at` is the start of
@@ -183,12 +233,12 @@ impl Core {
             Some(Kind::Indirect) => {
                 self.flags_in();
                 self.cpu.rip = self.cpu.jit.exit_addr;
-                Ok(Step::Lookup)
+                Ok(Step::Find)
             }
             Some(Kind::Poll) => {
                 self.flags_in();
                 self.cpu.rip = rip;
-                Ok(Step::Lookup)
+                Ok(Step::Find)
             }
             Some(Kind::Again) => self.again(&r),
             Some(Kind::Fault) | None => {
@@ -201,7 +251,7 @@ impl Core {
     fn tlb_miss(&mut self, r: &Record) -> Exec<Step> {
         self.jit.misses += 1;
         let la = self.cpu.jit.exit_addr;
-        let (write, size) = (r.access & 0x80 != 0, (r.access & 0x7f) as usize);
+        let (write, size) = (r.entry == 1, r.size as usize);
         let view = self.view();
         let canonical = (la as i64) << 16 >> 16 == la as i64;
         if canonical && (la & 0xfff) + size as u64 <= 4096 {
@@ -211,7 +261,7 @@ impl Core {
                 return Err(e.into());
             }
             if self.tlb_get(view, write, la, size).is_some() {
-                return Ok(Step::Resume(r.a as usize));
+                return Ok(Step::Retry(r.a as usize));
             }
         }
         self.emulate(r)
@@ -221,7 +271,7 @@ impl Core {
     fn group_miss(&mut self, r: &Record) -> Exec<Step> {
         self.jit.misses += 1;
         let la = self.cpu.jit.exit_addr;
-        let (write, span) = (r.access & 0x80 != 0, r.next as usize);
+        let (write, span) = (r.entry == 1, r.next as usize);
         let view = self.view();
         let canonical = (la as i64) << 16 >> 16 == la as i64;
         if canonical
@@ -229,7 +279,7 @@ impl Core {
             && self.tlb_fill(la, write, view).is_ok()
             && self.tlb_get(view, write, la, span).is_some()
         {
-            return Ok(Step::Resume(r.a as usize));
+            return Ok(Step::Retry(r.a as usize));
         }
         self.flags_in();
         self.cpu.rip = r.rip;
@@ -241,6 +291,7 @@ impl Core {
             offset: (r.rip & 0xfff) as u16,
             view: self.cpu.view,
             ungrouped: true,
+            fpu: self.cpu.fpu_ok,
         };
         let found = {
             let index = self.shared.code.index.lock();
@@ -269,7 +320,7 @@ impl Core {
         let view = self.cpu.view;
         loop {
             self.step_one()?;
-            if self.cpu.rip != rip || self.signal().peek() != 0 {
+            if self.cpu.rip != rip || self.attention() {
                 break;
             }
         }
@@ -277,7 +328,7 @@ impl Core {
             && self.cpu.rip == rip.wrapping_add(len)
             && self.cpu.view == view
             && self.shared.code.epoch() == epoch
-            && self.signal().peek() == 0
+            && !self.attention()
             && self.translatable();
         if straight {
             self.flags_out();
@@ -291,7 +342,7 @@ impl Core {
         self.cpu.rip = r.rip;
         let (at, map, poll) = (r.a as usize, r.map, r.entry == 1);
         let generation = self.shared.code.generation();
-        if self.signal().peek() != 0 {
+        if self.attention() {
             return Ok(Step::Return(Next::Check));
         }
         let Some(entry) = self.find_block()? else {
@@ -323,7 +374,7 @@ impl Core {
         self.flags_in();
         self.cpu.rip = r.rip;
         let generation = self.shared.code.generation();
-        if self.signal().peek() != 0 {
+        if self.attention() {
             return Ok(Step::Return(Next::Check));
         }
         let dead = r.a as usize;
@@ -373,8 +424,9 @@ impl Core {
     /// Offset of the code for rip, translated if it is warm.
     fn find_block(&mut self) -> Exec<Option<usize>> {
         let generation = self.shared.code.generation();
-        if self.jit.generation != generation {
+        if self.jit.generation != generation || self.jit.fpu != self.cpu.fpu_ok {
             self.jit.generation = generation;
+            self.jit.fpu = self.cpu.fpu_ok;
             self.jump_cache_clear();
             self.tlb_code_flush();
         }
@@ -387,6 +439,7 @@ impl Core {
             offset: (rip & 0xfff) as u16,
             view: self.cpu.view,
             ungrouped: false,
+            fpu: self.cpu.fpu_ok,
         };
         let found = {
             let index = self.shared.code.index.lock();
@@ -413,7 +466,7 @@ impl Core {
         Ok(Some(entries.direct as usize))
     }
 
-    /// Where rip's page is mapped; also tells generated code.
+    /// Where rip's page is mapped; also tells generated code. `None`: not RAM.
     fn code_page(&mut self, rip: u64) -> Exec<Option<CodePage>> {
         let page = rip & !0xfff;
         let tag = page | u64::from(self.cpu.view) << 1;
@@ -425,6 +478,7 @@ impl Core {
                 return Err(Exception::gp0().into());
             }
             let t = self.walk(rip, Access::Exec, view)?;
+            self.tlb_used.note_large(rip, t.large);
             let gpa = t.gpa & !0xfff;
             let (Some(host), Some(off)) = (self.ram.page_ptr(gpa), self.ram.offset_of(gpa)) else {
                 return Ok(None);
@@ -482,6 +536,10 @@ impl Core {
                 Ok(Some(e))
             }
             Err(NoBlock::Interpret) => Ok(None),
+            Err(NoBlock::Watch(page)) => {
+                self.watch_page(page);
+                self.make_block(rip, key, ram_page)
+            }
             Err(NoBlock::Full) => {
                 self.empty_cache();
                 Ok(None)
@@ -566,29 +624,52 @@ impl Core {
     /// # Errors
     /// Its faults.
     pub(crate) fn step_one(&mut self) -> Exec {
-        let (bits, rip) = (u32::from(self.cpu.bits), self.cpu.rip);
-        let mut buffer = [0u8; 15];
-        let bytes = self.fetch(&mut buffer)?;
-        let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
-        let i = decoder.decode();
-        if i.is_invalid() {
-            if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
-                return Err(Exception::gp0().into());
-            }
-            return Err(Exception::ud().into());
-        }
+        let i = self.decode_here()?;
         self.stats.interpreted += 1;
         crate::interpret::step(self, &i)
     }
 
+    /// The instruction at rip.
+    ///
+    /// # Errors
+    /// Faults of the fetch, #UD.
+    #[inline]
+    pub(crate) fn decode_here(&mut self) -> Exec<iced_x86::Instruction> {
+        let (bits, rip) = (u32::from(self.cpu.bits), self.cpu.rip);
+        let mut buffer = [0u8; 16];
+        let bytes = self.fetch(&mut buffer)?;
+        if bytes.len() < 15 {
+            return decode_one(bits, bytes, rip);
+        }
+        let slot = decode_index(rip);
+        let d = &self.jit.decoded[slot];
+        if d.rip != rip || d.bits != bits || d.bytes[..15] != buffer[..15] {
+            let i = decode_one(bits, &buffer[..15], rip)?;
+            self.jit.decoded[slot] = Decoded {
+                rip,
+                bits,
+                bytes: buffer,
+                i,
+            };
+        }
+        Ok(self.jit.decoded[slot].i)
+    }
+
     /// The bytes at rip: from its page if they lie in it, else put together.
-    fn fetch<'a>(&mut self, buffer: &'a mut [u8; 15]) -> Exec<&'a [u8]> {
+    fn fetch<'a>(&mut self, buffer: &'a mut [u8; 16]) -> Exec<&'a [u8]> {
         let la = self.fetch_address()?;
         let left = 4096 - (la & 0xfff) as usize;
+        if left >= 16
+            && let Some(p) = self.code_page(la)?
+        {
+            // SAFETY: 16 bytes inside a page of guest RAM.
+            *buffer = unsafe { p.host.add((la & 0xfff) as usize).cast::<[u8; 16]>().read() };
+            return Ok(&buffer[..15]);
+        }
         let n = left.min(15);
         self.fetch_part(la, &mut buffer[..n])?;
         if n == 15 {
-            return Ok(&buffer[..]);
+            return Ok(&buffer[..15]);
         }
         // Only fetch from the next page if the instruction needs it.
         let bits = u32::from(self.cpu.bits);
@@ -601,9 +682,8 @@ impl Core {
         if bits != 64 {
             next &= 0xffff_ffff;
         }
-        let (_, tail) = buffer.split_at_mut(n);
-        self.fetch_part(next, tail)?;
-        Ok(&buffer[..])
+        self.fetch_part(next, &mut buffer[n..15])?;
+        Ok(&buffer[..15])
     }
 
     /// Linear address of rip, with the CS limit checked.
@@ -624,32 +704,48 @@ impl Core {
     }
 
     fn fetch_part(&mut self, la: u64, out: &mut [u8]) -> Exec {
-        let tag = la & !0xfff | u64::from(self.cpu.view) << 1;
-        let slot = page_index(la);
-        let p = self.jit.pages[slot];
-        let host = if p.tag == tag && self.cpu.bits == 64 {
-            p.host
-        } else {
+        let Some(p) = self.code_page(la)? else {
             let view = self.view();
-            let t = self.walk(la, Access::Exec, view)?;
-            let gpa = t.gpa & !0xfff;
-            match self.ram.page_ptr(gpa) {
-                Some(h) => h,
-                None => {
-                    self.phys_read(t.gpa, out);
-                    return Ok(());
-                }
-            }
+            let gpa = self.walk(la, Access::Exec, view)?.gpa;
+            self.phys_read(gpa, out);
+            return Ok(());
         };
-        // SAFETY: `host` is a page of guest RAM; the range stays inside it.
+        // SAFETY: a page of guest RAM; the range stays inside it.
         unsafe {
             std::ptr::copy_nonoverlapping(
-                host.add((la & 0xfff) as usize),
+                p.host.add((la & 0xfff) as usize),
                 out.as_mut_ptr(),
                 out.len(),
             );
         }
         Ok(())
+    }
+}
+
+/// An instruction decoded before, good as long as its bytes are the same.
+#[derive(Clone, Copy)]
+struct Decoded {
+    rip: u64,
+    bits: u32,
+    bytes: [u8; 16],
+    i: iced_x86::Instruction,
+}
+
+const DECODED: usize = 4096;
+
+fn decode_index(rip: u64) -> usize {
+    (rip ^ rip >> 12) as usize & (DECODED - 1)
+}
+
+fn decode_one(bits: u32, bytes: &[u8], rip: u64) -> Exec<iced_x86::Instruction> {
+    let mut decoder = Decoder::with_ip(bits, bytes, rip, DecoderOptions::NONE);
+    let i = decoder.decode();
+    if !i.is_invalid() {
+        Ok(i)
+    } else if decoder.last_error() == iced_x86::DecoderError::NoMoreBytes {
+        Err(Exception::gp0().into())
+    } else {
+        Err(Exception::ud().into())
     }
 }
 
@@ -663,6 +759,16 @@ struct CoreSource<'a> {
 }
 
 impl Source for CoreSource<'_> {
+    fn ram_page(&mut self, rip: u64) -> Option<u64> {
+        let view = self.core.view();
+        let t = self.core.walk(rip, Access::Exec, view).ok()?;
+        Some(self.core.ram.offset_of(t.gpa)? >> 12)
+    }
+
+    fn is_watched(&self, ram_page: u64) -> bool {
+        self.core.ram.is_watched(ram_page)
+    }
+
     fn fetch(&mut self, rip: u64, out: &mut [u8]) -> usize {
         if (rip as i64) << 16 >> 16 != rip as i64 {
             return 0;

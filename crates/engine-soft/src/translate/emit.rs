@@ -22,7 +22,7 @@ const fn spill(n: usize) -> usize {
 }
 
 const FLAGS_SAVE: usize = spill(0);
-const TARGET: usize = spill(1);
+pub(super) const TARGET: usize = spill(1);
 const LOW_SAVE: usize = spill(2);
 
 const fn bank(view: u8, write: bool) -> usize {
@@ -38,7 +38,7 @@ fn is_high_byte(r: Register) -> bool {
     matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
 }
 
-fn spilled(r: u8) -> bool {
+pub(super) fn spilled(r: u8) -> bool {
     r == reg::T0 || r == reg::T1
 }
 
@@ -63,6 +63,9 @@ pub(crate) enum SlowKind {
         group: Option<u16>,
     },
     Emulate,
+    EmulateHere {
+        flags_saved: bool,
+    },
     Link {
         target: u64,
         /// Where the rel32 to be linked is.
@@ -73,9 +76,7 @@ pub(crate) enum SlowKind {
         flags_saved: bool,
     },
     /// The indirect entry's check failed: r14 holds the target.
-    WrongTarget {
-        flags_saved: bool,
-    },
+    WrongTarget,
     /// The page is not mapped as it was.
     WrongPage {
         flags_saved: bool,
@@ -84,7 +85,7 @@ pub(crate) enum SlowKind {
 
 /// Where a checked operand is, in host registers.
 #[derive(Clone, Copy)]
-struct Place {
+pub(super) struct Place {
     base: u8,
     index: Option<u8>,
     disp: i32,
@@ -92,13 +93,22 @@ struct Place {
 
 impl Place {
     /// Where `check` leaves an operand.
-    const CHECKED: Self = Self {
+    pub(super) const CHECKED: Self = Self {
         base: reg::T0,
         index: Some(reg::T1),
         disp: 0,
     };
 
-    const fn ea(self) -> Ea {
+    /// An operand whose host address is in the first scratch register.
+    pub(super) const fn at_scratch() -> Self {
+        Self {
+            base: reg::T0,
+            index: None,
+            disp: 0,
+        }
+    }
+
+    pub(super) const fn ea(self) -> Ea {
         Ea {
             base: Some(self.base),
             index: match self.index {
@@ -124,6 +134,12 @@ pub(crate) struct Emitter {
     pub insn: usize,
     /// Its part in a group.
     pub member: Option<Member>,
+    /// Mask of scratch registers that hold their guest register's value (as
+    /// memory does too), so that it need not be loaded again.
+    pub holds: u32,
+    /// Instructions behind which a held register is relied on: if one is
+    /// interpreted, the block is left.
+    pub relied: Vec<usize>,
 }
 
 impl Emitter {
@@ -132,7 +148,7 @@ impl Emitter {
         self.hot.bytes(bytes);
     }
 
-    fn encode(&mut self, i: &Instruction) -> bool {
+    pub(super) fn encode(&mut self, i: &Instruction) -> bool {
         match self.encoder.encode(i, 0) {
             Ok(_) => {
                 let buffer = self.encoder.take_buffer();
@@ -152,11 +168,12 @@ impl Emitter {
 
     /// Leaves to the interpreter for this instruction.
     pub fn emulate(&mut self) {
+        self.holds = 0;
         let jump = self.hot.jmp();
         self.slow(jump, SlowKind::Emulate);
     }
 
-    fn slow(&mut self, jump: usize, what: SlowKind) {
+    pub(super) fn slow(&mut self, jump: usize, what: SlowKind) {
         self.slows.push(Slow {
             jump,
             insn: self.insn,
@@ -186,9 +203,10 @@ impl Emitter {
                 let disp = i.memory_displacement64();
                 self.hot.mov_imm(reg::T0, disp);
             } else {
-                self.hot.lea(reg::T0, ea, wide);
+                self.move_address(ea, wide);
             }
         }
+        self.holds = 0;
         if let Some(s) = segment {
             self.hot.load(reg::T1, segment_base(s));
             let both = Ea {
@@ -197,6 +215,18 @@ impl Emitter {
                 disp: 0,
             };
             self.hot.lea(reg::T0, both, true);
+        }
+    }
+
+    /// `lea` into T0, or the cheaper `mov` where that does.
+    fn move_address(&mut self, ea: Ea, wide: bool) {
+        match ea.base {
+            Some(b) if wide && ea.index.is_none() && ea.disp == 0 => {
+                if b != reg::T0 {
+                    self.hot.mov(reg::T0, b);
+                }
+            }
+            _ => self.hot.lea(reg::T0, ea, wide),
         }
     }
 
@@ -245,19 +275,16 @@ impl Emitter {
 
     /// The operand's address in host registers; loads spilled ones.
     fn host_ea(&mut self, i: &Instruction) -> Ea {
-        let place = |e: &mut Self, r: Register, scratch: u8| {
+        let place = |e: &mut Self, r: Register| {
             let n = number(r);
             if spilled(n) {
-                e.hot.load(scratch, gpr(n));
-                scratch
-            } else {
-                n
+                e.want(n);
             }
+            n
         };
-        let base =
-            (i.memory_base() != Register::None).then(|| place(self, i.memory_base(), reg::T0));
+        let base = (i.memory_base() != Register::None).then(|| place(self, i.memory_base()));
         let index = (i.memory_index() != Register::None).then(|| {
-            let r = place(self, i.memory_index(), reg::T1);
+            let r = place(self, i.memory_index());
             (r, i.memory_index_scale().trailing_zeros() as u8)
         });
         Ea {
@@ -268,20 +295,15 @@ impl Emitter {
     }
 
     /// Checks an access of `size` bytes at T0. Afterwards T0 + T1 is the host
-    /// address. `retry` is where the address computation began.
-    fn check(&mut self, retry: usize, write: bool, size: usize, live: bool) {
-        self.check_range(retry, write, size, live, None);
+    /// address. After a miss the check is entered again, with the address in T0.
+    pub(super) fn check(&mut self, write: bool, size: usize, live: bool) {
+        self.check_range(write, size, live, None);
     }
 
-    fn check_range(
-        &mut self,
-        retry: usize,
-        write: bool,
-        size: usize,
-        live: bool,
-        group: Option<u16>,
-    ) {
+    fn check_range(&mut self, write: bool, size: usize, live: bool, group: Option<u16>) {
         let b = bank(self.view, write);
+        let retry = self.hot.pos;
+        self.holds = 0;
         self.guarded(live, |e| {
             if e.bmi2 {
                 e.hot.rorx32(reg::T1, reg::T0, 9);
@@ -321,6 +343,7 @@ impl Emitter {
     /// page afterwards.
     fn check_constant(&mut self, address: u64, write: bool, size: usize, live: bool) -> Place {
         let retry = self.hot.pos;
+        self.holds = 0;
         let slot = bank(self.view, write) + ((address >> 12) as usize & (TLB_ENTRIES - 1)) * 8;
         let tag = Ea {
             disp: (slot + offset_of!(TlbBank, neg_page)) as i32,
@@ -366,9 +389,8 @@ impl Emitter {
                 return self.check_constant(address, write, size, live);
             }
         }
-        let retry = self.hot.pos;
         self.address(i);
-        self.check(retry, write, size, live);
+        self.check(write, size, live);
         Place::CHECKED
     }
 
@@ -376,14 +398,13 @@ impl Emitter {
     fn group_place(&mut self, live: bool) -> Option<Place> {
         let m = self.member?;
         if let Some(c) = m.check {
-            let retry = self.hot.pos;
             let ea = Ea {
                 base: Some(c.base),
                 index: None,
                 disp: c.low,
             };
-            self.hot.lea(reg::T0, ea, true);
-            self.check_range(retry, c.write, c.span as usize, live, Some(c.span));
+            self.move_address(ea, true);
+            self.check_range(c.write, c.span as usize, live, Some(c.span));
         }
         Some(Place {
             disp: m.offset,
@@ -392,18 +413,17 @@ impl Emitter {
     }
 
     /// Checks 8 bytes of stack at rsp + `disp`.
-    fn stack_place(&mut self, disp: i32, write: bool, live: bool) -> Place {
+    pub(super) fn stack_place(&mut self, disp: i32, write: bool, live: bool) -> Place {
         if let Some(place) = self.group_place(live) {
             return place;
         }
-        let retry = self.hot.pos;
         let ea = Ea {
             base: Some(reg::RSP),
             index: None,
             disp,
         };
-        self.hot.lea(reg::T0, ea, true);
-        self.check(retry, write, 8, live);
+        self.move_address(ea, true);
+        self.check(write, 8, live);
         Place::CHECKED
     }
 
@@ -415,7 +435,7 @@ impl Emitter {
         }
         for t in [reg::T0, reg::T1] {
             if r & 1 << t != 0 {
-                self.hot.load(t, gpr(t));
+                self.want(t);
             }
         }
         self.copy(bytes);
@@ -423,6 +443,16 @@ impl Emitter {
             if w & 1 << t != 0 {
                 self.hot.store(t, gpr(t));
             }
+        }
+        self.holds |= w;
+    }
+
+    /// Loads a spilled guest register into its host register, unless it is
+    /// there.
+    fn want(&mut self, t: u8) {
+        if self.holds & 1 << t == 0 {
+            self.hot.load(t, gpr(t));
+            self.holds |= 1 << t;
         }
     }
 
@@ -440,6 +470,7 @@ impl Emitter {
         }
         if spilled(n) {
             self.hot.store(n, gpr(n));
+            self.holds |= 1 << n;
         }
     }
 
@@ -517,7 +548,7 @@ impl Emitter {
     }
 
     /// Emits the instruction with its memory operand at `place`.
-    fn access(&mut self, i: &Instruction, place: Place) {
+    pub(super) fn access(&mut self, i: &Instruction, place: Place) {
         let mut o = *i;
         o.set_memory_base(wide(place.base));
         o.set_memory_index(place.index.map_or(Register::None, wide));
@@ -564,6 +595,8 @@ impl Emitter {
         if written & 1 << value != 0 {
             self.hot.store(value, gpr(value));
         }
+        self.holds = 1 << value;
+        self.relied.push(self.insn);
     }
 
     /// AH..BH cannot be encoded next to r14 or r15: borrow a low register.
@@ -584,7 +617,7 @@ impl Emitter {
         self.hot.load(n, LOW_SAVE);
     }
 
-    fn move_rsp(&mut self, by: i32) {
+    pub(super) fn move_rsp(&mut self, by: i32) {
         let ea = Ea {
             base: Some(reg::RSP),
             index: None,
@@ -652,10 +685,10 @@ impl Emitter {
 
     /// `leave`.
     pub fn leave(&mut self, live: bool) {
-        let retry = self.hot.pos;
         self.hot.mov(reg::T0, reg::RBP);
-        self.check(retry, false, 8, live);
-        self.hot.op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
+        self.check(false, 8, live);
+        self.hot
+            .op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
         let ea = Ea {
             base: Some(reg::RBP),
             index: None,
@@ -785,21 +818,8 @@ impl Emitter {
             indirect: self.hot.pos as u32,
             ..Default::default()
         };
-        let slot = ((rip >> 12) as usize & 1023) + if rip >> 63 != 0 { 0 } else { 1024 };
-        let page = offset_of!(Cpu, jit.code_pages) + slot * 4;
-        self.guarded(live, |e| {
-            if rip as i64 == i64::from(rip as i32) {
-                // cmp r14, imm32
-                e.hot.bytes(&[0x49, 0x81, 0xfe]);
-                e.hot.dword(rip as u32);
-            } else {
-                e.hot.mov_imm(reg::T1, rip);
-                // cmp r14, r15
-                e.hot.bytes(&[0x4d, 0x39, 0xfe]);
-            }
-            let jump = e.hot.jcc(cc::NE);
-            e.slow(jump, SlowKind::WrongTarget { flags_saved: live });
-        });
+        let page = code_page_slot(rip);
+        self.check_target(rip);
         e.cross_page = self.hot.pos as u32;
         self.guarded(live, |e| {
             e.hot.cmp_state32(page, map);
@@ -816,7 +836,43 @@ impl Emitter {
         e
     }
 
-    fn guarded(&mut self, live: bool, f: impl FnOnce(&mut Self)) {
+    /// Leaves unless r14 is `rip`. Preserves the flags: if this is not the
+    /// block that was wanted, the one that is may read them.
+    fn check_target(&mut self, rip: u64) {
+        self.hot.mov(reg::T1, reg::RCX);
+        let minus = rip.wrapping_neg();
+        let near = i64::from(minus as i32) == minus as i64;
+        let (base, index, disp) = if near {
+            (reg::T0, None, minus as i32)
+        } else {
+            self.hot.mov_imm(reg::RCX, minus);
+            (reg::RCX, Some((reg::T0, 0)), 0)
+        };
+        let difference = Ea {
+            base: Some(base),
+            index,
+            disp,
+        };
+        self.hot.lea(reg::RCX, difference, true);
+        // jrcxz over the jump
+        self.hot.bytes(&[0xe3, 5]);
+        let jump = self.hot.jmp();
+        self.slow(jump, SlowKind::WrongTarget);
+        self.hot.mov(reg::RCX, reg::T1);
+    }
+
+    /// Before an instruction that reaches into the next page: interprets it
+    /// instead if that page is not mapped as it was.
+    pub fn check_second_page(&mut self, rip: u64, map: u32, live: bool) {
+        let page = code_page_slot((rip & !0xfff).wrapping_add(4096));
+        self.guarded(live, |e| {
+            e.hot.cmp_state32(page, map);
+            let jump = e.hot.jcc(cc::NE);
+            e.slow(jump, SlowKind::EmulateHere { flags_saved: live });
+        });
+    }
+
+    pub(super) fn guarded(&mut self, live: bool, f: impl FnOnce(&mut Self)) {
         if live {
             self.hot.store(reg::RAX, FLAGS_SAVE);
             self.hot.flags_to_ax();
@@ -826,21 +882,6 @@ impl Emitter {
             self.hot.flags_from_ax();
             self.hot.load(reg::RAX, FLAGS_SAVE);
         }
-    }
-
-    /// `rdtsc` with the guest's offset; clobbers flags.
-    pub fn rdtsc(&mut self) {
-        // rdtsc; shl rdx, 32; or rax, rdx
-        self.hot
-            .bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
-        let offset = Ea {
-            disp: offset_of!(Cpu, tsc_offset) as i32,
-            ..Ea::default()
-        };
-        self.hot.op_mem(&[0x03], reg::RAX, offset, true, true);
-        // mov rdx, rax; shr rdx, 32; mov eax, eax
-        self.hot
-            .bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
     }
 
     /// Emits one slow path. `resume(n)` gives the place of instruction `n`,
@@ -875,12 +916,17 @@ impl Emitter {
                     Kind::TlbMiss
                 };
                 let mut r = Record::new(kind, rip);
-                r.access = size | u8::from(write) << 7;
+                r.size = size;
+                r.entry = u8::from(write);
                 r.a = retry as u32;
                 group_span = group;
                 r
             }
             SlowKind::Emulate => Record::new(Kind::Emulate, rip),
+            SlowKind::EmulateHere { flags_saved } => {
+                self.restore_flags(flags_saved);
+                Record::new(Kind::Emulate, rip)
+            }
             SlowKind::Link { target, at, poll } => {
                 let mut r = Record::new(Kind::Link, target);
                 r.a = at as u32;
@@ -891,8 +937,8 @@ impl Emitter {
                 self.restore_flags(flags_saved);
                 Record::new(Kind::Poll, start.0)
             }
-            SlowKind::WrongTarget { flags_saved } => {
-                self.restore_flags(flags_saved);
+            SlowKind::WrongTarget => {
+                self.cold.mov(reg::RCX, reg::T1);
                 Record::new(Kind::Indirect, 0)
             }
             SlowKind::WrongPage { flags_saved } => {
@@ -924,7 +970,13 @@ impl Emitter {
     }
 }
 
-const fn at_t0() -> Ea {
+/// Where generated code finds how a linear page is mapped.
+const fn code_page_slot(rip: u64) -> usize {
+    let half = if rip >> 63 != 0 { 0 } else { 1024 };
+    offset_of!(Cpu, jit.code_pages) + (half + ((rip >> 12) as usize & 1023)) * 4
+}
+
+pub(super) const fn at_t0() -> Ea {
     Ea {
         base: Some(reg::T0),
         index: None,
@@ -937,7 +989,7 @@ fn wide(n: u8) -> Register {
     Register::RAX + u32::from(n)
 }
 
-fn segment_base(s: usize) -> usize {
+pub(super) const fn segment_base(s: usize) -> usize {
     offset_of!(Cpu, seg) + s * size_of::<Seg>() + offset_of!(Seg, base)
 }
 

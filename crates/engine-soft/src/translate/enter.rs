@@ -67,7 +67,7 @@ macro_rules! switch_code {
             "mov r11, [rdi + 88]",
             "mov r12, [rdi + 96]",
             "mov r13, [rdi + 104]",
-            "mov r14, [rdi + {rip}]",
+            "mov r14, [rdi + {operand}]",
             "mov rdi, [rdi + 56]",
             "jmp qword ptr gs:[{entry}]",
             concat!(".globl ", $exit),
@@ -126,7 +126,7 @@ macro_rules! switch_code {
             flags_ax = const offset_of!(Cpu, jit.flags_ax),
             mxcsr = const offset_of!(Cpu, mxcsr),
             ymm = const offset_of!(Cpu, ymm),
-            rip = const offset_of!(Cpu, rip),
+            operand = const offset_of!(Cpu, jit.operand),
             host_mxcsr = sym HOST_MXCSR,
         );
     };

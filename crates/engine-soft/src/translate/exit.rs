@@ -30,15 +30,16 @@ pub(crate) enum Kind {
 #[repr(C, packed)]
 pub(crate) struct Record {
     pub kind: u8,
-    /// Bytes of the access that missed; bit 7: store.
-    pub access: u8,
+    /// Bytes of the access that missed.
+    pub size: u8,
     /// Length of the guest instruction.
     pub len: u8,
-    /// Entry of the target that the jump wants: 0 direct, 1 poll.
+    /// Link: 1 if the jump needs the target's poll. TlbMiss: 1 for a store.
     pub entry: u8,
     /// TlbMiss: where to try again. Link: place of the rel32. Again: block.
     pub a: u32,
     /// Where the next guest instruction starts; 0: leave the block.
+    /// GroupMiss: bytes of the range.
     pub next: u32,
     /// Source block's mapping (Link).
     pub map: u32,
@@ -52,7 +53,7 @@ impl Record {
     pub fn new(kind: Kind, rip: u64) -> Self {
         Self {
             kind: kind as u8,
-            access: 0,
+            size: 0,
             len: 0,
             entry: 0,
             a: 0,
@@ -67,7 +68,7 @@ impl Record {
     }
 
     pub fn write(&self, a: &mut Asm) {
-        a.bytes(&[self.kind, self.access, self.len, self.entry]);
+        a.bytes(&[self.kind, self.size, self.len, self.entry]);
         a.dword(self.a);
         a.dword(self.next);
         a.dword(self.map);

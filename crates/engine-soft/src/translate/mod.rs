@@ -3,6 +3,7 @@
 //! * [`classify`]: what to do with an instruction.
 //! * [`block`]: decode, flag liveness, one block at a time.
 //! * [`emit`] on [`asm`]: the code of single instructions.
+//! * `emit_system`: code for frequent system instructions.
 //! * [`group`]: one check for several accesses.
 //! * [`cache`]: where code lives, and which page it came from.
 //! * [`enter`], [`exit`], [`fault`]: getting in and out.
@@ -14,6 +15,7 @@ pub(crate) mod cache;
 pub(crate) mod classify;
 pub(crate) mod dispatch;
 pub(crate) mod emit;
+mod emit_system;
 pub(crate) mod enter;
 pub(crate) mod exit;
 pub(crate) mod fault;

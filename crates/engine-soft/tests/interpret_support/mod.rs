@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use arch::Exception;
 use engine::Bus;
-use engine_soft::cpu::{Seg, cr, seg};
+use engine_soft::cpu::{Seg, cr, flag, seg};
 use engine_soft::{Core, Trap, interpret};
 use iced_x86::{Decoder, DecoderOptions, Instruction};
 use memory::GuestRam;
@@ -21,6 +21,12 @@ pub const BUFFER_SIZE: usize = 0x4000;
 const BUFFER_GPA: u64 = 0x20_0000;
 /// Linear address of code; a 2 MiB page of its own.
 pub const CODE: u64 = 0x40_0000;
+
+/// Guest-physical address of a page of the buffer: neighbours are swapped, so
+/// that accesses across a page boundary go to two places.
+fn buffer_page(n: u64) -> u64 {
+    BUFFER_GPA + ((n ^ 1) << 12)
+}
 
 /// Devices: a port that counts its accesses and reads as that count.
 #[derive(Default)]
@@ -93,7 +99,7 @@ impl Machine {
         }
         put(0x3000 + 8 * (BUFFER >> 21), 0x4003);
         for n in 0..(BUFFER_SIZE as u64 >> 12) {
-            put(0x4000 + 8 * n, (BUFFER_GPA + (n << 12)) | 3);
+            put(0x4000 + 8 * n, buffer_page(n) | 3);
         }
         let c = &mut m.core.cpu;
         c.cr3 = 0x1000;
@@ -115,10 +121,7 @@ impl Machine {
         }
         put(0x1000 + 4 * (BUFFER >> 22), 0x4003);
         for n in 0..(BUFFER_SIZE as u32 >> 12) {
-            put(
-                0x4000 + 4 * u64::from(n),
-                (BUFFER_GPA as u32 + (n << 12)) | 3,
-            );
+            put(0x4000 + 4 * u64::from(n), buffer_page(n.into()) as u32 | 3);
         }
         let c = &mut m.core.cpu;
         c.cr3 = 0x1000;
@@ -134,6 +137,17 @@ impl Machine {
         let mut m = Self::new();
         m.core.cpu.cr0 = cr::CR0_PE;
         m.flat(CODE_RIGHTS | BIG | PAGES, DATA_RIGHTS | BIG | PAGES);
+        m.core.update_mode();
+        m
+    }
+
+    /// Virtual-8086 mode with the segments of [`Self::real`], at IOPL 3.
+    pub fn v86() -> Self {
+        let mut m = Self::real();
+        let c = &mut m.core.cpu;
+        c.cr0 = cr::CR0_PE;
+        c.rflags |= flag::VM | flag::IOPL;
+        c.cpl = 3;
         m.core.update_mode();
         m
     }
@@ -193,13 +207,23 @@ impl Machine {
     /// The buffer's contents.
     pub fn buffer(&self) -> Vec<u8> {
         let mut b = vec![0; BUFFER_SIZE];
-        self.core.ram.read(BUFFER_GPA, &mut b).expect("RAM");
+        for (n, page) in b.chunks_exact_mut(4096).enumerate() {
+            self.core
+                .ram
+                .read(buffer_page(n as u64), page)
+                .expect("RAM");
+        }
         b
     }
 
     /// Replaces the buffer's contents.
     pub fn set_buffer(&mut self, b: &[u8]) {
-        self.core.ram.write(BUFFER_GPA, b).expect("RAM");
+        for (n, page) in b.chunks_exact(4096).enumerate() {
+            self.core
+                .ram
+                .write(buffer_page(n as u64), page)
+                .expect("RAM");
+        }
     }
 
     /// Reads guest-physical memory.
@@ -215,5 +239,32 @@ impl Machine {
             .ram
             .write(gpa, &v.to_le_bytes()[..len])
             .expect("RAM");
+    }
+}
+
+/// Deterministic random numbers (xorshift64*).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+    pub fn below(&mut self, n: u64) -> u64 {
+        (self.next() >> 11) % n
+    }
+    /// Values at the edges as often as others.
+    pub fn value(&mut self) -> u64 {
+        let v = self.next();
+        match self.below(6) {
+            0 => v & 0xff,
+            1 => u64::MAX,
+            2 => 1 << (v & 63),
+            3 => (1u64 << (v & 63)).wrapping_sub(1),
+            4 => v & 0xffff_ffff,
+            _ => v,
+        }
     }
 }

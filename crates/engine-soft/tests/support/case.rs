@@ -132,14 +132,7 @@ fn normal_end(at: &Instruction, end: End) -> End {
     use iced_x86::Mnemonic as M;
     let many = matches!(
         at.mnemonic(),
-        M::Fldenv
-            | M::Fnstenv
-            | M::Frstor
-            | M::Fnsave
-            | M::Pusha
-            | M::Pushad
-            | M::Popa
-            | M::Popad
+        M::Fldenv | M::Fnstenv | M::Frstor | M::Fnsave | M::Pusha | M::Pushad | M::Popa | M::Popad
     );
     match end {
         End::Fault(mut e) if many => {
@@ -165,10 +158,8 @@ fn misaligned_or_absent(a: End, b: End) -> bool {
 /// The loads and stores before the faulting one of several may have happened.
 fn leaves_parts_open(at: &Instruction, end: End) -> bool {
     use iced_x86::Mnemonic as M;
-    matches!(end, End::Fault(_)) && matches!(
-            at.mnemonic(),
-            M::Pusha | M::Pushad | M::Popa | M::Popad
-        )
+    matches!(end, End::Fault(_))
+        && matches!(at.mnemonic(), M::Pusha | M::Pushad | M::Popa | M::Popad)
 }
 
 const GPR: [&str; 16] = [
@@ -180,12 +171,7 @@ const GPR: [&str; 16] = [
 /// they agree in all that is defined.
 ///
 /// `exact`: see [`Executor::is_exact`].
-pub fn difference(
-    case: &Case,
-    a: &Outcome,
-    b: &Outcome,
-    exact: bool,
-) -> Option<String> {
+pub fn difference(case: &Case, a: &Outcome, b: &Outcome, exact: bool) -> Option<String> {
     if a.end == End::Unknown || b.end == End::Unknown {
         return None;
     }

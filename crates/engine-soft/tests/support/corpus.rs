@@ -3,7 +3,8 @@
 
 use iced_x86::{
     Code, CpuidFeature as F, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl,
-    Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess, OpCodeOperandKind as K, OpKind, Register,
+    Instruction, InstructionInfoFactory, Mnemonic as M, OpAccess, OpCodeOperandKind as K, OpKind,
+    Register,
 };
 
 use super::case::{Case, MEMORY, rflags_of, undefined_flags};
@@ -297,8 +298,7 @@ impl Maker {
             let Some((address, writes)) = self.fits(&i, written, case.undefined) else {
                 continue;
             };
-            if self.addresses(&mut case, &i, pinned | written).is_none()
-                || !self.is_safe(&case, &i)
+            if self.addresses(&mut case, &i, pinned | written).is_none() || !self.is_safe(&case, &i)
             {
                 case.gpr = before;
                 continue;
@@ -328,8 +328,15 @@ impl Maker {
         );
         let special = matches!(
             i.mnemonic(),
-            M::Popf | M::Popfd | M::Popfq | M::Leave | M::Enter | M::Xlatb | M::Maskmovq
-                | M::Maskmovdqu | M::Vmaskmovdqu
+            M::Popf
+                | M::Popfd
+                | M::Popfq
+                | M::Leave
+                | M::Enter
+                | M::Xlatb
+                | M::Maskmovq
+                | M::Maskmovdqu
+                | M::Vmaskmovdqu
         );
         let vector_index = i.memory_index().is_vector_register();
         if !direct || special || vector_index || is_string(i) || read_flags(i) & undefined != 0 {
@@ -475,7 +482,14 @@ impl Maker {
             K::gs => set(OpKind::Register, Register::GS),
             K::farbr2_2 | K::farbr4_2 => {
                 let wide = k == K::farbr4_2;
-                i.set_op_kind(n, if wide { OpKind::FarBranch32 } else { OpKind::FarBranch16 });
+                i.set_op_kind(
+                    n,
+                    if wide {
+                        OpKind::FarBranch32
+                    } else {
+                        OpKind::FarBranch16
+                    },
+                );
                 i.set_far_branch_selector(self.rng.below(0x60) as u16);
                 let to = CODE + self.rng.below(0x1000);
                 if wide {
@@ -704,9 +718,8 @@ impl Maker {
     /// Gives base and index registers the values that make the operand lie
     /// where it shall; registers in `fixed` keep theirs.
     fn addresses(&mut self, case: &mut Case, i: &Instruction, fixed: u32) -> Option<()> {
-        let is_fixed = |r: Register| {
-            r.is_gpr() && fixed >> (r.full_register().number() & 15) & 1 != 0
-        };
+        let is_fixed =
+            |r: Register| r.is_gpr() && fixed >> (r.full_register().number() & 15) & 1 != 0;
         let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         if !memory || i.mnemonic() == M::Xlatb {
             return Some(());

@@ -3,9 +3,9 @@
 
 pub mod case;
 pub mod corpus;
-pub mod whole;
 pub mod host;
 pub mod soft;
+pub mod whole;
 
 use std::sync::Arc;
 

@@ -155,13 +155,16 @@ impl Signal for PciSignal {
     }
 
     fn needs_reset(&self, reason: &str) {
+        let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
+        if before & status::NEEDS_RESET != 0 {
+            return;
+        }
         tracing::warn!(
             device = self.name,
             reason,
             "the device stops until it is reset"
         );
-        let before = self.status.fetch_or(status::NEEDS_RESET, Ordering::SeqCst);
-        if before & status::DRIVER_OK != 0 && before & status::NEEDS_RESET == 0 {
+        if before & status::DRIVER_OK != 0 {
             self.interrupt(None, ISR_CONFIG);
         }
     }

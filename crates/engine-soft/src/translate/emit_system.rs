@@ -1,0 +1,177 @@
+//! Code for system instructions that kernels run all the time, and for bit
+//! strings; whatever has none here is left to the interpreter.
+
+use std::mem::offset_of;
+
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+use crate::cpu::{Cpu, View, flag, seg};
+use crate::translate::asm::{Ea, cc, reg};
+use crate::translate::emit::SlowKind;
+use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, segment_base, spilled};
+
+const RFLAGS: usize = offset_of!(Cpu, rflags);
+
+fn state(offset: usize) -> Ea {
+    Ea {
+        disp: offset as i32,
+        ..Ea::default()
+    }
+}
+
+impl Emitter {
+    /// An instruction of class `Emulate` or `EmulateEnd`.
+    pub fn system(&mut self, i: &Instruction, live_after: u32) {
+        let kernel = self.view != View::User as u8;
+        let free = live_after == 0;
+        match i.mnemonic() {
+            Mnemonic::Rdtsc if free => self.rdtsc(),
+            Mnemonic::Swapgs if kernel => self.swapgs(),
+            Mnemonic::Cli if kernel && free => self.change_rflags(0, flag::IF),
+            Mnemonic::Cld if free => self.change_rflags(0, flag::DF),
+            Mnemonic::Sti if kernel && free => {
+                // With an interrupt waiting, the interpreter does the shadow.
+                self.hot.cmp_state32(offset_of!(Cpu, interrupt_waits), 0);
+                let jump = self.hot.jcc(cc::NE);
+                self.slow(jump, SlowKind::Emulate);
+                self.change_rflags(flag::IF, 0);
+            }
+            Mnemonic::Stac if self.view == View::Kernel as u8 && free => {
+                self.change_rflags(flag::AC, 0);
+                self.change_view(View::KernelAc, i);
+            }
+            Mnemonic::Clac if self.view == View::KernelAc as u8 && free => {
+                // bt dword gs:[cr4], 21: without SMAP the view stays.
+                let cr4 = state(offset_of!(Cpu, cr4));
+                self.hot.op_mem(&[0x0f, 0xba], 4, cr4, false, true);
+                self.hot.byte(21);
+                let jump = self.hot.jcc(cc::AE);
+                self.slow(jump, SlowKind::Emulate);
+                self.change_rflags(0, flag::AC);
+                self.change_view(View::Kernel, i);
+            }
+            Mnemonic::Clac if self.view == View::Kernel as u8 => {
+                self.goto(i.next_ip(), i.ip(), 0);
+            }
+            Mnemonic::Pushfq if kernel && free && self.member.is_none() => self.pushfq(),
+            _ => self.emulate(),
+        }
+    }
+
+    /// Sets and clears bits of RFLAGS that generated code does not keep in
+    /// the host's flags; clobbers the arithmetic flags.
+    fn change_rflags(&mut self, set: u64, clear: u64) {
+        if set != 0 {
+            self.hot.op_mem(&[0x81], 1, state(RFLAGS), false, true);
+            self.hot.dword(set as u32);
+        }
+        if clear != 0 {
+            self.hot.op_mem(&[0x81], 4, state(RFLAGS), false, true);
+            self.hot.dword(!clear as u32);
+        }
+    }
+
+    /// Goes on at the next instruction with another view of memory.
+    fn change_view(&mut self, view: View, i: &Instruction) {
+        // mov byte gs:[view], imm8
+        let at = state(offset_of!(Cpu, view));
+        self.hot.op_mem(&[0xc6], 0, at, false, true);
+        self.hot.byte(view as u8);
+        self.goto(i.next_ip(), i.ip(), 0);
+    }
+
+    fn swapgs(&mut self) {
+        let (base, other) = (segment_base(seg::GS), offset_of!(Cpu, kernel_gs_base));
+        self.hot.load(reg::T0, base);
+        self.hot.load(reg::T1, other);
+        self.hot.store(reg::T0, other);
+        self.hot.store(reg::T1, base);
+    }
+
+    /// `rdtsc` with the guest's offset; clobbers flags.
+    fn rdtsc(&mut self) {
+        // rdtsc; shl rdx, 32; or rax, rdx
+        self.hot
+            .bytes(&[0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0]);
+        let offset = state(offset_of!(Cpu, tsc_offset));
+        self.hot.op_mem(&[0x03], reg::RAX, offset, true, true);
+        // mov rdx, rax; shr rdx, 32; mov eax, eax
+        self.hot
+            .bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
+    }
+
+    /// `pushfq` where the flags are dead afterwards.
+    fn pushfq(&mut self) {
+        const STATUS: u32 = flag::STATUS as u32;
+        let place = self.stack_place(-8, true, true);
+        self.hot.lea(reg::T0, place.ea(), true);
+        // The host's own pushfq, on the host's stack.
+        self.hot.store(reg::RSP, TARGET);
+        self.hot.load(reg::RSP, offset_of!(Cpu, jit.host_rsp));
+        // pushfq; pop r15
+        self.hot.bytes(&[0x9c, 0x41, 0x5f]);
+        self.hot.load(reg::RSP, TARGET);
+        self.hot.store(reg::T0, TARGET);
+        // and r15d, status
+        self.hot.bytes(&[0x41, 0x81, 0xe7]);
+        self.hot.dword(STATUS);
+        self.hot.load(reg::T0, RFLAGS);
+        // and r14d, !(status | RF | VM)
+        self.hot.bytes(&[0x41, 0x81, 0xe6]);
+        self.hot.dword(!(STATUS | (flag::RF | flag::VM) as u32));
+        // or r15, r14
+        self.hot.bytes(&[0x4d, 0x09, 0xf7]);
+        self.hot.load(reg::T0, TARGET);
+        self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
+        self.move_rsp(-8);
+    }
+
+    /// `bt` & co. of memory: the bit offset reaches beyond the operand.
+    pub fn bit_string(&mut self, i: &Instruction, live: bool) {
+        let (size, shift): (usize, u8) = match i.op1_register().size() {
+            8 => (8, 6),
+            4 => (4, 5),
+            _ => return self.emulate(),
+        };
+        if live || i.op1_kind() != OpKind::Register {
+            return self.emulate();
+        }
+        let n = number(i.op1_register());
+        let wide = size == 8;
+        self.address(i);
+        self.offset_register(n, wide);
+        // sar r15, shift (movsxd first for 32-bit offsets)
+        if !wide {
+            self.hot.op_reg(&[0x63], reg::T1, reg::T1, true);
+        }
+        self.hot.bytes(&[0x49, 0xc1, 0xff, shift]);
+        let words = Ea {
+            base: Some(reg::T0),
+            index: Some((reg::T1, size.trailing_zeros() as u8)),
+            disp: 0,
+        };
+        self.hot.lea(reg::T0, words, true);
+        let writes = i.mnemonic() != Mnemonic::Bt;
+        self.check(writes, size, false);
+        let host = Ea {
+            base: Some(reg::T0),
+            index: Some((reg::T1, 0)),
+            disp: 0,
+        };
+        self.hot.lea(reg::T0, host, true);
+        self.offset_register(n, wide);
+        // and r15d, size * 8 - 1
+        self.hot.bytes(&[0x41, 0x83, 0xe7, (size * 8 - 1) as u8]);
+        let mut o = *i;
+        o.set_op1_register(if wide { Register::R15 } else { Register::R15D });
+        self.access(&o, crate::translate::emit::Place::at_scratch());
+    }
+
+    fn offset_register(&mut self, n: u8, wide: bool) {
+        if spilled(n) {
+            self.hot.load(reg::T1, gpr(n));
+        } else {
+            self.hot.op_reg(&[0x8b], reg::T1, n, wide);
+        }
+    }
+}
