@@ -143,13 +143,13 @@ fn normal_end(at: &Instruction, end: End) -> End {
     }
 }
 
-/// An operand that is misaligned and not there: generated code may find either
-/// first.
+/// An operand that is not there, and is misaligned or comes with a pending x87
+/// exception: generated code may find either first.
 fn misaligned_or_absent(a: End, b: End) -> bool {
     matches!(
         (a, b),
         (
-            End::Fault(Exception { vector: 13, .. }),
+            End::Fault(Exception { vector: 13 | 16, .. }),
             End::Fault(Exception { vector: 14, .. })
         )
     )

@@ -328,7 +328,10 @@ impl Maker {
         );
         let special = matches!(
             i.mnemonic(),
-            M::Popf
+            // Their images hold addresses of the last instruction.
+            M::Fnstenv
+                | M::Fnsave
+                | M::Popf
                 | M::Popfd
                 | M::Popfq
                 | M::Leave
