@@ -328,8 +328,12 @@ impl Maker {
         );
         let special = matches!(
             i.mnemonic(),
-            // Their images hold addresses of the last instruction.
-            M::Fnstenv
+            // Images with addresses of the last instruction; bits of MXCSR
+            // that the guest is not shown; #MF or not by vendor.
+            M::Ldmxcsr
+                | M::Vldmxcsr
+                | M::Cvtpi2ps
+                | M::Fnstenv
                 | M::Fnsave
                 | M::Popf
                 | M::Popfd
@@ -802,6 +806,13 @@ impl Maker {
                 }
             }
             _ => {}
+        }
+        if matches!(i.mnemonic(), M::Ldmxcsr | M::Vldmxcsr)
+            && let Some(at) = self.addresses_used(case, i).first()
+        {
+            // Valid, or with a bit that no CPU has.
+            let v = self.rng.next() & 0xffff | self.rng.below(2) << 31;
+            put(case, *at, v);
         }
         if matches!(i.mnemonic(), M::Popf | M::Popfd | M::Popfq) {
             let flags = self.rng.next() & 0xcd5 | 0x202;
