@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use iced_x86::Code;
+use iced_x86::{Code, EncodingKind, OpCodeOperandKind};
 use support::Mode;
 use support::case::{End, Executor, difference};
 use support::corpus::{self, Maker};
@@ -41,7 +41,7 @@ fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String
                 continue;
             };
             if trace {
-                eprintln!("{:02x?} {}", case.bytes, case.instruction);
+                eprintln!("{}", case.text());
             }
             let (x, y) = (a.run(&case), b.run(&case));
             cases += 1;
@@ -51,7 +51,7 @@ fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String
                 let entry = bad.entry(*code).or_default();
                 entry.0 += 1;
                 if entry.0 == 1 {
-                    entry.1 = format!("{:02x?} `{}`\n{d}", case.bytes, case.instruction);
+                    entry.1 = format!("{}\n{d}", case.text());
                 }
             }
         }
@@ -76,6 +76,63 @@ fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String
         .collect()
 }
 
+/// Sequences of one mode.
+const SEQUENCES: usize = 60_000;
+
+/// As [`compare`], with sequences of instructions.
+fn compare_sequences(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String> {
+    let forms = corpus::forms(mode);
+    // Integer code mostly, as programs are.
+    let plain: Vec<Code> = forms
+        .iter()
+        .copied()
+        .filter(|c| c.op_code().encoding() == EncodingKind::Legacy && is_integer(*c))
+        .collect();
+    let mut maker = Maker::new(mode, 0x5345_5155);
+    let exact = a.is_exact() && b.is_exact();
+    let mut report = Vec::new();
+    let (mut cases, mut instructions) = (0, 0);
+    let started = Instant::now();
+    let trace = std::env::var_os("HOLM_TRACE").is_some();
+    for n in 0..SEQUENCES {
+        if started.elapsed() > TIME {
+            break;
+        }
+        let of = if n % 4 == 0 { &forms } else { &plain };
+        let Some(case) = maker.sequence(of, 2 + n % 7) else {
+            continue;
+        };
+        if trace {
+            eprintln!("{}", case.text());
+        }
+        let (x, y) = (a.run(&case), b.run(&case));
+        cases += 1;
+        instructions += case.instructions.len();
+        if let Some(d) = difference(&case, &x, &y, exact) {
+            report.push(format!("{} then {:x?}\n{d}", case.text(), x.end));
+        }
+    }
+    println!(
+        "{mode:?}: {} against {}: {cases} sequences, {instructions} instructions, {} differ, {:.1} s",
+        a.name(),
+        b.name(),
+        report.len(),
+        started.elapsed().as_secs_f32(),
+    );
+    report.truncate(20);
+    report
+}
+
+fn is_integer(code: Code) -> bool {
+    use OpCodeOperandKind as K;
+    !code.op_code().op_kinds().iter().any(|k| {
+        matches!(
+            k,
+            K::mm_reg | K::mm_or_mem | K::xmm_reg | K::xmm_or_mem | K::st0 | K::sti_opcode
+        )
+    })
+}
+
 /// The host's signal handlers serve one test at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
@@ -86,6 +143,7 @@ fn check(tested: &mut dyn Executor) {
     for mode in [Mode::Long, Mode::Compat] {
         if host.supports(mode) {
             report.extend(compare(mode, &mut host, tested));
+            report.extend(compare_sequences(mode, &mut host, tested));
         } else {
             println!("{mode:?}: not on this host");
         }

@@ -132,7 +132,7 @@ fn code(rng: &mut Random, maker: &mut Maker, forms: &[Code]) -> Vec<u8> {
             _ if chaos => out.extend_from_slice(&rng.next().to_le_bytes()),
             0..12 => {
                 let form = rng.pick(forms);
-                if let Some((bytes, _)) = maker.instruction(form) {
+                if let Some((bytes, _)) = maker.instruction(form, CODE) {
                     out.extend_from_slice(&bytes);
                 }
             }
