@@ -355,7 +355,7 @@ fn emit_block(
     }
     let again = e.cold.pos as u32;
     let mut record = Record::new(Kind::Again, base);
-    record.a = entries.indirect;
+    record.a = entries.cross_page;
     e.leave_with(record);
     Block {
         key: place.key,

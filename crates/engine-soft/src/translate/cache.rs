@@ -61,14 +61,14 @@ pub(crate) struct BlockKey {
     pub fpu: bool,
 }
 
-/// The four ways into a block, as offsets into the cache. Each runs on into
-/// the next.
+/// The four ways into a block, as offsets into the cache. The first two go on
+/// at `poll`, and that runs on into `direct`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entries {
-    /// From an indirect branch: compares the target in r14.
-    pub indirect: u32,
     /// From another page: compares the page's mapping.
     pub cross_page: u32,
+    /// From an indirect branch: compares the target in r14 and the mapping.
+    pub indirect: u32,
     /// Backward: polls for pending events.
     pub poll: u32,
     /// Straight in.
@@ -448,15 +448,15 @@ impl Index {
     pub fn block_at(&self, offset: usize) -> Option<u32> {
         let i = self
             .blocks
-            .partition_point(|b| (b.entries.indirect as usize) <= offset)
+            .partition_point(|b| (b.entries.cross_page as usize) <= offset)
             .checked_sub(1)?;
         (offset < self.blocks[i].end as usize).then_some(i as u32)
     }
 
-    /// The block whose indirect entry is at this offset.
+    /// The block whose first entry is at this offset.
     pub fn block_from(&self, entry: usize) -> Option<u32> {
         self.blocks
-            .binary_search_by_key(&(entry as u32), |b| b.entries.indirect)
+            .binary_search_by_key(&(entry as u32), |b| b.entries.cross_page)
             .ok()
             .map(|i| i as u32)
     }

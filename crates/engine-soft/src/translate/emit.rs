@@ -815,17 +815,22 @@ impl Emitter {
     /// The four entries of a block (see `Entries`); returns their offsets.
     pub fn prologue(&mut self, rip: u64, map: u32, live: bool) -> crate::translate::cache::Entries {
         let mut e = crate::translate::cache::Entries {
-            indirect: self.hot.pos as u32,
+            cross_page: self.hot.pos as u32,
             ..Default::default()
         };
         let page = code_page_slot(rip);
-        self.check_target(rip);
-        e.cross_page = self.hot.pos as u32;
         self.guarded(live, |e| {
             e.hot.cmp_state32(page, map);
             let jump = e.hot.jcc(cc::NE);
             e.slow(jump, SlowKind::WrongPage { flags_saved: live });
         });
+        // jmp short over the next entry
+        self.hot.bytes(&[0xeb, 0]);
+        let over = self.hot.pos;
+        e.indirect = self.hot.pos as u32;
+        self.check_target(rip, page, map);
+        let length = (self.hot.pos - over) as u8;
+        self.hot.patch8(over - 1, length);
         e.poll = self.hot.pos as u32;
         self.guarded(live, |e| {
             e.hot.cmp_state32(offset_of!(Cpu, pending), 0);
@@ -836,9 +841,10 @@ impl Emitter {
         e
     }
 
-    /// Leaves unless r14 is `rip`. Preserves the flags: if this is not the
-    /// block that was wanted, the one that is may read them.
-    fn check_target(&mut self, rip: u64) {
+    /// Leaves unless r14 is `rip` and its page is mapped as it was. Preserves
+    /// the flags: if this is not the block that was wanted, the one that is
+    /// may read them.
+    fn check_target(&mut self, rip: u64, page: usize, map: u32) {
         self.hot.mov(reg::T1, reg::RCX);
         let minus = rip.wrapping_neg();
         let near = i64::from(minus as i32) == minus as i64;
@@ -848,17 +854,25 @@ impl Emitter {
             self.hot.mov_imm(reg::RCX, minus);
             (reg::RCX, Some((reg::T0, 0)), 0)
         };
-        let difference = Ea {
+        let difference = |base, index, disp| Ea {
             base: Some(base),
             index,
             disp,
         };
-        self.hot.lea(reg::RCX, difference, true);
+        self.hot.lea(reg::RCX, difference(base, index, disp), true);
+        self.leave_unless_rcx_is_zero(SlowKind::WrongTarget);
+        self.hot.load32(reg::RCX, page);
+        self.hot
+            .lea(reg::RCX, difference(reg::RCX, None, -(map as i32)), true);
+        self.leave_unless_rcx_is_zero(SlowKind::WrongTarget);
+        self.hot.mov(reg::RCX, reg::T1);
+    }
+
+    fn leave_unless_rcx_is_zero(&mut self, what: SlowKind) {
         // jrcxz over the jump
         self.hot.bytes(&[0xe3, 5]);
         let jump = self.hot.jmp();
-        self.slow(jump, SlowKind::WrongTarget);
-        self.hot.mov(reg::RCX, reg::T1);
+        self.slow(jump, what);
     }
 
     /// Before an instruction that reaches into the next page: interprets it
