@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use iced_x86::{Code, EncodingKind, OpCodeOperandKind};
 use support::Mode;
 use support::case::{End, Executor, difference};
-use support::corpus::{self, Maker};
+use support::corpus::Maker;
+use support::forms;
 use support::host::Host;
 use support::soft::Interpreter;
 use support::whole::Whole;
@@ -32,7 +33,7 @@ fn seed() -> u64 {
 
 /// Compares two executors over the corpus; gives a report of differences.
 fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String> {
-    let forms = corpus::forms(mode);
+    let forms = forms::forms(mode);
     let mut maker = Maker::new(mode, seed());
     let mut bad: BTreeMap<Code, (usize, String)> = BTreeMap::new();
     let (mut covered, mut cases, mut faults) = (vec![0usize; forms.len()], 0, 0);
@@ -89,7 +90,7 @@ const SEQUENCES: usize = 60_000;
 
 /// As [`compare`], with sequences of instructions.
 fn compare_sequences(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String> {
-    let forms = corpus::forms(mode);
+    let forms = forms::forms(mode);
     // Integer code mostly, as programs are.
     let plain: Vec<Code> = forms
         .iter()

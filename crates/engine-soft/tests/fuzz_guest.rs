@@ -19,7 +19,8 @@ use engine_soft::SoftEngine;
 use engine_soft::cpu::cr;
 use iced_x86::{Code, EncodingKind, OpCodeOperandKind as K};
 use memory::GuestRam;
-use support::corpus::{self, Maker};
+use support::corpus::Maker;
+use support::forms;
 use support::{Mode, NoBus, Random};
 
 /// For each mode and ring.
@@ -323,7 +324,7 @@ fn fuzz(mode: Mode, cpl: u8) {
     let watch = Watch::new(vcpu.handle());
     let bits = if mode == Mode::Long { 64 } else { 32 };
     let corpus = if bits == 64 { Mode::Long } else { Mode::Compat };
-    let (wild, mild) = (all_forms(bits), corpus::forms(corpus));
+    let (wild, mild) = (all_forms(bits), forms::forms(corpus));
     let (mut triple, mut kicked, mut n) = (0, 0, 0);
     let begun = Instant::now();
     // For a soak: seconds for each mode and ring.

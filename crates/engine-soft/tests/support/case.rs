@@ -136,7 +136,7 @@ fn normal_end(at: &Instruction, end: End) -> End {
     );
     match end {
         End::Fault(mut e) if many => {
-            e.cr2 &= !0xfff;
+            e.cr2 = 0;
             End::Fault(e)
         }
         other => other,
