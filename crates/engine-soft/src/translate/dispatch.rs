@@ -241,7 +241,7 @@ impl Core {
                 Ok(Step::Find)
             }
             Some(Kind::Again) => self.again(&r),
-            Some(Kind::Fault) | None => {
+            None => {
                 tracing::error!(kind = r.kind, "generated code left with an unknown reason");
                 Err(Trap::Shutdown)
             }

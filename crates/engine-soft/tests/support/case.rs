@@ -149,7 +149,10 @@ fn misaligned_or_absent(a: End, b: End) -> bool {
     matches!(
         (a, b),
         (
-            End::Fault(Exception { vector: 13 | 16, .. }),
+            End::Fault(Exception {
+                vector: 13 | 16,
+                ..
+            }),
             End::Fault(Exception { vector: 14, .. })
         )
     )

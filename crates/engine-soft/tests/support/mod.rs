@@ -85,7 +85,7 @@ impl Random {
     }
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(n) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
     /// One of several.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
