@@ -44,6 +44,7 @@ impl SoftEngine {
     /// # Errors
     /// [`EngineError::Unavailable`] if the host lacks what the model shows,
     /// or allows no executable memory.
+    #[allow(clippy::new_ret_no_self)] // the machine knows engines by their contract only
     pub fn new(
         ram: Arc<GuestRam>,
         vcpus: u32,

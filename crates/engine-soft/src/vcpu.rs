@@ -71,10 +71,10 @@ enum Turn {
 impl Core {
     /// Handles what is pending, then runs guest code for a while.
     fn turn(&mut self) -> Exec<Turn> {
-        if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 {
-            if let Some(exit) = self.events()? {
-                return Ok(Turn::Leave(exit));
-            }
+        if (self.signal().peek() != 0 || self.cpu.interrupt_waits != 0)
+            && let Some(exit) = self.events()?
+        {
+            return Ok(Turn::Leave(exit));
         }
         if self.cpu.halted || self.cpu.wait_for_sipi {
             self.sleep();

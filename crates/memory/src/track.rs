@@ -46,6 +46,9 @@ impl Pages {
         }
         let first = offset >> PAGE_SHIFT;
         let last = ((offset + len - 1) >> PAGE_SHIFT).min(self.count.saturating_sub(1));
+        // The bytes before the look at `watched`: who begins to watch a page
+        // reads its bytes afterwards, so one of the two sees the other.
+        std::sync::atomic::fence(Ordering::SeqCst);
         for page in first..=last {
             let (word, bit) = (page / 64, 1u64 << (page % 64));
             if self.dirty[word].load(Ordering::Relaxed) & bit == 0 {

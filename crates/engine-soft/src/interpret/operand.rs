@@ -495,18 +495,6 @@ pub(crate) fn peek(core: &mut Core, above: u64, size: usize) -> Exec<u64> {
     core.read(la, size)
 }
 
-/// Pops `size` (2, 4 or 8) bytes.
-///
-/// # Errors
-/// #SS, #PF; then nothing has changed.
-#[inline]
-pub(crate) fn pop(core: &mut Core, size: usize) -> Exec<u64> {
-    let v = peek(core, 0, size)?;
-    let sp = core.cpu.gpr[4].wrapping_add(size as u64);
-    set_sp(core, sp);
-    Ok(v)
-}
-
 /// Replaces the bits `which` of RFLAGS.
 #[inline(always)]
 pub(crate) fn set_flags(core: &mut Core, which: u64, value: u64) {

@@ -18,6 +18,8 @@ pub struct TlbUse {
     kernel_local: bool,
     /// Entries came from pages larger than 4 KiB: lower, upper half.
     large: [bool; 2],
+    /// A code page in the upper half was found through a non-global mapping.
+    pub(crate) code_local: bool,
 }
 
 struct UseList {
@@ -40,6 +42,7 @@ impl TlbUse {
             }),
             kernel_local: false,
             large: [false; 2],
+            code_local: false,
         }
     }
 }
@@ -209,11 +212,16 @@ impl Core {
     }
 
     fn code_flush_all(&mut self) {
+        self.tlb_used.code_local = false;
         self.cpu.jit.code_pages = [[0; 1024]; 2];
         self.jit.flush_pages(false);
     }
 
     fn code_flush_local(&mut self) {
+        if self.tlb_used.code_local {
+            // Not known which of the upper half: all of them.
+            return self.code_flush_all();
+        }
         self.cpu.jit.code_pages[1] = [0; 1024];
         self.jit.flush_pages(true);
     }

@@ -1,10 +1,12 @@
 //! From guest bytes to a translated block: decode, find which flags are live,
 //! emit.
 
-use iced_x86::{Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{
+    Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, InstructionInfoFactory,
+};
 
 use crate::cpu::View;
-use crate::translate::cache::{Block, BlockKey, CodeCache, Index, SecondPage};
+use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, SecondPage};
 use crate::translate::classify::{ALL_FLAGS, Class, classify, flags};
 use crate::translate::emit::{Emitter, Slow, SlowKind};
 use crate::translate::exit::{Kind, Record};
@@ -127,6 +129,7 @@ impl Translator {
             member: None,
             holds: 0,
             relied: Vec::new(),
+            in_group: false,
         };
         let mut block = emit_block(&mut e, place, &insns, bytes, length, live_out, second);
         block.second = second;
@@ -157,7 +160,7 @@ fn fetch_block<'a>(
     &buffer[..n]
 }
 
-fn decode(bytes: &[u8], in_page: usize, rip: u64, fpu: bool) -> (Vec<Insn>, usize) {
+fn decode(bytes: &[u8], in_page: usize, rip: u64, fpu: Fpu) -> (Vec<Insn>, usize) {
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let mut out = Vec::with_capacity(32);
     let mut branches = 0;
@@ -168,7 +171,11 @@ fn decode(bytes: &[u8], in_page: usize, rip: u64, fpu: bool) -> (Vec<Insn>, usiz
             break;
         }
         let mut class = classify(&i);
-        if !fpu && uses_fpu(&i) {
+        let may = match i.encoding() {
+            EncodingKind::Legacy => fpu.legacy,
+            _ => fpu.vex,
+        };
+        if !may && uses_fpu(&i) {
             class = Class::Emulate;
         }
         length = decoder.position();
@@ -311,6 +318,8 @@ fn emit_block(
     for (k, insn) in insns.iter().enumerate() {
         e.insn = k;
         e.member = members[k];
+        let later = members[k + 1..].iter().flatten().next();
+        e.in_group = later.is_some_and(|m| m.check.is_none());
         let from = (insn.i.ip() - base) as usize;
         let raw = &bytes[from..from + insn.i.len()];
         starts.push((e.hot.pos as u32, (insn.i.ip() & 0xfff) as u16));

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 
+use crate::cpu::{Cpu, cr};
 use crate::translate::asm::{Asm, rel32};
 use crate::translate::enter::Switch;
 
@@ -58,7 +59,37 @@ pub(crate) struct BlockKey {
     /// The variant without grouped checks.
     pub ungrouped: bool,
     /// x87 and vector instructions may run without a check.
-    pub fpu: bool,
+    pub fpu: Fpu,
+}
+
+impl BlockKey {
+    /// Whether a block with the other key may stand in for one with this: the
+    /// jump to it came through no check, or one that no longer stands (a dead
+    /// block's page may be mapped elsewhere now).
+    pub fn same_place(self, other: Self) -> bool {
+        let ungrouped = false;
+        Self { ungrouped, ..self } == Self { ungrouped, ..other }
+    }
+}
+
+/// What translated code may assume of the control registers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Fpu {
+    /// x87, MMX and legacy SSE instructions may run.
+    pub legacy: bool,
+    /// VEX instructions with vector registers may run.
+    pub vex: bool,
+}
+
+impl Fpu {
+    /// As the control registers are now.
+    pub fn of(cpu: &Cpu) -> Self {
+        let vex = cpu.fpu_ok && cpu.cr4 & cr::CR4_OSXSAVE != 0 && cpu.xcr0 & 6 == 6;
+        Self {
+            legacy: cpu.fpu_ok,
+            vex,
+        }
+    }
 }
 
 /// The four ways into a block, as offsets into the cache. The first two go on

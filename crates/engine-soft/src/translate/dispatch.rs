@@ -9,7 +9,7 @@ use crate::core::{Core, Exec, Trap};
 use crate::cpu::{Cpu, View, cr, flag};
 use crate::mmu::Access;
 use crate::translate::block::{NoBlock, Place, Source, Translator};
-use crate::translate::cache::{BlockKey, MapId};
+use crate::translate::cache::{BlockKey, Fpu, MapId};
 use crate::translate::exit::{Kind, Record};
 
 /// Times a block start is interpreted before it is translated.
@@ -34,8 +34,8 @@ pub(crate) struct Jit {
     heat: Box<[u8; 65536]>,
     decoded: Box<[Decoded]>,
     generation: u32,
-    /// `Cpu::fpu_ok` that the jump cache's blocks assume.
-    fpu: bool,
+    /// What the jump cache's blocks assume.
+    fpu: Fpu,
     pub blocks_entered: u64,
     pub misses: u64,
     pub emulated: u64,
@@ -70,7 +70,7 @@ impl Jit {
             ]
             .into_boxed_slice(),
             generation: 0,
-            fpu: false,
+            fpu: Fpu::default(),
             blocks_entered: 0,
             misses: 0,
             emulated: 0,
@@ -182,7 +182,7 @@ impl Core {
     /// The jump cache's entry for rip; the code there checks that it is right.
     fn known_block(&self) -> Option<usize> {
         let cache = &self.shared.code;
-        if self.jit.generation != cache.generation() || self.jit.fpu != self.cpu.fpu_ok {
+        if self.jit.generation != cache.generation() || self.jit.fpu != Fpu::of(&self.cpu) {
             return None;
         }
         let slot = (self.cpu.rip & 0xffff) as usize;
@@ -241,7 +241,7 @@ impl Core {
                 Ok(Step::Find)
             }
             Some(Kind::Again) => self.again(&r),
-            Some(Kind::Fault) | None => {
+            None => {
                 tracing::error!(kind = r.kind, "generated code left with an unknown reason");
                 Err(Trap::Shutdown)
             }
@@ -256,6 +256,10 @@ impl Core {
         let canonical = (la as i64) << 16 >> 16 == la as i64;
         if canonical && (la & 0xfff) + size as u64 <= 4096 {
             if let Err(e) = self.tlb_fill(la, write, view) {
+                if size >= 16 {
+                    // #GP for misalignment comes before the page fault.
+                    return self.emulate(r);
+                }
                 self.flags_in();
                 self.cpu.rip = r.rip;
                 return Err(e.into());
@@ -291,7 +295,7 @@ impl Core {
             offset: (r.rip & 0xfff) as u16,
             view: self.cpu.view,
             ungrouped: true,
-            fpu: self.cpu.fpu_ok,
+            fpu: Fpu::of(&self.cpu),
         };
         let found = {
             let index = self.shared.code.index.lock();
@@ -390,6 +394,9 @@ impl Core {
             let index = shared.code.index.lock();
             if let (Some(new), Some(old)) = (index.block_at(entry), index.block_from(dead))
                 && !index.blocks[new as usize].dead
+                && index.blocks[new as usize]
+                    .key
+                    .same_place(index.blocks[old as usize].key)
             {
                 shared.code.forward(&index, old, new);
                 return true;
@@ -397,7 +404,7 @@ impl Core {
             false
         });
         if !forwarded {
-            return Ok(Step::Lookup);
+            return Ok(Step::Find);
         }
         self.flags_out();
         Ok(Step::Resume(entry))
@@ -424,9 +431,9 @@ impl Core {
     /// Offset of the code for rip, translated if it is warm.
     fn find_block(&mut self) -> Exec<Option<usize>> {
         let generation = self.shared.code.generation();
-        if self.jit.generation != generation || self.jit.fpu != self.cpu.fpu_ok {
+        if self.jit.generation != generation || self.jit.fpu != Fpu::of(&self.cpu) {
             self.jit.generation = generation;
-            self.jit.fpu = self.cpu.fpu_ok;
+            self.jit.fpu = Fpu::of(&self.cpu);
             self.jump_cache_clear();
             self.tlb_code_flush();
         }
@@ -439,7 +446,7 @@ impl Core {
             offset: (rip & 0xfff) as u16,
             view: self.cpu.view,
             ungrouped: false,
-            fpu: self.cpu.fpu_ok,
+            fpu: Fpu::of(&self.cpu),
         };
         let found = {
             let index = self.shared.code.index.lock();
@@ -479,6 +486,7 @@ impl Core {
             }
             let t = self.walk(rip, Access::Exec, view)?;
             self.tlb_used.note_large(rip, t.large);
+            self.tlb_used.code_local |= rip >> 63 != 0 && !t.global;
             let gpa = t.gpa & !0xfff;
             let (Some(host), Some(off)) = (self.ram.page_ptr(gpa), self.ram.offset_of(gpa)) else {
                 return Ok(None);

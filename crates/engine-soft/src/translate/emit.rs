@@ -62,7 +62,10 @@ pub(crate) enum SlowKind {
         /// A group's check: bytes of its range.
         group: Option<u16>,
     },
-    Emulate,
+    Emulate {
+        /// Goes on behind the instruction in the same block.
+        resume: bool,
+    },
     EmulateHere {
         flags_saved: bool,
     },
@@ -140,6 +143,9 @@ pub(crate) struct Emitter {
     /// Instructions behind which a held register is relied on: if one is
     /// interpreted, the block is left.
     pub relied: Vec<usize>,
+    /// A later member needs the scratch registers as they are now: leaving
+    /// here must not come back behind the instruction.
+    pub in_group: bool,
 }
 
 impl Emitter {
@@ -170,7 +176,8 @@ impl Emitter {
     pub fn emulate(&mut self) {
         self.holds = 0;
         let jump = self.hot.jmp();
-        self.slow(jump, SlowKind::Emulate);
+        let resume = !self.in_group;
+        self.slow(jump, SlowKind::Emulate { resume });
     }
 
     pub(super) fn slow(&mut self, jump: usize, what: SlowKind) {
@@ -194,6 +201,8 @@ impl Emitter {
             let wide = i.memory_base().size() != 4 && i.memory_index().size() != 4;
             let simple = segment.is_some()
                 && wide
+                // Neither a 64-bit displacement nor a zero-extended one (67h).
+                && i.memory_displacement64() as i64 == i64::from(i.memory_displacement64() as i32)
                 && (i.memory_base() == Register::None || i.memory_index() == Register::None);
             if simple {
                 return self.address_segment_simple(i, segment.unwrap_or(0));
@@ -936,7 +945,7 @@ impl Emitter {
                 group_span = group;
                 r
             }
-            SlowKind::Emulate => Record::new(Kind::Emulate, rip),
+            SlowKind::Emulate { .. } => Record::new(Kind::Emulate, rip),
             SlowKind::EmulateHere { flags_saved } => {
                 self.restore_flags(flags_saved);
                 Record::new(Kind::Emulate, rip)
@@ -965,7 +974,10 @@ impl Emitter {
         let mut record = record;
         record.map = start.1;
         record.len = len;
-        record.next = group_span.map_or(next, u32::from);
+        record.next = match s.what {
+            SlowKind::Emulate { resume: false } => 0,
+            _ => group_span.map_or(next, u32::from),
+        };
         self.leave_with(record);
     }
 

@@ -33,7 +33,7 @@ impl Emitter {
                 // With an interrupt waiting, the interpreter does the shadow.
                 self.hot.cmp_state32(offset_of!(Cpu, interrupt_waits), 0);
                 let jump = self.hot.jcc(cc::NE);
-                self.slow(jump, SlowKind::Emulate);
+                self.slow(jump, SlowKind::Emulate { resume: true });
                 self.change_rflags(flag::IF, 0);
             }
             Mnemonic::Stac if self.view == View::Kernel as u8 && free => {
@@ -46,7 +46,7 @@ impl Emitter {
                 self.hot.op_mem(&[0x0f, 0xba], 4, cr4, false, true);
                 self.hot.byte(21);
                 let jump = self.hot.jcc(cc::AE);
-                self.slow(jump, SlowKind::Emulate);
+                self.slow(jump, SlowKind::Emulate { resume: true });
                 self.change_rflags(0, flag::AC);
                 self.change_view(View::Kernel, i);
             }

@@ -10,6 +10,9 @@ use std::mem::offset_of;
 
 use crate::cpu::Cpu;
 
+// `Cpu` is repr(C); the parts that the assembly addresses are integers, and
+// the others are only reached by `offset_of` from Rust.
+#[allow(improper_ctypes)]
 unsafe extern "sysv64" {
     fn holm_soft_enter_avx(cpu: *mut Cpu, code: *const u8);
     fn holm_soft_enter_sse(cpu: *mut Cpu, code: *const u8);

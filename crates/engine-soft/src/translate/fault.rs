@@ -3,6 +3,7 @@
 //! into an exit, and the instruction is interpreted, which raises the guest's
 //! exception.
 
+use std::cell::Cell;
 use std::mem::{MaybeUninit, offset_of};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -98,6 +99,32 @@ extern "C" fn handler(sig: i32, info: *mut libc::siginfo_t, context: *mut libc::
     }
 }
 
+thread_local! {
+    /// Signals that were blocked before this thread ran guest code.
+    static BLOCKED: Cell<Option<libc::sigset_t>> = const { Cell::new(None) };
+}
+
+/// Blocks all signals that are not raised by instructions: a handler that was
+/// installed without `SA_ONSTACK` (by any library) would run on the guest's
+/// stack pointer, so the kernel would write its frame where the guest says.
+fn block_signals() {
+    // SAFETY: a zeroed set is valid for sigfillset and pthread_sigmask.
+    unsafe {
+        let (mut all, mut old): (libc::sigset_t, libc::sigset_t) =
+            (std::mem::zeroed(), std::mem::zeroed());
+        libc::sigfillset(&mut all);
+        for s in SIGNALS
+            .into_iter()
+            .chain([libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS])
+        {
+            libc::sigdelset(&mut all, s);
+        }
+        if libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut old) == 0 {
+            BLOCKED.set(Some(old));
+        }
+    }
+}
+
 /// Gives the calling thread a signal stack of its own, so that signals can
 /// arrive while the stack pointer holds a guest register. `SS_AUTODISARM`
 /// keeps a guest's stack pointer that happens to point into it from being
@@ -113,6 +140,7 @@ pub(crate) fn use_signal_stack(stack: &mut [u8]) -> std::io::Result<()> {
     if unsafe { libc::sigaltstack(&ss, std::ptr::null_mut()) } != 0 {
         return Err(std::io::Error::last_os_error());
     }
+    block_signals();
     Ok(())
 }
 
@@ -125,4 +153,8 @@ pub(crate) fn drop_signal_stack() {
     };
     // SAFETY: disables the alternate stack of this thread.
     unsafe { libc::sigaltstack(&ss, std::ptr::null_mut()) };
+    if let Some(old) = BLOCKED.take() {
+        // SAFETY: the mask that `block_signals` found.
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut()) };
+    }
 }

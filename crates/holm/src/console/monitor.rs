@@ -49,11 +49,7 @@ impl Line {
                     echo.push_str("\r\n");
                     return (echo, Some(Command::Continue), index + 1);
                 }
-                8 | 127 => {
-                    if self.0.pop().is_some() {
-                        echo.push_str("\x08 \x08");
-                    }
-                }
+                8 | 127 if self.0.pop().is_some() => echo.push_str("\x08 \x08"),
                 0x20..0x7f if self.0.len() < 64 => {
                     self.0.push(char::from(byte));
                     echo.push(char::from(byte));
