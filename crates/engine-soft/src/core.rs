@@ -11,7 +11,7 @@ use arch::Exception;
 use engine::Bus;
 use memory::GuestRam;
 
-use crate::cpu::{Cpu, Seg, View, cr, flag, seg};
+use crate::cpu::{Cpu, View, cr, flag, seg};
 use crate::lapic::{Lapic, Wheel};
 use crate::translate::cache::CodeCache;
 use crate::translate::dispatch::Jit;
@@ -100,7 +100,7 @@ impl CpuMemory {
     /// The pending word; see `cpu::pending`.
     pub(crate) fn pending(&self) -> &AtomicU32 {
         // SAFETY: valid for the life of `self`; only this atomic is borrowed.
-        unsafe { &*(&raw const (*self.0.as_ptr()).pending) }
+        unsafe { &(*self.0.as_ptr()).pending }
     }
 }
 

@@ -283,8 +283,10 @@ pub struct JitState {
     pub flags_ax: u64,
     /// Why generated code was left, and the number that goes with it.
     pub exit: u64,
-    /// Linear address of the access that missed.
+    /// Linear address of the access that missed, or target of the branch.
     pub exit_addr: u64,
+    /// Value of r14 on entry.
+    pub operand: u64,
     /// Spill slots.
     pub spill: [u64; 4],
     /// Host address of a hardware exception inside generated code.

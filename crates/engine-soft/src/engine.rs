@@ -44,6 +44,7 @@ impl SoftEngine {
     /// # Errors
     /// [`EngineError::Unavailable`] if the host lacks what the model shows,
     /// or allows no executable memory.
+    #[allow(clippy::new_ret_no_self)] // the machine knows engines by their contract only
     pub fn new(
         ram: Arc<GuestRam>,
         vcpus: u32,
@@ -53,12 +54,12 @@ impl SoftEngine {
             engine: "soft",
             reason,
         };
-        let table =
-            crate::system::host::host_table(model, vcpus).map_err(|e| unavailable(e.to_string()))?;
+        let table = crate::system::host::host_table(model, vcpus)
+            .map_err(|e| unavailable(e.to_string()))?;
         let timer = TimerThread::start()
             .map_err(|e| unavailable(format!("cannot start the timer thread: {e}")))?;
-        let (shared, cores) = Shared::build(ram.clone(), vcpus, table, &timer.wheel())
-            .map_err(|e| {
+        let (shared, cores) =
+            Shared::build(ram.clone(), vcpus, table, &timer.wheel()).map_err(|e| {
                 unavailable(format!(
                     "cannot map memory for translated code: {e}; a security policy may forbid \
                      executable shared memory"

@@ -71,10 +71,10 @@ enum Turn {
 impl Core {
     /// Handles what is pending, then runs guest code for a while.
     fn turn(&mut self) -> Exec<Turn> {
-        if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 {
-            if let Some(exit) = self.events()? {
-                return Ok(Turn::Leave(exit));
-            }
+        if (self.signal().peek() != 0 || self.cpu.interrupt_waits != 0)
+            && let Some(exit) = self.events()?
+        {
+            return Ok(Turn::Leave(exit));
         }
         if self.cpu.halted || self.cpu.wait_for_sipi {
             self.sleep();
@@ -130,8 +130,7 @@ impl Core {
         }
         // `syscall`, `int n` and the like clear TF on their way into the
         // kernel: no trap there.
-        let entered =
-            self.cpu.rflags & flag::TF == 0 && self.cpu.rip.wrapping_sub(before) > 15;
+        let entered = self.cpu.rflags & flag::TF == 0 && self.cpu.rip.wrapping_sub(before) > 15;
         let stepped = tf && !self.cpu.shadow && !entered;
         if stepped || hits != 0 {
             return system::debug_trap(self, hits, stepped);
@@ -264,7 +263,8 @@ impl Vcpu for SoftVcpu {
         let mut stack = vec![0u8; SIGNAL_STACK];
         crate::translate::fault::use_signal_stack(&mut stack)
             .map_err(|e| host("signal stack", e))?;
-        crate::translate::enter::point_gs(self.core.cpu.as_ptr()).map_err(|e| host("gs base", e))?;
+        crate::translate::enter::point_gs(self.core.cpu.as_ptr())
+            .map_err(|e| host("gs base", e))?;
         native::enter_thread(&mut self.core);
         self.core.sync_tsc();
         let shared = self.core.shared.clone();
@@ -303,8 +303,14 @@ impl Vcpu for SoftVcpu {
                 ("code_tlb_misses", j.misses),
                 ("code_emulated_instructions", j.emulated),
                 ("code_links", j.links),
-                ("machine_translated_blocks", code.translated_blocks.load(relaxed)),
-                ("machine_invalidated_blocks", code.invalidated_blocks.load(relaxed)),
+                (
+                    "machine_translated_blocks",
+                    code.translated_blocks.load(relaxed),
+                ),
+                (
+                    "machine_invalidated_blocks",
+                    code.invalidated_blocks.load(relaxed),
+                ),
             ],
         }
     }

@@ -9,23 +9,32 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use iced_x86::Code;
+use iced_x86::{Code, EncodingKind, OpCodeOperandKind};
 use support::Mode;
 use support::case::{End, Executor, difference};
-use support::corpus::{self, Maker};
-use support::whole::Whole;
+use support::corpus::Maker;
+use support::forms;
 use support::host::Host;
 use support::soft::Interpreter;
+use support::whole::Whole;
 
 /// Cases of each form, unless time runs out first.
 const CASES: usize = 40;
 /// For one mode.
 const TIME: Duration = Duration::from_secs(20);
 
+/// The corpus is the same on every run, unless a soak asks for another.
+fn seed() -> u64 {
+    std::env::var("HOLM_SEED")
+        .ok()
+        .and_then(|s| s.parse().ok())
+        .unwrap_or(0x484f_4c4d)
+}
+
 /// Compares two executors over the corpus; gives a report of differences.
 fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String> {
-    let forms = corpus::forms(mode);
-    let mut maker = Maker::new(mode, 0x484f_4c4d);
+    let forms = forms::forms(mode);
+    let mut maker = Maker::new(mode, seed());
     let mut bad: BTreeMap<Code, (usize, String)> = BTreeMap::new();
     let (mut covered, mut cases, mut faults) = (vec![0usize; forms.len()], 0, 0);
     let started = Instant::now();
@@ -41,7 +50,7 @@ fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String
                 continue;
             };
             if trace {
-                eprintln!("{:02x?} {}", case.bytes, case.instruction);
+                eprintln!("{}", case.text());
             }
             let (x, y) = (a.run(&case), b.run(&case));
             cases += 1;
@@ -51,7 +60,7 @@ fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String
                 let entry = bad.entry(*code).or_default();
                 entry.0 += 1;
                 if entry.0 == 1 {
-                    entry.1 = format!("{:02x?} `{}`\n{d}", case.bytes, case.instruction);
+                    entry.1 = format!("{}\n{d}", case.text());
                 }
             }
         }
@@ -76,6 +85,63 @@ fn compare(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String
         .collect()
 }
 
+/// Sequences of one mode.
+const SEQUENCES: usize = 60_000;
+
+/// As [`compare`], with sequences of instructions.
+fn compare_sequences(mode: Mode, a: &mut dyn Executor, b: &mut dyn Executor) -> Vec<String> {
+    let forms = forms::forms(mode);
+    // Integer code mostly, as programs are.
+    let plain: Vec<Code> = forms
+        .iter()
+        .copied()
+        .filter(|c| c.op_code().encoding() == EncodingKind::Legacy && is_integer(*c))
+        .collect();
+    let mut maker = Maker::new(mode, !seed());
+    let exact = a.is_exact() && b.is_exact();
+    let mut report = Vec::new();
+    let (mut cases, mut instructions) = (0, 0);
+    let started = Instant::now();
+    let trace = std::env::var_os("HOLM_TRACE").is_some();
+    for n in 0..SEQUENCES {
+        if started.elapsed() > TIME {
+            break;
+        }
+        let of = if n % 4 == 0 { &forms } else { &plain };
+        let Some(case) = maker.sequence(of, 2 + n % 7) else {
+            continue;
+        };
+        if trace {
+            eprintln!("{}", case.text());
+        }
+        let (x, y) = (a.run(&case), b.run(&case));
+        cases += 1;
+        instructions += case.instructions.len();
+        if let Some(d) = difference(&case, &x, &y, exact) {
+            report.push(format!("{} then {:x?}\n{d}", case.text(), x.end));
+        }
+    }
+    println!(
+        "{mode:?}: {} against {}: {cases} sequences, {instructions} instructions, {} differ, {:.1} s",
+        a.name(),
+        b.name(),
+        report.len(),
+        started.elapsed().as_secs_f32(),
+    );
+    report.truncate(20);
+    report
+}
+
+fn is_integer(code: Code) -> bool {
+    use OpCodeOperandKind as K;
+    !code.op_code().op_kinds().iter().any(|k| {
+        matches!(
+            k,
+            K::mm_reg | K::mm_or_mem | K::xmm_reg | K::xmm_or_mem | K::st0 | K::sti_opcode
+        )
+    })
+}
+
 /// The host's signal handlers serve one test at a time.
 static ONE: Mutex<()> = Mutex::new(());
 
@@ -86,6 +152,7 @@ fn check(tested: &mut dyn Executor) {
     for mode in [Mode::Long, Mode::Compat] {
         if host.supports(mode) {
             report.extend(compare(mode, &mut host, tested));
+            report.extend(compare_sequences(mode, &mut host, tested));
         } else {
             println!("{mode:?}: not on this host");
         }
@@ -109,5 +176,8 @@ fn engine_with_translator_agrees_with_the_host_cpu() {
     let mut engine = Whole::new();
     check(&mut engine);
     let entered = engine.counter("code_entries");
-    assert!(entered > 10_000, "only {entered} entries of translated code");
+    assert!(
+        entered > 10_000,
+        "only {entered} entries of translated code"
+    );
 }

@@ -19,7 +19,8 @@ use engine_soft::SoftEngine;
 use engine_soft::cpu::cr;
 use iced_x86::{Code, EncodingKind, OpCodeOperandKind as K};
 use memory::GuestRam;
-use support::corpus::{self, Maker};
+use support::corpus::Maker;
+use support::forms;
 use support::{Mode, NoBus, Random};
 
 /// For each mode and ring.
@@ -132,7 +133,7 @@ fn code(rng: &mut Random, maker: &mut Maker, forms: &[Code]) -> Vec<u8> {
             _ if chaos => out.extend_from_slice(&rng.next().to_le_bytes()),
             0..12 => {
                 let form = rng.pick(forms);
-                if let Some((bytes, _)) = maker.instruction(form) {
+                if let Some((bytes, _)) = maker.instruction(form, CODE) {
                     out.extend_from_slice(&bytes);
                 }
             }
@@ -212,7 +213,11 @@ fn page_tables(rng: &mut Random, ram: &GuestRam) {
         if rng.below(64) == 0 {
             rights = rng.next() & 0x8000_0000_0000_0fff;
         }
-        let to = if rng.below(128) == 0 { rng.next() & 0x3fff_ffff_f000 } else { page << 12 };
+        let to = if rng.below(128) == 0 {
+            rng.next() & 0x3fff_ffff_f000
+        } else {
+            page << 12
+        };
         put(ram, at(3) + page * 8, to | rights);
         ram.write(at(5) + page * 4, &((to | rights) as u32).to_le_bytes())
             .unwrap();
@@ -237,7 +242,13 @@ fn state(rng: &mut Random, mode: Mode, cpl: u8) -> CpuState {
     let limit = if small { 0xffff } else { 0xffff_ffff };
     let dpl = u32::from(cpl) << 5;
     let data = Segment {
-        selector: if mode == Mode::Real { 0x8000 } else if cpl == 3 { 0x23 } else { 0x10 },
+        selector: if mode == Mode::Real {
+            0x8000
+        } else if cpl == 3 {
+            0x23
+        } else {
+            0x10
+        },
         base: if mode == Mode::Real { 0x8_0000 } else { 0 },
         limit,
         rights: if small { 0x93 } else { 0xc093 } | dpl,
@@ -254,8 +265,16 @@ fn state(rng: &mut Random, mode: Mode, cpl: u8) -> CpuState {
                 _ => 0xc09b,
             },
     };
-    s.tr = Segment { selector: 0x28, base: TSS, limit: 0x67, rights: 0x8b };
-    s.gdtr = DescriptorTable { base: GDT, limit: 0x7f };
+    s.tr = Segment {
+        selector: 0x28,
+        base: TSS,
+        limit: 0x67,
+        rights: 0x8b,
+    };
+    s.gdtr = DescriptorTable {
+        base: GDT,
+        limit: 0x7f,
+    };
     s.idtr = DescriptorTable {
         base: IDT,
         limit: if rng.below(3) == 0 { 0 } else { 0x1ff },
@@ -304,12 +323,8 @@ fn fuzz(mode: Mode, cpl: u8) {
     let mut vcpu = engine.take_vcpu(0).unwrap();
     let watch = Watch::new(vcpu.handle());
     let bits = if mode == Mode::Long { 64 } else { 32 };
-    let corpus = if bits == 64 {
-        Mode::Long
-    } else {
-        Mode::Compat
-    };
-    let (wild, mild) = (all_forms(bits), corpus::forms(corpus));
+    let corpus = if bits == 64 { Mode::Long } else { Mode::Compat };
+    let (wild, mild) = (all_forms(bits), forms::forms(corpus));
     let (mut triple, mut kicked, mut n) = (0, 0, 0);
     let begun = Instant::now();
     // For a soak: seconds for each mode and ring.

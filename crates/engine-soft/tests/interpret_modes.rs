@@ -265,7 +265,7 @@ fn pusha_and_popa() {
 fn popf_respects_privilege() {
     let mut m = Machine::protected32();
     let all = flag::IF | flag::IOPL | flag::AC | flag::ID | flag::DF | flag::CF;
-    let mut popf = |m: &mut Machine, cpl: u8, old: u64, new: u64| {
+    let popf = |m: &mut Machine, cpl: u8, old: u64, new: u64| {
         m.core.cpu.cpl = cpl;
         m.core.cpu.rflags = old | 2;
         m.core.cpu.gpr[RSP] = 0x9000;

@@ -1,6 +1,8 @@
 //! The thin layer between the command line and crate `machine`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
 
 use arch::cpuid::CpuModel;
 use boot::BootError;
@@ -8,6 +10,7 @@ use devices::serial::SerialSink;
 use engine::EngineError;
 use engine_soft::SoftEngine;
 use machine::{Consoles, Description, Machine, MachineError, Outcome};
+use parking_lot::Mutex;
 use virtio::console::ConsoleSink;
 
 use crate::cli;
@@ -16,10 +19,12 @@ use crate::console::monitor;
 use crate::console::output::Output;
 use crate::engine_choice::EngineKind;
 use crate::failure::Failure;
+use crate::run::Event;
 
 /// A machine with the first serial port as its console.
 pub struct Guest {
     machine: Machine,
+    size_asked: Arc<AtomicBool>,
 }
 
 /// The serial port's way out.
@@ -38,12 +43,22 @@ impl SerialSink for Serial {
     }
 }
 
-/// The virtio console carries the terminal's size; what is printed there goes
-/// nowhere.
-struct SizeOnly;
+/// The virtio console carries the terminal's size and nothing else. Linux reads
+/// the size only when it changes: a guest that has just started asks for it by
+/// printing anything there.
+struct SizeOnly {
+    events: Mutex<Sender<Event>>,
+    asked: Arc<AtomicBool>,
+}
 
 impl ConsoleSink for SizeOnly {
-    fn output(&self, _: &[u8]) {}
+    fn output(&self, _: &[u8]) {
+        // One question at a time: a guest must not fill the monitor's memory.
+        if !self.asked.swap(true, Ordering::AcqRel) {
+            // Without a receiver the process is ending.
+            let _ = self.events.lock().send(Event::Resized);
+        }
+    }
 }
 
 impl Guest {
@@ -56,10 +71,15 @@ impl Guest {
         engine: EngineKind,
         output: Output,
         room: Arc<Room>,
+        events: Sender<Event>,
     ) -> Result<Self, Failure> {
+        let size_asked = Arc::new(AtomicBool::new(false));
         let consoles = Consoles {
             serial: Arc::new(Serial { output, room }),
-            virtio: Some(Arc::new(SizeOnly)),
+            virtio: Some(Arc::new(SizeOnly {
+                events: Mutex::new(events),
+                asked: Arc::clone(&size_asked),
+            })),
         };
         let machine = Machine::new(
             description,
@@ -72,7 +92,10 @@ impl Guest {
             },
             consoles,
         )?;
-        Ok(Self { machine })
+        Ok(Self {
+            machine,
+            size_asked,
+        })
     }
 
     /// Runs it to its end.
@@ -94,9 +117,10 @@ impl Guest {
         self.machine.press_power_button();
     }
 
-    /// Tells the guest the size of the user's terminal.
-    pub fn set_terminal_size(&self, (columns, rows): (u16, u16)) {
-        if let Some(console) = self.machine.console() {
+    /// Tells the guest the size of the user's terminal, if there is one.
+    pub fn set_terminal_size(&self, size: Option<(u16, u16)>) {
+        self.size_asked.store(false, Ordering::Release);
+        if let (Some(console), Some((columns, rows))) = (self.machine.console(), size) {
             console.set_size(columns, rows);
         }
     }

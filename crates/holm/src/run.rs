@@ -41,7 +41,7 @@ pub enum Event {
     MonitorInput(Vec<u8>),
     /// SIGHUP, SIGINT or SIGTERM.
     Signal(i32),
-    /// SIGWINCH: the terminal was resized.
+    /// The terminal was resized, or the guest asks for its size.
     Resized,
 }
 
@@ -65,15 +65,16 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
     let engine = engine_choice::decide(arguments.engine)?;
     let internal = |what: &str, error: io::Error| Failure::Internal(format!("{what}: {error}"));
     let output = output(&arguments.serial)?;
+    let (events, received) = mpsc::channel();
     let room = Arc::new(Room::default());
     let guest = Arc::new(Guest::new(
         description,
         engine,
         output.clone(),
         Arc::clone(&room),
+        events.clone(),
     )?);
 
-    let (events, received) = mpsc::channel();
     watch_signals(events.clone()).map_err(|e| internal("watching for signals", e))?;
     let raw = match on_stdio {
         true => RawMode::enter().map_err(|e| internal("setting the terminal to raw mode", e))?,
@@ -86,9 +87,6 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         ),
         false => None,
     };
-    if let Some(size) = terminal::size().filter(|_| on_stdio) {
-        guest.set_terminal_size(size);
-    }
     if raw.is_some() {
         terminal::say("holm: Ctrl-A x ends the machine, Ctrl-A c opens the monitor");
     }
@@ -106,6 +104,7 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         output,
         input,
         line: Line::default(),
+        monitor_open: false,
     };
     let result = session.until_end(&received, deadline);
     session.output.flush(LAST_WORDS);
@@ -119,6 +118,7 @@ struct Session {
     output: Output,
     input: Option<Arc<Input>>,
     line: Line,
+    monitor_open: bool,
 }
 
 impl Session {
@@ -145,6 +145,7 @@ impl Session {
                     Some(exit_code::ENDED_BY_SIGNAL)
                 }
                 Ok(Event::Monitor) => {
+                    self.monitor_open = true;
                     self.output.hold(true);
                     terminal::say(&format!("\nholm: {}", monitor::HELP));
                     terminal::print(monitor::PROMPT);
@@ -152,9 +153,7 @@ impl Session {
                 }
                 Ok(Event::MonitorInput(bytes)) => self.monitor(&bytes),
                 Ok(Event::Resized) => {
-                    if let Some(size) = terminal::size() {
-                        self.guest.set_terminal_size(size);
-                    }
+                    self.guest.set_terminal_size(terminal::size());
                     None
                 }
                 Err(RecvTimeoutError::Timeout) => {
@@ -172,37 +171,46 @@ impl Session {
         }
     }
 
-    fn monitor(&mut self, bytes: &[u8]) -> Option<u8> {
-        let (echo, commands) = self.line.feed(bytes);
-        terminal::print(&echo);
-        let returned = echo.ends_with('\n');
-        for command in commands {
-            match command {
-                Command::Quit => {
-                    self.guest.stop();
-                    return Some(exit_code::ENDED_BY_USER);
-                }
-                Command::Continue => {
-                    terminal::print("\r\n");
-                    if let Some(input) = &self.input {
-                        input.monitor(false);
-                    }
-                    self.output.hold(false);
-                    return None;
-                }
-                Command::Registers => terminal::say(self.guest.registers().trim_end()),
-                Command::Statistics => terminal::say(self.guest.statistics().trim_end()),
-                Command::Power => {
-                    self.guest.press_power_button();
-                    terminal::say("the power button is pressed");
-                }
-                Command::Help => terminal::say(monitor::HELP),
+    fn monitor(&mut self, mut bytes: &[u8]) -> Option<u8> {
+        while self.monitor_open && !bytes.is_empty() {
+            let (echo, command, taken) = self.line.feed(bytes);
+            terminal::print(&echo);
+            bytes = &bytes[taken..];
+            if command == Some(Command::Quit) {
+                self.guest.stop();
+                return Some(exit_code::ENDED_BY_USER);
+            }
+            if let Some(command) = command {
+                self.command(command);
             }
         }
-        if returned {
-            terminal::print(monitor::PROMPT);
+        // Typed behind `continue` before the reading thread knew of it.
+        if let Some(input) = self.input.as_ref().filter(|_| !bytes.is_empty()) {
+            input.for_guest(bytes);
         }
         None
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Continue => {
+                self.monitor_open = false;
+                if let Some(input) = &self.input {
+                    input.monitor(false);
+                }
+                self.output.hold(false);
+                return;
+            }
+            Command::Registers => terminal::say(self.guest.registers().trim_end()),
+            Command::Statistics => terminal::say(self.guest.statistics().trim_end()),
+            Command::Power => {
+                self.guest.press_power_button();
+                terminal::say("the power button is pressed");
+            }
+            Command::Help => terminal::say(monitor::HELP),
+            Command::Nothing | Command::Quit => {}
+        }
+        terminal::print(monitor::PROMPT);
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use common::{BOOT, Console, SOON, base64, cpu_time, holm, image, run, tiny};
+use common::{BOOT, Console, SOON, base64, compile, cpu_time, holm, image, run, tar_disk, tiny};
 
 fn boots_with(cpus: u32) {
     let answer = tiny(
@@ -67,15 +67,28 @@ fn a_command_reports_its_output_and_status() {
 
 #[test]
 fn the_debug_exit_port_gives_the_status() {
-    let write = "printf '\\003' | dd of=/dev/port bs=1 seek=244 2>/dev/null; sleep 5";
-    let append = format!("quiet cmd={}", base64(write.as_bytes()));
     image("tiny");
-    let output = run(&["tiny", "--debug-exit", "--append", &append]);
-    assert_eq!(output.status.code(), Some(7));
+    let directory = tempfile::tempdir().unwrap();
+    let program = compile(directory.path(), "debugexit", &[]);
+    let disk = tar_disk(directory.path(), &[&program]);
+    let disk = format!("{},readonly", disk.display());
+    let unpack = "cd /tmp && tar xf /dev/vda && ./debugexit";
+    for value in [0u8, 3, 127] {
+        let append = format!(
+            "quiet cmd={}",
+            base64(format!("{unpack} {value}").as_bytes())
+        );
+        let output = run(&["tiny", "--debug-exit", "--disk", &disk, "--append", &append]);
+        assert_eq!(output.status.code(), Some(i32::from(value) << 1 | 1));
+    }
     // Without the option the port is nothing, and the guest goes on.
+    let answer = tiny(
+        &["--disk", &disk],
+        &format!("{unpack} 3 && echo still here"),
+    );
     assert_eq!(
-        tiny(&[], &write.replace("sleep 5", "echo still here")).output,
-        "still here\n"
+        (answer.output.as_str(), answer.code),
+        ("still here\n", Some(0))
     );
 }
 

@@ -294,6 +294,11 @@ pub(super) fn cmpxchg16b(core: &mut Core, i: &Instruction) -> Exec {
     let c = &core.cpu;
     let pair = |h: usize, l: usize| u128::from(c.gpr[h]) << 64 | u128::from(c.gpr[l]);
     let (expected, new) = (pair(2, 0), pair(1, 3));
+    // Misalignment comes before a bad address.
+    let (s, offset) = segment_offset(core, i, 0);
+    if offset.wrapping_add(core.cpu.seg[s].base) & 15 != 0 {
+        return Err(Exception::gp0().into());
+    }
     let la = linear_memory(core, i, 16, true)?;
     let old = core.rmw128(la, |a| if a == expected { new } else { a })?;
     if old != expected {

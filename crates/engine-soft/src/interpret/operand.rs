@@ -330,10 +330,7 @@ pub(crate) fn segment_offset(core: &Core, i: &Instruction, op: u32) -> (usize, u
         OpKind::MemoryESDI => (seg::ES, c.gpr[7] & 0xffff),
         OpKind::MemoryESEDI => (seg::ES, c.gpr[7] & 0xffff_ffff),
         OpKind::MemoryESRDI => (seg::ES, c.gpr[7]),
-        _ => (
-            data_segment(core, i),
-            effective_address(core, i),
-        ),
+        _ => (data_segment(core, i), effective_address(core, i)),
     }
 }
 
@@ -496,18 +493,6 @@ pub(crate) fn peek(core: &mut Core, above: u64, size: usize) -> Exec<u64> {
     let sp = core.cpu.gpr[4].wrapping_add(above) & stack_mask(core);
     let la = linear(core, seg::SS, sp, size, false)?;
     core.read(la, size)
-}
-
-/// Pops `size` (2, 4 or 8) bytes.
-///
-/// # Errors
-/// #SS, #PF; then nothing has changed.
-#[inline]
-pub(crate) fn pop(core: &mut Core, size: usize) -> Exec<u64> {
-    let v = peek(core, 0, size)?;
-    let sp = core.cpu.gpr[4].wrapping_add(size as u64);
-    set_sp(core, sp);
-    Ok(v)
 }
 
 /// Replaces the bits `which` of RFLAGS.

@@ -16,6 +16,8 @@ pub struct TlbUse {
     used: [[UseList; 2]; 3],
     /// A non-global mapping was put into a kernel view.
     kernel_local: bool,
+    /// Entries came from pages larger than 4 KiB: lower, upper half.
+    large: [bool; 2],
     /// A code page in the upper half was found through a non-global mapping.
     pub(crate) code_local: bool,
 }
@@ -39,8 +41,16 @@ impl TlbUse {
                 })
             }),
             kernel_local: false,
+            large: [false; 2],
             code_local: false,
         }
+    }
+}
+
+impl TlbUse {
+    /// Remembers that a translation came from a page larger than 4 KiB.
+    pub(crate) fn note_large(&mut self, la: u64, large: bool) {
+        self.large[(la >> 63) as usize] |= large;
     }
 }
 
@@ -99,6 +109,7 @@ impl Core {
         let access = if write { Access::Write } else { Access::Read };
         let t = self.walk(la, access, view)?;
         let page = t.gpa & !0xfff;
+        self.tlb_used.note_large(la, t.large);
         if let (Some(host), Some(off)) = (self.ram.page_ptr(page), self.ram.offset_of(page)) {
             self.stats.tlb_fills += 1;
             let ram_page = off >> 12;
@@ -141,6 +152,7 @@ impl Core {
             }
         }
         self.tlb_used.kernel_local = false;
+        self.tlb_used.large = [false; 2];
         self.code_flush_all();
     }
 
@@ -161,8 +173,11 @@ impl Core {
         self.code_flush_local();
     }
 
-    /// `invlpg`: drops the entries of one linear page.
+    /// `invlpg`: drops the entries of one linear page, whatever its size.
     pub fn tlb_flush_page(&mut self, la: u64) {
+        if self.tlb_used.large[(la >> 63) as usize] {
+            self.tlb_flush_around(la);
+        }
         let i = index_of(la);
         let tag = (la & !0xfff).wrapping_neg();
         for view in &mut self.cpu.tlb {
@@ -173,6 +188,22 @@ impl Core {
             }
         }
         self.code_flush_page(la);
+    }
+
+    /// Drops the entries of the GiB around an address: one page may have
+    /// given all of them.
+    fn tlb_flush_around(&mut self, la: u64) {
+        let gib = la >> 30;
+        for view in &mut self.cpu.tlb {
+            for bank in view {
+                for (i, tag) in bank.neg_page.iter_mut().enumerate() {
+                    if tag.wrapping_neg() >> 30 == gib {
+                        *tag = never(i);
+                    }
+                }
+            }
+        }
+        self.code_flush_all();
     }
 
     /// Forgets where code pages are mapped.

@@ -30,6 +30,8 @@ pub struct Translation {
     /// Writes may go to the page without a further walk (writable in this
     /// view and already dirty).
     pub writable: bool,
+    /// The page is larger than 4 KiB.
+    pub large: bool,
 }
 
 const P: u64 = 1;
@@ -70,6 +72,7 @@ impl Core {
                 global: false,
                 user: true,
                 writable: true,
+                large: false,
             });
         }
         if self.cpu.long_mode() {
@@ -181,6 +184,7 @@ impl Core {
                         global: e & G != 0 && self.cpu.cr4 & cr::CR4_PGE != 0,
                         user: path.us,
                         writable: writable && (e | set) & D != 0,
+                        large,
                     });
                 }
             }
@@ -232,6 +236,7 @@ impl Core {
             global: e & G != 0 && self.cpu.cr4 & cr::CR4_PGE != 0,
             user: path.us,
             writable: writable && (e | set) & D != 0,
+            large,
         })
     }
 

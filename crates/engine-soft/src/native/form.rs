@@ -209,6 +209,8 @@ fn classify(
         | M::Xrstor64 => return Some((Class::Xsave, false)),
         M::Ldmxcsr | M::Stmxcsr => return Some((Class::Sse, false)),
         M::Emms => return Some((Class::Mmx, true)),
+        // SDM vol. 2A, CVTPI2PD: no transition to MMX with a memory operand.
+        M::Cvtpi2pd if i.op1_kind() == OpKind::Memory => return Some((Class::Sse, false)),
         // With a memory operand they name no xmm register.
         M::Cvtpi2ps | M::Cvtpi2pd | M::Cvtps2pi | M::Cvttps2pi | M::Cvtpd2pi | M::Cvttpd2pi => {
             return Some((Class::Sse, true));

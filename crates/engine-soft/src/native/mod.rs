@@ -220,7 +220,9 @@ fn run_with_memory(core: &mut Core, i: &Instruction, form: &Form, mem: &Mem, at:
     if mem.write {
         core.probe_write(la, size)?;
     }
-    if mem.read {
+    // An x87 store with an unmasked exception stores nothing: then the buffer
+    // gives back what was there.
+    if mem.read || form.class == Class::X87 {
         read_operand(core, la, size)?;
     }
     run(core, form, at)?;

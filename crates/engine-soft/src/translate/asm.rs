@@ -266,11 +266,14 @@ impl Asm {
         self.patch_rel(at, target);
     }
 
-    /// Pads with `nop`s so that a rel32 after `lead` more bytes is 4-aligned.
+    /// Pads with `nop`s so that a rel32 after `lead` more bytes does not cross
+    /// a cache line, as one that is changed while it runs must not.
     pub fn align_rel(&mut self, lead: usize) {
         const NOPS: [&[u8]; 4] = [&[], &[0x90], &[0x66, 0x90], &[0x0f, 0x1f, 0x00]];
-        let pad = (4 - (self.pos + lead) % 4) % 4;
-        self.bytes(NOPS[pad]);
+        let into = (self.pos + lead) % 64;
+        if into > 60 {
+            self.bytes(NOPS[64 - into]);
+        }
     }
 }
 

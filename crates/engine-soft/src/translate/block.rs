@@ -1,7 +1,9 @@
 //! From guest bytes to a translated block: decode, find which flags are live,
 //! emit.
 
-use iced_x86::{EncodingKind, Decoder, DecoderOptions, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{
+    Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, InstructionInfoFactory,
+};
 
 use crate::cpu::View;
 use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, SecondPage};
@@ -125,6 +127,8 @@ impl Translator {
             bmi2: self.bmi2,
             insn: 0,
             member: None,
+            holds: 0,
+            relied: Vec::new(),
             in_group: false,
         };
         let mut block = emit_block(&mut e, place, &insns, bytes, length, live_out, second);
@@ -201,14 +205,16 @@ fn uses_fpu(i: &Instruction) -> bool {
     match i.encoding() {
         E::Legacy => {
             (0..i.op_count()).any(|k| {
-                    let r = i.op_register(k);
-                    i.op_kind(k) == iced_x86::OpKind::Register
-                        && (r.is_vector_register() || r.is_st() || r.is_mm())
-                })
-                || i.cpuid_features().iter().any(|f| {
-                    use iced_x86::CpuidFeature as C;
-                    matches!(f, C::FPU | C::FPU287 | C::FPU387 | C::MMX | C::SSE | C::SSE2)
-                })
+                let r = i.op_register(k);
+                i.op_kind(k) == iced_x86::OpKind::Register
+                    && (r.is_vector_register() || r.is_st() || r.is_mm())
+            }) || i.cpuid_features().iter().any(|f| {
+                use iced_x86::CpuidFeature as C;
+                matches!(
+                    f,
+                    C::FPU | C::FPU287 | C::FPU387 | C::MMX | C::SSE | C::SSE2
+                )
+            })
         }
         _ => (0..i.op_count()).any(|k| i.op_register(k).is_vector_register()),
     }
@@ -217,15 +223,17 @@ fn uses_fpu(i: &Instruction) -> bool {
 /// Fills in `live` of each instruction; returns the flags live at the end.
 fn liveness(insns: &mut [Insn], end: u64, source: &mut dyn Source) -> u32 {
     let falls_through = insns.last().is_none_or(|l| {
-        !matches!(
-            l.class,
-            Class::Jump
-                | Class::Call
-                | Class::JumpIndirect
-                | Class::CallIndirect
-                | Class::Return
-                | Class::EmulateEnd
-        )
+        use iced_x86::Mnemonic::{Clac, Stac};
+        matches!(l.i.mnemonic(), Clac | Stac)
+            || !matches!(
+                l.class,
+                Class::Jump
+                    | Class::Call
+                    | Class::JumpIndirect
+                    | Class::CallIndirect
+                    | Class::Return
+                    | Class::EmulateEnd
+            )
     });
     let live_out = if falls_through {
         peek(end, source, 2)
@@ -341,7 +349,11 @@ fn emit_block(
     let slows = std::mem::take(&mut e.slows);
     for s in &slows {
         let insn = &insns[s.insn];
-        let next = starts.get(s.insn + 1).map_or(0, |s| s.0);
+        let next = if e.relied.contains(&s.insn) {
+            0
+        } else {
+            starts.get(s.insn + 1).map_or(0, |s| s.0)
+        };
         e.slow_path(
             s,
             insn.i.ip(),
@@ -352,7 +364,7 @@ fn emit_block(
     }
     let again = e.cold.pos as u32;
     let mut record = Record::new(Kind::Again, base);
-    record.a = entries.indirect;
+    record.a = entries.cross_page;
     e.leave_with(record);
     Block {
         key: place.key,
@@ -372,6 +384,13 @@ fn emit_block(
 fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
     let i = &insn.i;
     let live = insn.live != 0;
+    let keeps = matches!(
+        insn.class,
+        Class::Skip | Class::Plain | Class::Memory | Class::Branch
+    );
+    if !keeps {
+        e.holds = 0;
+    }
     match insn.class {
         Class::Skip => {}
         Class::Plain => e.plain(i, raw),

@@ -92,14 +92,14 @@ impl Fpu {
     }
 }
 
-/// The four ways into a block, as offsets into the cache. Each runs on into
-/// the next.
+/// The four ways into a block, as offsets into the cache. The first two go on
+/// at `poll`, and that runs on into `direct`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entries {
-    /// From an indirect branch: compares the target in r14.
-    pub indirect: u32,
     /// From another page: compares the page's mapping.
     pub cross_page: u32,
+    /// From an indirect branch: compares the target in r14 and the mapping.
+    pub indirect: u32,
     /// Backward: polls for pending events.
     pub poll: u32,
     /// Straight in.
@@ -309,13 +309,22 @@ impl CodeCache {
         }
     }
 
-    /// Points the jump whose rel32 is at `at` (4-byte aligned) to `target`.
-    /// Other vCPUs may be executing the jump.
+    /// Points the jump whose rel32 is at `at` (not across a cache line) to
+    /// `target`. Other vCPUs may be executing the jump.
     pub fn link(&self, at: usize, target: usize) {
-        debug_assert!(at % 4 == 0 && at + 4 <= SIZE);
-        // SAFETY: an aligned rel32 inside the cache, written atomically.
-        let cell = unsafe { AtomicU32::from_ptr(self.rw.add(at).cast()) };
-        cell.store(rel32(at, target), Ordering::SeqCst);
+        debug_assert!(at % 64 <= 60 && at + 4 <= SIZE);
+        let value = rel32(at, target);
+        // SAFETY: a rel32 inside the cache; a store inside one cache line is
+        // atomic on x86 (SDM vol. 3A, 9.1.1), so a jump fetched meanwhile
+        // goes to the old target or to the new one.
+        unsafe {
+            std::arch::asm!(
+                "mov dword ptr [{}], {:e}",
+                in(reg) self.rw.add(at),
+                in(reg) value,
+                options(nostack, preserves_flags)
+            );
+        }
     }
 
     /// See [`CodeCache`]; compare before resuming.
@@ -470,15 +479,15 @@ impl Index {
     pub fn block_at(&self, offset: usize) -> Option<u32> {
         let i = self
             .blocks
-            .partition_point(|b| (b.entries.indirect as usize) <= offset)
+            .partition_point(|b| (b.entries.cross_page as usize) <= offset)
             .checked_sub(1)?;
         (offset < self.blocks[i].end as usize).then_some(i as u32)
     }
 
-    /// The block whose indirect entry is at this offset.
+    /// The block whose first entry is at this offset.
     pub fn block_from(&self, entry: usize) -> Option<u32> {
         self.blocks
-            .binary_search_by_key(&(entry as u32), |b| b.entries.indirect)
+            .binary_search_by_key(&(entry as u32), |b| b.entries.cross_page)
             .ok()
             .map(|i| i as u32)
     }
@@ -488,7 +497,10 @@ impl Index {
         let id = self.blocks.len() as u32;
         self.by_key.insert(block.key, id);
         let second = block.second.map(|s| s.ram_page);
-        let pages = [Some(block.ram_page), second.filter(|p| *p != block.ram_page)];
+        let pages = [
+            Some(block.ram_page),
+            second.filter(|p| *p != block.ram_page),
+        ];
         for ram_page in pages.into_iter().flatten() {
             let page = self.pages.entry(ram_page).or_default();
             page.blocks.push(id);

@@ -115,6 +115,8 @@ pub(crate) enum Next {
 enum Step {
     /// Go on at this offset of the cache.
     Resume(usize),
+    /// Check again, at this offset of the cache, the access that missed.
+    Retry(usize),
     /// Find the block at rip; the jump cache may know.
     Lookup,
     /// Find the block at rip; generated code could not.
@@ -143,10 +145,16 @@ impl Core {
             None => return Ok(Next::Interpret),
         };
         self.flags_out();
+        let mut operand = self.cpu.rip;
         loop {
-            self.enter(at);
+            self.enter(at, operand);
             match self.handle_exit()? {
                 Step::Resume(next) => at = next,
+                Step::Retry(next) => {
+                    at = next;
+                    operand = self.cpu.jit.exit_addr;
+                    continue;
+                }
                 found @ (Step::Lookup | Step::Find) => {
                     if self.attention() || !self.translatable() {
                         return Ok(Next::Check);
@@ -155,21 +163,19 @@ impl Core {
                         Step::Lookup => self.known_block(),
                         _ => None,
                     };
-                    if let Some(next) = known {
-                        at = next;
-                        self.flags_out();
-                        continue;
-                    }
-                    match self.find_block()? {
-                        Some(next) => {
-                            at = next;
-                            self.flags_out();
-                        }
+                    let found = match known {
+                        Some(next) => Some(next),
+                        None => self.find_block()?,
+                    };
+                    match found {
+                        Some(next) => at = next,
                         None => return Ok(Next::Interpret),
                     }
+                    self.flags_out();
                 }
                 Step::Return(next) => return Ok(next),
             }
+            operand = self.cpu.rip;
         }
     }
 
@@ -190,8 +196,11 @@ impl Core {
         cache.offset_of(host).filter(|o| *o != cache.common.miss)
     }
 
-    fn enter(&mut self, at: usize) {
+    /// Runs generated code at `at`, with `operand` in r14: the target at an
+    /// indirect entry, the address at a check.
+    fn enter(&mut self, at: usize, operand: u64) {
         self.jit.blocks_entered += 1;
+        self.cpu.jit.operand = operand;
         let cache = &self.shared.code;
         let code = cache.rx(at);
         // SAFETY: `SoftVcpu::run` points gs at this Cpu; `at` is the start of
@@ -241,7 +250,7 @@ impl Core {
                 Ok(Step::Find)
             }
             Some(Kind::Again) => self.again(&r),
-            Some(Kind::Fault) | None => {
+            None => {
                 tracing::error!(kind = r.kind, "generated code left with an unknown reason");
                 Err(Trap::Shutdown)
             }
@@ -261,7 +270,7 @@ impl Core {
                 return self.emulate(r);
             }
             if self.tlb_get(view, write, la, size).is_some() {
-                return Ok(Step::Resume(r.a as usize));
+                return Ok(Step::Retry(r.a as usize));
             }
         }
         self.emulate(r)
@@ -279,7 +288,7 @@ impl Core {
             && self.tlb_fill(la, write, view).is_ok()
             && self.tlb_get(view, write, la, span).is_some()
         {
-            return Ok(Step::Resume(r.a as usize));
+            return Ok(Step::Retry(r.a as usize));
         }
         self.flags_in();
         self.cpu.rip = r.rip;
@@ -390,7 +399,9 @@ impl Core {
             let index = shared.code.index.lock();
             if let (Some(new), Some(old)) = (index.block_at(entry), index.block_from(dead))
                 && !index.blocks[new as usize].dead
-                && index.blocks[new as usize].key.same_place(index.blocks[old as usize].key)
+                && index.blocks[new as usize]
+                    .key
+                    .same_place(index.blocks[old as usize].key)
             {
                 shared.code.forward(&index, old, new);
                 return true;
@@ -507,6 +518,7 @@ impl Core {
                 return Err(Exception::gp0().into());
             }
             let t = self.walk(rip, Access::Exec, view)?;
+            self.tlb_used.note_large(rip, t.large);
             self.tlb_used.code_local |= rip >> 63 != 0 && !t.global;
             let gpa = t.gpa & !0xfff;
             let (Some(host), Some(off)) = (self.ram.page_ptr(gpa), self.ram.offset_of(gpa)) else {

@@ -82,9 +82,7 @@ pub(crate) enum SlowKind {
         flags_saved: bool,
     },
     /// The indirect entry's check failed: r14 holds the target.
-    WrongTarget {
-        flags_saved: bool,
-    },
+    WrongTarget,
     /// The page is not mapped as it was.
     WrongPage {
         flags_saved: bool,
@@ -142,6 +140,12 @@ pub(crate) struct Emitter {
     pub insn: usize,
     /// Its part in a group.
     pub member: Option<Member>,
+    /// Mask of scratch registers that hold their guest register's value (as
+    /// memory does too), so that it need not be loaded again.
+    pub holds: u32,
+    /// Instructions behind which a held register is relied on: if one is
+    /// interpreted, the block is left.
+    pub relied: Vec<usize>,
     /// A later member needs the scratch registers as they are now: leaving
     /// here must not come back behind the instruction.
     pub in_group: bool,
@@ -173,6 +177,7 @@ impl Emitter {
 
     /// Leaves to the interpreter for this instruction.
     pub fn emulate(&mut self) {
+        self.holds = 0;
         let jump = self.hot.jmp();
         let resume = !self.in_group;
         self.slow(jump, SlowKind::Emulate { resume });
@@ -210,9 +215,10 @@ impl Emitter {
                 let disp = i.memory_displacement64();
                 self.hot.mov_imm(reg::T0, disp);
             } else {
-                self.hot.lea(reg::T0, ea, wide);
+                self.move_address(ea, wide);
             }
         }
+        self.holds = 0;
         if let Some(s) = segment {
             self.hot.load(reg::T1, segment_base(s));
             let both = Ea {
@@ -221,6 +227,18 @@ impl Emitter {
                 disp: 0,
             };
             self.hot.lea(reg::T0, both, true);
+        }
+    }
+
+    /// `lea` into T0, or the cheaper `mov` where that does.
+    fn move_address(&mut self, ea: Ea, wide: bool) {
+        match ea.base {
+            Some(b) if wide && ea.index.is_none() && ea.disp == 0 => {
+                if b != reg::T0 {
+                    self.hot.mov(reg::T0, b);
+                }
+            }
+            _ => self.hot.lea(reg::T0, ea, wide),
         }
     }
 
@@ -269,19 +287,16 @@ impl Emitter {
 
     /// The operand's address in host registers; loads spilled ones.
     fn host_ea(&mut self, i: &Instruction) -> Ea {
-        let place = |e: &mut Self, r: Register, scratch: u8| {
+        let place = |e: &mut Self, r: Register| {
             let n = number(r);
             if spilled(n) {
-                e.hot.load(scratch, gpr(n));
-                scratch
-            } else {
-                n
+                e.want(n);
             }
+            n
         };
-        let base =
-            (i.memory_base() != Register::None).then(|| place(self, i.memory_base(), reg::T0));
+        let base = (i.memory_base() != Register::None).then(|| place(self, i.memory_base()));
         let index = (i.memory_index() != Register::None).then(|| {
-            let r = place(self, i.memory_index(), reg::T1);
+            let r = place(self, i.memory_index());
             (r, i.memory_index_scale().trailing_zeros() as u8)
         });
         Ea {
@@ -292,20 +307,15 @@ impl Emitter {
     }
 
     /// Checks an access of `size` bytes at T0. Afterwards T0 + T1 is the host
-    /// address. `retry` is where the address computation began.
-    pub(super) fn check(&mut self, retry: usize, write: bool, size: usize, live: bool) {
-        self.check_range(retry, write, size, live, None);
+    /// address. After a miss the check is entered again, with the address in T0.
+    pub(super) fn check(&mut self, write: bool, size: usize, live: bool) {
+        self.check_range(write, size, live, None);
     }
 
-    fn check_range(
-        &mut self,
-        retry: usize,
-        write: bool,
-        size: usize,
-        live: bool,
-        group: Option<u16>,
-    ) {
+    fn check_range(&mut self, write: bool, size: usize, live: bool, group: Option<u16>) {
         let b = bank(self.view, write);
+        let retry = self.hot.pos;
+        self.holds = 0;
         self.guarded(live, |e| {
             if e.bmi2 {
                 e.hot.rorx32(reg::T1, reg::T0, 9);
@@ -345,6 +355,7 @@ impl Emitter {
     /// page afterwards.
     fn check_constant(&mut self, address: u64, write: bool, size: usize, live: bool) -> Place {
         let retry = self.hot.pos;
+        self.holds = 0;
         let slot = bank(self.view, write) + ((address >> 12) as usize & (TLB_ENTRIES - 1)) * 8;
         let tag = Ea {
             disp: (slot + offset_of!(TlbBank, neg_page)) as i32,
@@ -390,9 +401,8 @@ impl Emitter {
                 return self.check_constant(address, write, size, live);
             }
         }
-        let retry = self.hot.pos;
         self.address(i);
-        self.check(retry, write, size, live);
+        self.check(write, size, live);
         Place::CHECKED
     }
 
@@ -400,14 +410,13 @@ impl Emitter {
     fn group_place(&mut self, live: bool) -> Option<Place> {
         let m = self.member?;
         if let Some(c) = m.check {
-            let retry = self.hot.pos;
             let ea = Ea {
                 base: Some(c.base),
                 index: None,
                 disp: c.low,
             };
-            self.hot.lea(reg::T0, ea, true);
-            self.check_range(retry, c.write, c.span as usize, live, Some(c.span));
+            self.move_address(ea, true);
+            self.check_range(c.write, c.span as usize, live, Some(c.span));
         }
         Some(Place {
             disp: m.offset,
@@ -420,14 +429,13 @@ impl Emitter {
         if let Some(place) = self.group_place(live) {
             return place;
         }
-        let retry = self.hot.pos;
         let ea = Ea {
             base: Some(reg::RSP),
             index: None,
             disp,
         };
-        self.hot.lea(reg::T0, ea, true);
-        self.check(retry, write, 8, live);
+        self.move_address(ea, true);
+        self.check(write, 8, live);
         Place::CHECKED
     }
 
@@ -439,7 +447,7 @@ impl Emitter {
         }
         for t in [reg::T0, reg::T1] {
             if r & 1 << t != 0 {
-                self.hot.load(t, gpr(t));
+                self.want(t);
             }
         }
         self.copy(bytes);
@@ -447,6 +455,16 @@ impl Emitter {
             if w & 1 << t != 0 {
                 self.hot.store(t, gpr(t));
             }
+        }
+        self.holds |= w;
+    }
+
+    /// Loads a spilled guest register into its host register, unless it is
+    /// there.
+    fn want(&mut self, t: u8) {
+        if self.holds & 1 << t == 0 {
+            self.hot.load(t, gpr(t));
+            self.holds |= 1 << t;
         }
     }
 
@@ -464,6 +482,7 @@ impl Emitter {
         }
         if spilled(n) {
             self.hot.store(n, gpr(n));
+            self.holds |= 1 << n;
         }
     }
 
@@ -588,6 +607,8 @@ impl Emitter {
         if written & 1 << value != 0 {
             self.hot.store(value, gpr(value));
         }
+        self.holds = 1 << value;
+        self.relied.push(self.insn);
     }
 
     /// AH..BH cannot be encoded next to r14 or r15: borrow a low register.
@@ -676,10 +697,10 @@ impl Emitter {
 
     /// `leave`.
     pub fn leave(&mut self, live: bool) {
-        let retry = self.hot.pos;
         self.hot.mov(reg::T0, reg::RBP);
-        self.check(retry, false, 8, live);
-        self.hot.op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
+        self.check(false, 8, live);
+        self.hot
+            .op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
         let ea = Ea {
             base: Some(reg::RBP),
             index: None,
@@ -814,29 +835,22 @@ impl Emitter {
     /// The four entries of a block (see `Entries`); returns their offsets.
     pub fn prologue(&mut self, rip: u64, map: u32, live: bool) -> crate::translate::cache::Entries {
         let mut e = crate::translate::cache::Entries {
-            indirect: self.hot.pos as u32,
+            cross_page: self.hot.pos as u32,
             ..Default::default()
         };
         let page = code_page_slot(rip);
-        self.guarded(live, |e| {
-            if rip as i64 == i64::from(rip as i32) {
-                // cmp r14, imm32
-                e.hot.bytes(&[0x49, 0x81, 0xfe]);
-                e.hot.dword(rip as u32);
-            } else {
-                e.hot.mov_imm(reg::T1, rip);
-                // cmp r14, r15
-                e.hot.bytes(&[0x4d, 0x39, 0xfe]);
-            }
-            let jump = e.hot.jcc(cc::NE);
-            e.slow(jump, SlowKind::WrongTarget { flags_saved: live });
-        });
-        e.cross_page = self.hot.pos as u32;
         self.guarded(live, |e| {
             e.hot.cmp_state32(page, map);
             let jump = e.hot.jcc(cc::NE);
             e.slow(jump, SlowKind::WrongPage { flags_saved: live });
         });
+        // jmp short over the next entry
+        self.hot.bytes(&[0xeb, 0]);
+        let over = self.hot.pos;
+        e.indirect = self.hot.pos as u32;
+        self.check_target(rip, page, map);
+        let length = (self.hot.pos - over) as u8;
+        self.hot.patch8(over - 1, length);
         e.poll = self.hot.pos as u32;
         self.guarded(live, |e| {
             e.hot.cmp_state32(offset_of!(Cpu, pending), 0);
@@ -845,6 +859,40 @@ impl Emitter {
         });
         e.direct = self.hot.pos as u32;
         e
+    }
+
+    /// Leaves unless r14 is `rip` and its page is mapped as it was. Preserves
+    /// the flags: if this is not the block that was wanted, the one that is
+    /// may read them.
+    fn check_target(&mut self, rip: u64, page: usize, map: u32) {
+        self.hot.mov(reg::T1, reg::RCX);
+        let minus = rip.wrapping_neg();
+        let near = i64::from(minus as i32) == minus as i64;
+        let (base, index, disp) = if near {
+            (reg::T0, None, minus as i32)
+        } else {
+            self.hot.mov_imm(reg::RCX, minus);
+            (reg::RCX, Some((reg::T0, 0)), 0)
+        };
+        let difference = |base, index, disp| Ea {
+            base: Some(base),
+            index,
+            disp,
+        };
+        self.hot.lea(reg::RCX, difference(base, index, disp), true);
+        self.leave_unless_rcx_is_zero(SlowKind::WrongTarget);
+        self.hot.load32(reg::RCX, page);
+        self.hot
+            .lea(reg::RCX, difference(reg::RCX, None, -(map as i32)), true);
+        self.leave_unless_rcx_is_zero(SlowKind::WrongTarget);
+        self.hot.mov(reg::RCX, reg::T1);
+    }
+
+    fn leave_unless_rcx_is_zero(&mut self, what: SlowKind) {
+        // jrcxz over the jump
+        self.hot.bytes(&[0xe3, 5]);
+        let jump = self.hot.jmp();
+        self.slow(jump, what);
     }
 
     /// Before an instruction that reaches into the next page: interprets it
@@ -923,8 +971,8 @@ impl Emitter {
                 self.restore_flags(flags_saved);
                 Record::new(Kind::Poll, start.0)
             }
-            SlowKind::WrongTarget { flags_saved } => {
-                self.restore_flags(flags_saved);
+            SlowKind::WrongTarget => {
+                self.cold.mov(reg::RCX, reg::T1);
                 Record::new(Kind::Indirect, 0)
             }
             SlowKind::WrongPage { flags_saved } => {

@@ -7,8 +7,8 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::cpu::{Cpu, View, flag, seg};
 use crate::translate::asm::{Ea, cc, reg};
-use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, segment_base, spilled};
 use crate::translate::emit::SlowKind;
+use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, segment_base, spilled};
 
 const RFLAGS: usize = offset_of!(Cpu, rflags);
 
@@ -118,8 +118,7 @@ impl Emitter {
         self.hot.load(reg::T0, RFLAGS);
         // and r14d, !(status | RF | VM)
         self.hot.bytes(&[0x41, 0x81, 0xe6]);
-        self.hot
-            .dword(!(STATUS | (flag::RF | flag::VM) as u32));
+        self.hot.dword(!(STATUS | (flag::RF | flag::VM) as u32));
         // or r15, r14
         self.hot.bytes(&[0x4d, 0x09, 0xf7]);
         self.hot.load(reg::T0, TARGET);
@@ -139,7 +138,6 @@ impl Emitter {
         }
         let n = number(i.op1_register());
         let wide = size == 8;
-        let retry = self.hot.pos;
         self.address(i);
         self.offset_register(n, wide);
         // sar r15, shift (movsxd first for 32-bit offsets)
@@ -154,7 +152,7 @@ impl Emitter {
         };
         self.hot.lea(reg::T0, words, true);
         let writes = i.mnemonic() != Mnemonic::Bt;
-        self.check(retry, writes, size, false);
+        self.check(writes, size, false);
         let host = Ea {
             base: Some(reg::T0),
             index: Some((reg::T1, 0)),

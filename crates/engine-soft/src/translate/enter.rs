@@ -10,6 +10,9 @@ use std::mem::offset_of;
 
 use crate::cpu::Cpu;
 
+// `Cpu` is repr(C); the parts that the assembly addresses are integers, and
+// the others are only reached by `offset_of` from Rust.
+#[allow(improper_ctypes)]
 unsafe extern "sysv64" {
     fn holm_soft_enter_avx(cpu: *mut Cpu, code: *const u8);
     fn holm_soft_enter_sse(cpu: *mut Cpu, code: *const u8);
@@ -67,7 +70,7 @@ macro_rules! switch_code {
             "mov r11, [rdi + 88]",
             "mov r12, [rdi + 96]",
             "mov r13, [rdi + 104]",
-            "mov r14, [rdi + {rip}]",
+            "mov r14, [rdi + {operand}]",
             "mov rdi, [rdi + 56]",
             "jmp qword ptr gs:[{entry}]",
             concat!(".globl ", $exit),
@@ -126,7 +129,7 @@ macro_rules! switch_code {
             flags_ax = const offset_of!(Cpu, jit.flags_ax),
             mxcsr = const offset_of!(Cpu, mxcsr),
             ymm = const offset_of!(Cpu, ymm),
-            rip = const offset_of!(Cpu, rip),
+            operand = const offset_of!(Cpu, jit.operand),
             host_mxcsr = sym HOST_MXCSR,
         );
     };

@@ -21,8 +21,6 @@ pub(crate) enum Kind {
     Poll = 5,
     /// As `TlbMiss`, of a group's range (its length is in `next`).
     GroupMiss = 7,
-    /// The host CPU raised an exception (no record).
-    Fault = 6,
 }
 
 /// An exit record, 24 bytes.
@@ -48,8 +46,6 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub const SIZE: usize = 24;
-
     pub fn new(kind: Kind, rip: u64) -> Self {
         Self {
             kind: kind as u8,

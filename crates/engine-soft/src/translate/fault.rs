@@ -113,7 +113,10 @@ fn block_signals() {
         let (mut all, mut old): (libc::sigset_t, libc::sigset_t) =
             (std::mem::zeroed(), std::mem::zeroed());
         libc::sigfillset(&mut all);
-        for s in SIGNALS.into_iter().chain([libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS]) {
+        for s in SIGNALS
+            .into_iter()
+            .chain([libc::SIGTRAP, libc::SIGABRT, libc::SIGSYS])
+        {
             libc::sigdelset(&mut all, s);
         }
         if libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut old) == 0 {

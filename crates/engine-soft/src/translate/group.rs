@@ -116,7 +116,9 @@ fn join(g: &mut Open, k: usize, a: &Access) -> bool {
 fn close(g: Option<Open>, out: &mut [Option<Member>]) {
     let Some(g) = g else { return };
     let n = g.members.len();
-    let Ok(low) = i32::try_from(g.low) else { return };
+    let Ok(low) = i32::try_from(g.low) else {
+        return;
+    };
     if n < 2 {
         return;
     }
@@ -175,12 +177,7 @@ fn operand(i: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access>
     {
         return None;
     }
-    let high = |r: Register| {
-        matches!(
-            r,
-            Register::AH | Register::CH | Register::DH | Register::BH
-        )
-    };
+    let high = |r: Register| matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
     let mut scratch = 0;
     for k in 0..i.op_count() {
         if i.op_kind(k) == OpKind::Register {

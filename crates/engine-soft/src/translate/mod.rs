@@ -15,9 +15,9 @@ pub(crate) mod cache;
 pub(crate) mod classify;
 pub(crate) mod dispatch;
 pub(crate) mod emit;
+mod emit_system;
 pub(crate) mod enter;
 pub(crate) mod exit;
-mod emit_system;
 pub(crate) mod fault;
 pub(crate) mod group;
 

@@ -9,7 +9,7 @@ use super::{DATA_SIZE, Mode};
 /// RFLAGS bits that are compared: arithmetic, direction.
 pub const COMPARED_FLAGS: u64 = 0x8d5 | 0x400;
 
-/// One instruction and the state before it.
+/// One instruction, or a few that follow each other, and the state before.
 #[derive(Clone)]
 pub struct Case {
     /// `Mode::Long` or `Mode::Compat`, at CPL 3.
@@ -17,7 +17,9 @@ pub struct Case {
     /// The code at `CODE`.
     pub bytes: Vec<u8>,
     /// The same, decoded there.
-    pub instruction: Instruction,
+    pub instructions: Vec<Instruction>,
+    /// Arithmetic flags that are undefined after the last one.
+    pub undefined: u64,
     /// General registers.
     pub gpr: [u64; 16],
     /// RFLAGS.
@@ -26,6 +28,20 @@ pub struct Case {
     pub xsave: Box<[u8; 832]>,
     /// Contents of the operand pages at `DATA`.
     pub memory: Vec<u8>,
+}
+
+impl Case {
+    /// The code as text.
+    pub fn text(&self) -> String {
+        let all: Vec<_> = self.instructions.iter().map(|i| i.to_string()).collect();
+        format!("{:02x?} `{}`", self.bytes, all.join("; "))
+    }
+
+    fn ever_undefined(&self) -> u64 {
+        self.instructions
+            .iter()
+            .fold(0, |all, i| all | undefined_flags(i))
+    }
 }
 
 /// How an instruction ended.
@@ -44,6 +60,8 @@ pub enum End {
 pub struct Outcome {
     /// How it ended.
     pub end: End,
+    /// Instruction pointer then: of the faulting instruction, or the next.
+    pub rip: u64,
     /// General registers.
     pub gpr: [u64; 16],
     /// RFLAGS.
@@ -72,7 +90,7 @@ pub trait Executor {
 }
 
 /// RFLAGS bits of a set in iced's numbering.
-fn rflags_of(iced: u32) -> u64 {
+pub fn rflags_of(iced: u32) -> u64 {
     [
         (RflagsBits::CF, 1),
         (RflagsBits::PF, 4),
@@ -91,54 +109,60 @@ pub fn undefined_flags(i: &Instruction) -> u64 {
     rflags_of(i.rflags_undefined())
 }
 
-/// Arithmetic flags that an instruction overwrites without reading them.
-pub fn dead_flags(i: &Instruction) -> u64 {
-    rflags_of(i.rflags_modified() & !i.rflags_read())
+/// Arithmetic flags that the instructions from `rip` on overwrite before they
+/// read them.
+fn dead_flags(case: &Case, rip: u64) -> u64 {
+    let (mut live, mut dead) = (0, 0);
+    for i in case.instructions.iter().filter(|i| i.ip() >= rip) {
+        live |= i.rflags_read() & !dead;
+        dead |= i.rflags_modified() & !live;
+    }
+    rflags_of(dead)
+}
+
+/// The instruction at which a case ended, or its last.
+fn ended_at(case: &Case, rip: u64) -> Instruction {
+    let at = case.instructions.iter().find(|i| i.ip() == rip);
+    *at.or(case.instructions.last()).unwrap()
 }
 
 /// Where the manual leaves open how an instruction faults: those that store
 /// or load many values may report any of them in CR2.
-fn normal_end(case: &Case, end: End) -> End {
+fn normal_end(at: &Instruction, end: End) -> End {
     use iced_x86::Mnemonic as M;
     let many = matches!(
-        case.instruction.mnemonic(),
-        M::Fldenv
-            | M::Fnstenv
-            | M::Frstor
-            | M::Fnsave
-            | M::Pusha
-            | M::Pushad
-            | M::Popa
-            | M::Popad
+        at.mnemonic(),
+        M::Fldenv | M::Fnstenv | M::Frstor | M::Fnsave | M::Pusha | M::Pushad | M::Popa | M::Popad
     );
     match end {
         End::Fault(mut e) if many => {
-            e.cr2 &= !0xfff;
+            e.cr2 = 0;
             End::Fault(e)
         }
         other => other,
     }
 }
 
-/// An operand that is misaligned and not there: generated code may find either
-/// first.
+/// An operand that is not there, and is misaligned or comes with a pending x87
+/// exception: generated code may find either first.
 fn misaligned_or_absent(a: End, b: End) -> bool {
     matches!(
         (a, b),
         (
-            End::Fault(Exception { vector: 13, .. }),
+            End::Fault(Exception {
+                vector: 13 | 16,
+                ..
+            }),
             End::Fault(Exception { vector: 14, .. })
         )
     )
 }
 
 /// The loads and stores before the faulting one of several may have happened.
-fn leaves_parts_open(case: &Case, end: End) -> bool {
+fn leaves_parts_open(at: &Instruction, end: End) -> bool {
     use iced_x86::Mnemonic as M;
-    matches!(end, End::Fault(_)) && matches!(
-            case.instruction.mnemonic(),
-            M::Pusha | M::Pushad | M::Popa | M::Popad
-        )
+    matches!(end, End::Fault(_))
+        && matches!(at.mnemonic(), M::Pusha | M::Pushad | M::Popa | M::Popad)
 }
 
 const GPR: [&str; 16] = [
@@ -150,18 +174,17 @@ const GPR: [&str; 16] = [
 /// they agree in all that is defined.
 ///
 /// `exact`: see [`Executor::is_exact`].
-pub fn difference(
-    case: &Case,
-    a: &Outcome,
-    b: &Outcome,
-    exact: bool,
-) -> Option<String> {
+pub fn difference(case: &Case, a: &Outcome, b: &Outcome, exact: bool) -> Option<String> {
     if a.end == End::Unknown || b.end == End::Unknown {
         return None;
     }
     let mut out = String::new();
+    let at = ended_at(case, a.rip);
+    if a.rip != b.rip {
+        out += &format!("  rip {:#x} / {:#x}\n", a.rip, b.rip);
+    }
     let both_fault = !exact && misaligned_or_absent(a.end, b.end);
-    if normal_end(case, a.end) != normal_end(case, b.end) && !both_fault {
+    if normal_end(&at, a.end) != normal_end(&at, b.end) && !both_fault {
         out += &format!("  end {:x?} / {:x?}\n", a.end, b.end);
     }
     let registers = if case.mode == Mode::Long { 16 } else { 8 };
@@ -172,14 +195,15 @@ pub fn difference(
     };
     for (n, name) in GPR.iter().enumerate().take(registers) {
         let (x, y) = (a.gpr[n] & mask, b.gpr[n] & mask);
-        if x != y && !(leaves_parts_open(case, a.end) && n != 4) {
+        if x != y && !(leaves_parts_open(&at, a.end) && n != 4) {
             out += &format!("  {name} {x:#x} / {y:#x} (was {:#x})\n", case.gpr[n]);
         }
     }
     let defined = match a.end {
-        End::Next(_) => COMPARED_FLAGS & !undefined_flags(&case.instruction),
-        _ if exact => COMPARED_FLAGS,
-        _ => COMPARED_FLAGS & !dead_flags(&case.instruction),
+        End::Next(_) => COMPARED_FLAGS & !case.undefined,
+        // Undefined ones may be among them.
+        _ if exact && case.instructions.len() == 1 => COMPARED_FLAGS,
+        _ => COMPARED_FLAGS & !dead_flags(case, a.rip) & !case.ever_undefined(),
     };
     if (a.rflags ^ b.rflags) & defined != 0 {
         out += &format!(
@@ -188,7 +212,7 @@ pub fn difference(
         );
     }
     bytes(&mut out, "state", &a.xsave[..], &b.xsave[..]);
-    if !leaves_parts_open(case, a.end) {
+    if !leaves_parts_open(&at, a.end) {
         bytes(&mut out, "memory", &a.memory, &b.memory);
     }
     (!out.is_empty()).then_some(out)

@@ -2,183 +2,15 @@
 //! guests, with operands and values from a seed.
 
 use iced_x86::{
-    Code, CpuidFeature as F, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl,
-    Instruction, InstructionInfoFactory, Mnemonic as M, OpCodeOperandKind as K, OpKind, Register,
+    Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, InstructionInfoFactory,
+    Mnemonic as M, OpAccess, OpCodeOperandKind as K, OpKind, Register,
 };
 
-use super::case::{Case, MEMORY};
+use super::case::{Case, MEMORY, rflags_of, undefined_flags};
 use super::{BASE, CODE, DATA, DATA_SIZE, Mode, RAM_SIZE, READ_ONLY, Random, UNMAPPED, host};
 
-/// Extensions in the corpus; those that the host lacks are left out.
-const FEATURES: [F; 36] = [
-    F::INTEL8086,
-    F::INTEL186,
-    F::INTEL286,
-    F::INTEL386,
-    F::INTEL486,
-    F::X64,
-    F::CMOV,
-    F::CX8,
-    F::CMPXCHG16B,
-    F::MULTIBYTENOP,
-    F::PAUSE,
-    F::FPU,
-    F::FPU287,
-    F::FPU387,
-    F::MMX,
-    F::SSE,
-    F::SSE2,
-    F::SSE3,
-    F::SSSE3,
-    F::SSE4_1,
-    F::SSE4_2,
-    F::POPCNT,
-    F::LZCNT,
-    F::MOVBE,
-    F::BMI1,
-    F::BMI2,
-    F::ADX,
-    F::AES,
-    F::PCLMULQDQ,
-    F::SHA,
-    F::AVX,
-    F::AVX2,
-    F::FMA,
-    F::F16C,
-    F::CLFSH,
-    F::PREFETCHW,
-];
-
-fn host_has(f: F) -> bool {
-    use std::is_x86_feature_detected as has;
-    match f {
-        F::SSE3 => has!("sse3"),
-        F::SSSE3 => has!("ssse3"),
-        F::SSE4_1 => has!("sse4.1"),
-        F::SSE4_2 => has!("sse4.2"),
-        F::POPCNT => has!("popcnt"),
-        F::LZCNT => has!("lzcnt"),
-        F::MOVBE => has!("movbe"),
-        F::BMI1 => has!("bmi1"),
-        F::BMI2 => has!("bmi2"),
-        F::ADX => has!("adx"),
-        F::AES => has!("aes"),
-        F::PCLMULQDQ => has!("pclmulqdq"),
-        F::SHA => has!("sha"),
-        F::AVX => has!("avx"),
-        F::AVX2 => has!("avx2"),
-        F::FMA => has!("fma"),
-        F::F16C => has!("f16c"),
-        _ => true,
-    }
-}
-
-/// Whether a form can be compared with the host running it in user space: no
-/// system instruction, nothing whose result is not a function of the state.
-fn comparable(code: Code, bits: u32) -> bool {
-    let o = code.op_code();
-    let i = {
-        let mut i = Instruction::new();
-        i.set_code(code);
-        i
-    };
-    let features = i.cpuid_features();
-    let known = !features.is_empty()
-        && features
-            .iter()
-            .all(|f| FEATURES.contains(f) && host_has(*f));
-    let flow = matches!(
-        i.flow_control(),
-        FlowControl::Next
-            | FlowControl::UnconditionalBranch
-            | FlowControl::IndirectBranch
-            | FlowControl::ConditionalBranch
-            | FlowControl::Return
-            | FlowControl::Call
-            | FlowControl::IndirectCall
-    );
-    known
-        && flow
-        && o.is_instruction()
-        && !o.fwait()
-        && o.is_available_in_mode(bits)
-        && o.decoder_option() == 0
-        && matches!(o.encoding(), EncodingKind::Legacy | EncodingKind::VEX)
-        && !o.must_be_cpl0()
-        && !i.is_privileged()
-        && !is_system(code)
-        && !(bits == 64
-            && o.op_kinds()
-                .iter()
-                .any(|k| matches!(k, K::br16_1 | K::br16_2)))
-        && o.op_kinds().iter().all(|k| !is_system_operand(*k))
-}
-
-fn is_system_operand(k: K) -> bool {
-    matches!(
-        k,
-        K::farbr2_2
-            | K::farbr4_2
-            | K::seg_reg
-            | K::cr_reg
-            | K::dr_reg
-            | K::tr_reg
-            | K::es
-            | K::cs
-            | K::ss
-            | K::ds
-            | K::fs
-            | K::gs
-            | K::mem_mpx
-            | K::mem_mib
-            | K::sibmem
-            | K::brdisp_2
-            | K::brdisp_4
-    )
-}
-
-fn is_system(code: Code) -> bool {
-    let mut i = Instruction::new();
-    i.set_code(code);
-    matches!(
-        i.mnemonic(),
-        M::In | M::Out | M::Insb | M::Insw | M::Insd | M::Outsb | M::Outsw | M::Outsd
-            | M::Cli | M::Sti | M::Hlt | M::Int1 | M::Int3 | M::Int | M::Into | M::Iret
-            | M::Iretd | M::Iretq | M::Syscall | M::Sysenter | M::Sysexit | M::Sysret
-            | M::Cpuid | M::Rdtsc | M::Rdtscp | M::Rdpmc | M::Lar | M::Lsl | M::Verr | M::Verw
-            | M::Sgdt | M::Sidt | M::Sldt | M::Str | M::Smsw | M::Lgdt | M::Lidt | M::Lldt
-            | M::Ltr | M::Lmsw | M::Lds | M::Les | M::Lfs | M::Lgs | M::Lss | M::Arpl
-            | M::Retf | M::Xgetbv | M::Xsetbv | M::Loadall | M::Umov | M::Ud0 | M::Ud1 | M::Ud2
-            // Images of their own; their tests are elsewhere.
-            | M::Xsave | M::Xsave64 | M::Xrstor | M::Xrstor64 | M::Fxsave | M::Fxsave64
-            | M::Fxrstor | M::Fxrstor64
-            // Undefined results.
-            | M::Reservednop
-    ) || matches!(
-        code,
-        Code::Bswap_r16
-            | Code::Jmp_m1616
-            | Code::Jmp_m1632
-            | Code::Jmp_m1664
-            | Code::Call_m1616
-            | Code::Call_m1632
-            | Code::Call_m1664
-            // 16-bit near branches leave the code page.
-            | Code::Jmp_rm16
-            | Code::Call_rm16
-            | Code::Retnw
-            | Code::Retnw_imm16
-            | Code::Jmp_rel16
-            | Code::Call_rel16
-    )
-}
-
-/// All forms of a mode that are compared with the host.
-pub fn forms(mode: Mode) -> Vec<Code> {
-    let bits = if mode == Mode::Long { 64 } else { 32 };
-    Code::values().filter(|c| comparable(*c, bits)).collect()
-}
-
+/// Longest sequence in bytes; branches go beyond it.
+const SEQUENCE: u64 = 0x60;
 const LONG: [u32; 16] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
 
 /// Where an operand lies.
@@ -245,38 +77,147 @@ impl Maker {
 
     /// One case of a form, or `None` if this try gave none.
     pub fn make(&mut self, code: Code) -> Option<Case> {
-        let (bytes, i) = self.instruction(code)?;
+        let (bytes, i) = self.instruction(code, CODE)?;
+        let mut case = self.blank();
+        case.bytes = bytes;
+        case.instructions = vec![i];
+        case.undefined = undefined_flags(&i);
+        if self.rng.below(4) == 0 && is_string(&i) {
+            case.rflags |= 0x400;
+        }
+        self.special_values(&mut case, &i);
+        self.addresses(&mut case, &i, 0)?;
+        self.narrow(&mut case);
+        self.special_memory(&mut case, &i);
+        (self.is_safe(&case, &i) && stack_is_safe(&case, &i)).then_some(case)
+    }
+
+    /// Registers and memory at random, no code yet.
+    fn blank(&mut self) -> Case {
         let mut case = Case {
             mode: self.mode,
-            bytes,
-            instruction: i,
+            bytes: Vec::new(),
+            instructions: Vec::new(),
+            undefined: 0,
             gpr: [0; 16],
             rflags: self.rng.next() & 0x8d5 | 0x202,
             xsave: self.vectors(),
             memory: vec![0; MEMORY],
         };
-        if self.rng.below(4) == 0 && is_string(&i) {
-            case.rflags |= 0x400;
-        }
         for r in &mut case.gpr {
             *r = self.rng.value();
         }
+        case.gpr[4] = DATA + 0x2000 + self.rng.below(64) * 8;
         self.rng.fill(&mut case.memory);
-        self.special_values(&mut case);
-        self.addresses(&mut case)?;
+        case
+    }
+
+    /// Registers that the mode does not have, or not in full, are zero.
+    fn narrow(&self, case: &mut Case) {
         if self.mode != Mode::Long {
             for (n, r) in case.gpr.iter_mut().enumerate() {
                 *r = if n < 8 { *r & 0xffff_ffff } else { 0 };
             }
         }
-        self.special_memory(&mut case);
-        self.is_safe(&case).then_some(case)
     }
 
-    /// Encodes an instance of a form, operands at random.
-    pub fn instruction(&mut self, code: Code) -> Option<(Vec<u8>, Instruction)> {
+    /// A few instructions that follow each other, of these forms. Address
+    /// registers keep their first value until they are used.
+    pub fn sequence(&mut self, forms: &[Code], length: usize) -> Option<Case> {
+        let mut case = self.blank();
+        let (mut written, mut pinned) = (0u32, 0u32);
+        for _ in 0..length * 4 {
+            let ip = CODE + case.bytes.len() as u64;
+            if case.instructions.len() == length || case.bytes.len() as u64 + 15 > SEQUENCE {
+                break;
+            }
+            let form = self.rng.pick(forms);
+            let Some((bytes, i)) = self.instruction(form, ip) else {
+                continue;
+            };
+            let before = case.gpr;
+            let Some((address, writes)) = self.fits(&i, written, case.undefined) else {
+                continue;
+            };
+            if self.addresses(&mut case, &i, pinned | written).is_none() || !self.is_safe(&case, &i)
+            {
+                case.gpr = before;
+                continue;
+            }
+            written |= writes;
+            pinned |= address;
+            if !may_leave_flags(&i) {
+                case.undefined &= !defined_flags(&i);
+            }
+            case.undefined |= undefined_flags(&i);
+            case.bytes.extend_from_slice(&bytes);
+            case.instructions.push(i);
+            if i.flow_control() != FlowControl::Next {
+                break;
+            }
+        }
+        self.narrow(&mut case);
+        (case.instructions.len() > 1).then_some(case)
+    }
+
+    /// Whether an instruction may follow in a sequence: the registers that
+    /// make its addresses, and those that it writes, as bit sets.
+    fn fits(&mut self, i: &Instruction, written: u32, undefined: u64) -> Option<(u32, u32)> {
+        let direct = matches!(
+            i.flow_control(),
+            FlowControl::Next | FlowControl::ConditionalBranch | FlowControl::UnconditionalBranch
+        );
+        let special = matches!(
+            i.mnemonic(),
+            // Images with addresses of the last instruction; bits of MXCSR
+            // that the guest is not shown; #MF or not by vendor.
+            M::Ldmxcsr
+                | M::Vldmxcsr
+                | M::Cvtpi2ps
+                | M::Fnstenv
+                | M::Fnsave
+                | M::Popf
+                | M::Popfd
+                | M::Popfq
+                | M::Leave
+                | M::Enter
+                | M::Xlatb
+                | M::Maskmovq
+                | M::Maskmovdqu
+                | M::Vmaskmovdqu
+        );
+        let vector_index = i.memory_index().is_vector_register();
+        if !direct || special || vector_index || is_string(i) || read_flags(i) & undefined != 0 {
+            return None;
+        }
+        let info = self.info.info(i);
+        let bit = |r: Register| match r.is_gpr() {
+            true => 1u32 << (r.full_register().number() & 15),
+            false => 0,
+        };
+        let address = info
+            .used_memory()
+            .iter()
+            .fold(0, |all, m| all | bit(m.base()) | bit(m.index()));
+        let writes = info
+            .used_registers()
+            .iter()
+            .filter(|u| !matches!(u.access(), OpAccess::Read | OpAccess::CondRead))
+            .fold(0, |all, u| all | bit(u.register()));
+        let offset = match i.mnemonic() {
+            M::Bt | M::Bts | M::Btr | M::Btc if i.op0_kind() == OpKind::Memory => {
+                bit(i.op1_register())
+            }
+            _ => 0,
+        };
+        ((address | offset) & written == 0).then_some((address | offset, writes))
+    }
+
+    /// Encodes an instance of a form at an address, operands at random.
+    pub fn instruction(&mut self, code: Code, ip: u64) -> Option<(Vec<u8>, Instruction)> {
         let mut i = Instruction::new();
         i.set_code(code);
+        i.set_ip(ip);
         let o = code.op_code();
         for (n, k) in o.op_kinds().iter().enumerate() {
             self.operand(&mut i, n as u32, *k);
@@ -291,9 +232,9 @@ impl Maker {
             i.set_has_repne_prefix(true);
         }
         let mut encoder = Encoder::new(self.bits());
-        encoder.encode(&i, CODE).ok()?;
+        encoder.encode(&i, ip).ok()?;
         let bytes = encoder.take_buffer();
-        let mut d = Decoder::with_ip(self.bits(), &bytes, CODE, DecoderOptions::NONE);
+        let mut d = Decoder::with_ip(self.bits(), &bytes, ip, DecoderOptions::NONE);
         let i = d.decode();
         (i.len() == bytes.len() && i.code() == code).then_some((bytes, i))
     }
@@ -389,7 +330,14 @@ impl Maker {
             K::gs => set(OpKind::Register, Register::GS),
             K::farbr2_2 | K::farbr4_2 => {
                 let wide = k == K::farbr4_2;
-                i.set_op_kind(n, if wide { OpKind::FarBranch32 } else { OpKind::FarBranch16 });
+                i.set_op_kind(
+                    n,
+                    if wide {
+                        OpKind::FarBranch32
+                    } else {
+                        OpKind::FarBranch16
+                    },
+                );
                 i.set_far_branch_selector(self.rng.below(0x60) as u16);
                 let to = CODE + self.rng.below(0x1000);
                 if wide {
@@ -414,7 +362,7 @@ impl Maker {
     fn immediate_or_string(&mut self, i: &mut Instruction, n: u32, k: K) {
         let v = self.rng.value();
         let (long, address) = (self.mode == Mode::Long, self.rng.below(4) == 0);
-        let near = CODE + 0x40 + self.rng.below(48);
+        let near = i.ip() + SEQUENCE + self.rng.below(16);
         let (kind, v) = match k {
             K::imm8 if n > 0 && i.op_kind(n - 1) == OpKind::Immediate16 => {
                 (OpKind::Immediate8_2nd, v & 3)
@@ -576,10 +524,8 @@ impl Maker {
     }
 
     /// Registers with a meaning that random values would not have.
-    fn special_values(&mut self, case: &mut Case) {
-        let i = case.instruction;
+    fn special_values(&mut self, case: &mut Case, i: &Instruction) {
         let rng = &mut self.rng;
-        case.gpr[4] = DATA + 0x2000 + rng.below(64) * 8;
         match rng.below(24) {
             0 => case.gpr[4] = DATA + rng.below(2) * 4,
             1 => case.gpr[4] = UNMAPPED - rng.below(2) * 4,
@@ -602,7 +548,7 @@ impl Maker {
             }
             M::Cmpxchg8b | M::Cmpxchg16b | M::Cmpxchg => {}
             M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu => case.gpr[7] = DATA + 0xff8,
-            _ if is_string(&i) => {
+            _ if is_string(i) => {
                 case.gpr[1] = rng.below(24);
                 case.gpr[6] = DATA + 0xf80 + rng.below(256);
                 case.gpr[7] = DATA + 0x1f80 + rng.below(256);
@@ -618,27 +564,32 @@ impl Maker {
     }
 
     /// Gives base and index registers the values that make the operand lie
-    /// where it shall.
-    fn addresses(&mut self, case: &mut Case) -> Option<()> {
-        let i = case.instruction;
+    /// where it shall; registers in `fixed` keep theirs.
+    fn addresses(&mut self, case: &mut Case, i: &Instruction, fixed: u32) -> Option<()> {
+        let is_fixed =
+            |r: Register| r.is_gpr() && fixed >> (r.full_register().number() & 15) & 1 != 0;
         let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         if !memory || i.mnemonic() == M::Xlatb {
             return Some(());
         }
         let (base, index) = (i.memory_base(), i.memory_index());
         if index.is_vector_register() {
-            return self.vsib_values(case);
+            return self.vsib_values(case, i);
         }
         if matches!(i.mnemonic(), M::Bt | M::Bts | M::Btr | M::Btc)
             && i.op1_kind() == OpKind::Register
         {
             let r = i.op1_register().full_register();
-            if r == base.full_register() || r == index.full_register() {
+            if r == base.full_register() || r == index.full_register() || is_fixed(r) {
                 return None;
             }
             case.gpr[r.number()] = (self.rng.below(0x4000) as i64 - 0x2000) as u64;
         }
         if base == Register::RIP || base == Register::None && index == Register::None {
+            return Some(());
+        }
+        if is_fixed(base) || is_fixed(index) {
+            // Whether that lies well is the caller's question.
             return Some(());
         }
         let target = self.target(i.memory_size().size() as u64);
@@ -666,8 +617,7 @@ impl Maker {
         Some(())
     }
 
-    fn vsib_values(&mut self, case: &mut Case) -> Option<()> {
-        let i = case.instruction;
+    fn vsib_values(&mut self, case: &mut Case, i: &Instruction) -> Option<()> {
         let small = 0x100 / u64::from(i.memory_index_scale());
         let index = i.memory_index().number();
         let wide = format!("{:?}", i.mnemonic()).contains("gatherq");
@@ -685,19 +635,25 @@ impl Maker {
 
     /// Indirect branches and returns go into the code page; popped flags do
     /// not trap.
-    fn special_memory(&mut self, case: &mut Case) {
-        let i = case.instruction;
+    fn special_memory(&mut self, case: &mut Case, i: &Instruction) {
         let target = CODE + 0x200 + self.rng.below(256);
         match i.flow_control() {
             FlowControl::Return => put(case, case.gpr[4], target),
             FlowControl::IndirectBranch | FlowControl::IndirectCall => {
                 if i.op0_kind() == OpKind::Register {
                     case.gpr[i.op0_register().full_register().number()] = target;
-                } else if let Some(at) = self.addresses_used(case).first() {
+                } else if let Some(at) = self.addresses_used(case, i).first() {
                     put(case, *at, target);
                 }
             }
             _ => {}
+        }
+        if matches!(i.mnemonic(), M::Ldmxcsr | M::Vldmxcsr)
+            && let Some(at) = self.addresses_used(case, i).first()
+        {
+            // Valid, or with a bit that no CPU has.
+            let v = self.rng.next() & 0xffff | self.rng.below(2) << 31;
+            put(case, *at, v);
         }
         if matches!(i.mnemonic(), M::Popf | M::Popfd | M::Popfq) {
             let flags = self.rng.next() & 0xcd5 | 0x202;
@@ -705,14 +661,13 @@ impl Maker {
         }
     }
 
-    fn addresses_used(&mut self, case: &Case) -> Vec<u64> {
-        let i = case.instruction;
+    fn addresses_used(&mut self, case: &Case, i: &Instruction) -> Vec<u64> {
         let mask = if self.mode == Mode::Long {
             u64::MAX
         } else {
             0xffff_ffff
         };
-        let used: Vec<_> = self.info.info(&i).used_memory().to_vec();
+        let used: Vec<_> = self.info.info(i).used_memory().to_vec();
         let lanes = if i.memory_index().is_vector_register() {
             8
         } else {
@@ -744,14 +699,35 @@ impl Maker {
 
     /// Whether the host can run the case: everything that it may touch lies
     /// in the test's own pages, or faults for certain.
-    fn is_safe(&mut self, case: &Case) -> bool {
-        self.addresses_used(case).iter().all(|a| {
+    fn is_safe(&mut self, case: &Case, i: &Instruction) -> bool {
+        self.addresses_used(case, i).iter().all(|a| {
             (BASE + 0x4000..BASE + RAM_SIZE - 0x1000).contains(a)
                 && !(CODE - 0x1000..CODE + 0x2000).contains(a)
                 || (*a as i64) << 16 >> 16 != *a as i64
-        }) && (DATA..DATA + DATA_SIZE + 1).contains(&case.gpr[4])
-            | !case.instruction.is_stack_instruction()
+        })
     }
+}
+
+fn stack_is_safe(case: &Case, i: &Instruction) -> bool {
+    !i.is_stack_instruction() || (DATA..DATA + DATA_SIZE + 1).contains(&case.gpr[4])
+}
+
+/// Arithmetic flags that an instruction reads.
+fn read_flags(i: &Instruction) -> u64 {
+    rflags_of(i.rflags_read())
+}
+
+/// Arithmetic flags that have a defined value after it.
+fn defined_flags(i: &Instruction) -> u64 {
+    rflags_of(i.rflags_modified() & !i.rflags_undefined())
+}
+
+/// Shifts by zero leave the flags.
+fn may_leave_flags(i: &Instruction) -> bool {
+    matches!(
+        i.mnemonic(),
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    )
 }
 
 /// Puts a value into the operand pages, as far as it lies there.

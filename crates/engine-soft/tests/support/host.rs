@@ -223,7 +223,8 @@ impl Host {
         let bytes = vec![0x90];
         let case = Case {
             mode: Mode::Compat,
-            instruction: iced_x86::Decoder::with_ip(32, &bytes, CODE, 0).decode(),
+            instructions: vec![iced_x86::Decoder::with_ip(32, &bytes, CODE, 0).decode()],
+            undefined: 0,
             bytes,
             gpr: [0; 16],
             rflags: 0x202,
@@ -319,8 +320,13 @@ impl Executor for Host {
         unsafe {
             std::ptr::copy_nonoverlapping(DATA as *const u8, memory.as_mut_ptr(), MEMORY);
         }
+        let end = end_of(r);
         Outcome {
-            end: end_of(r),
+            end,
+            rip: match end {
+                End::Next(rip) => rip,
+                _ => r[libc::REG_RIP as usize] as u64,
+            },
             gpr: FRAME_GPR.map(|at| r[at as usize] as u64),
             rflags: r[libc::REG_EFL as usize] as u64,
             xsave: canonical_xsave(&exchange.vectors, case.mode),

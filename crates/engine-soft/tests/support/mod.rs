@@ -3,9 +3,10 @@
 
 pub mod case;
 pub mod corpus;
-pub mod whole;
+pub mod forms;
 pub mod host;
 pub mod soft;
+pub mod whole;
 
 use std::sync::Arc;
 
@@ -85,7 +86,7 @@ impl Random {
     }
     /// A number below `n`.
     pub fn below(&mut self, n: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(n) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
     /// One of several.
     pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {

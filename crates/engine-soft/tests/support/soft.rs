@@ -23,6 +23,7 @@ pub fn outcome(core: &mut Core, case: &Case, end: End) -> Outcome {
     core.ram.read(gpa(DATA), &mut memory).unwrap();
     Outcome {
         end,
+        rip: core.cpu.rip,
         gpr: core.cpu.gpr,
         rflags: core.cpu.rflags,
         xsave: canonical_xsave(&native::save_xsave(core), case.mode),
@@ -62,20 +63,22 @@ impl Executor for Interpreter {
         };
         load(core, case);
         let bits = u32::from(core.cpu.bits);
-        let mut decoder = Decoder::with_ip(bits, &case.bytes, core.cpu.rip, DecoderOptions::NONE);
-        let i = decoder.decode();
-        let start = core.cpu.rip;
         let mut end = End::Unknown;
         // A repeated string instruction may take several steps.
-        for _ in 0..100 {
-            end = match interpret::step(core, &i) {
-                Ok(()) if core.cpu.rip == start => End::Next(start),
-                Ok(()) => End::Next(core.cpu.rip),
-                Err(Trap::Fault(e)) => End::Fault(e),
-                Err(_) => End::Unknown,
-            };
-            if end != End::Next(start) {
+        for _ in 0..200 {
+            let at = core.cpu.rip.wrapping_sub(super::CODE) as usize;
+            let Some(bytes) = case.bytes.get(at..).filter(|b| !b.is_empty()) else {
+                end = End::Next(core.cpu.rip);
                 break;
+            };
+            let i = Decoder::with_ip(bits, bytes, core.cpu.rip, DecoderOptions::NONE).decode();
+            match interpret::step(core, &i) {
+                Ok(()) => {}
+                Err(Trap::Fault(e)) => {
+                    end = End::Fault(e);
+                    break;
+                }
+                Err(_) => break,
             }
         }
         let result = outcome(core, case, end);

@@ -75,10 +75,11 @@ impl Whole {
         all.iter().find(|(n, _)| *n == name).map_or(0, |(_, v)| *v)
     }
 
-    fn end(&self, s: &CpuState, exit: Exit) -> (End, u64, u64) {
+    /// How it ended, rip, RFLAGS and rsp: from the exception frame.
+    fn end(&self, s: &CpuState, exit: Exit) -> (End, [u64; 3]) {
         let broken = End::Fault(Exception::new(0xff));
         if exit != Exit::Kicked || !(HANDLERS..HANDLERS + 32 * 16).contains(&s.rip) {
-            return (broken, s.rflags, s.gpr[4]);
+            return (broken, [s.rip, s.rflags, s.gpr[4]]);
         }
         let vector = ((s.rip - HANDLERS) / 16) as u8;
         let word = |at: u64| {
@@ -97,8 +98,8 @@ impl Whole {
             v if has_error => End::Fault(Exception::with_error(v, error)),
             v => End::Fault(Exception::new(v)),
         };
-        let wrong_place = matches!(end, End::Fault(_)) && rip != CODE;
-        (if wrong_place { broken } else { end }, rflags, rsp)
+        let rip = if let End::Next(next) = end { next } else { rip };
+        (end, [rip, rflags, rsp])
     }
 }
 
@@ -199,13 +200,14 @@ impl Executor for Whole {
         self.vcpu.restore(&state(case)).unwrap();
         let exit = self.vcpu.run().unwrap();
         let s = self.vcpu.save().unwrap();
-        let (end, rflags, rsp) = self.end(&s, exit);
+        let (end, [rip, rflags, rsp]) = self.end(&s, exit);
         let mut gpr = s.gpr;
         gpr[4] = rsp;
         let mut memory = vec![0; MEMORY];
         self.ram.read(gpa(DATA), &mut memory).unwrap();
         Outcome {
             end,
+            rip,
             gpr,
             rflags,
             xsave: canonical_xsave(&s.xsave, case.mode),

@@ -96,6 +96,15 @@ impl Input {
         self.state.lock().monitor = open;
     }
 
+    /// Queues typed bytes for the guest.
+    pub fn for_guest(&self, bytes: &[u8]) {
+        let mut state = self.state.lock();
+        // A guest that reads nothing must not cost memory.
+        let room = AHEAD.saturating_sub(state.waiting.len());
+        state.waiting.extend(bytes.iter().take(room));
+        self.changed.notify_all();
+    }
+
     fn read_terminal(&self, events: &Sender<Event>) {
         let mut keys = Keys::default();
         let mut buffer = [0; 1024];
@@ -121,13 +130,8 @@ impl Input {
                 Event::Monitor
             }
             Typed::Guest(bytes) => {
-                let mut state = self.state.lock();
-                if !state.monitor {
-                    // A guest that reads nothing must not cost memory.
-                    let room = AHEAD.saturating_sub(state.waiting.len());
-                    state.waiting.extend(bytes.into_iter().take(room));
-                    self.changed.notify_all();
-                    return;
+                if !self.state.lock().monitor {
+                    return self.for_guest(&bytes);
                 }
                 Event::MonitorInput(bytes)
             }

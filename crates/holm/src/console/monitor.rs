@@ -24,6 +24,8 @@ pub enum Command {
     Quit,
     /// Not understood, or asked for.
     Help,
+    /// An empty line.
+    Nothing,
 }
 
 /// A line being typed.
@@ -31,24 +33,23 @@ pub enum Command {
 pub struct Line(String);
 
 impl Line {
-    /// Takes typed bytes; returns what to echo and the commands that were
-    /// completed by Enter.
-    pub fn feed(&mut self, bytes: &[u8]) -> (String, Vec<Command>) {
+    /// Takes typed bytes up to the end of a command; returns what to echo, the
+    /// command, and how many bytes were taken.
+    pub fn feed(&mut self, bytes: &[u8]) -> (String, Option<Command>, usize) {
         let mut echo = String::new();
-        let mut commands = Vec::new();
-        for &byte in bytes {
+        for (index, &byte) in bytes.iter().enumerate() {
             match byte {
                 b'\r' | b'\n' => {
                     echo.push_str("\r\n");
-                    commands.extend(parse(&std::mem::take(&mut self.0)));
+                    let command = parse(&std::mem::take(&mut self.0));
+                    return (echo, Some(command), index + 1);
                 }
                 // Ctrl-D and Escape: back to the guest.
-                4 | 27 => commands.push(Command::Continue),
-                8 | 127 => {
-                    if self.0.pop().is_some() {
-                        echo.push_str("\x08 \x08");
-                    }
+                4 | 27 => {
+                    echo.push_str("\r\n");
+                    return (echo, Some(Command::Continue), index + 1);
                 }
+                8 | 127 if self.0.pop().is_some() => echo.push_str("\x08 \x08"),
                 0x20..0x7f if self.0.len() < 64 => {
                     self.0.push(char::from(byte));
                     echo.push(char::from(byte));
@@ -56,11 +57,11 @@ impl Line {
                 _ => {}
             }
         }
-        (echo, commands)
+        (echo, None, bytes.len())
     }
 }
 
-fn parse(line: &str) -> Option<Command> {
+fn parse(line: &str) -> Command {
     let word = line.trim();
     let all = [
         ("registers", Command::Registers),
@@ -70,10 +71,10 @@ fn parse(line: &str) -> Option<Command> {
         ("quit", Command::Quit),
     ];
     if word.is_empty() {
-        return None;
+        return Command::Nothing;
     }
     let found = all.iter().find(|(name, _)| name.starts_with(word));
-    Some(found.map_or(Command::Help, |(_, command)| *command))
+    found.map_or(Command::Help, |(_, command)| *command)
 }
 
 /// The registers of one vCPU, for people.
@@ -124,13 +125,21 @@ mod tests {
     #[test]
     fn lines_are_edited_and_become_commands() {
         let mut line = Line::default();
-        assert_eq!(line.feed(b"reh\x7f"), ("reh\x08 \x08".into(), vec![]));
-        assert_eq!(line.feed(b"\r"), ("\r\n".into(), vec![Command::Registers]));
+        assert_eq!(line.feed(b"reh\x7f"), ("reh\x08 \x08".into(), None, 4));
         assert_eq!(
-            line.feed(b"q\rnonsense\r\r").1,
-            [Command::Quit, Command::Help]
+            line.feed(b"\r"),
+            ("\r\n".into(), Some(Command::Registers), 1)
         );
-        assert_eq!(line.feed(b"\x04").1, [Command::Continue]);
+        assert_eq!(
+            line.feed(b"c\rls\r"),
+            ("c\r\n".into(), Some(Command::Continue), 2)
+        );
+        assert_eq!(line.feed(b"nonsense\r").1, Some(Command::Help));
+        assert_eq!(line.feed(b"\r").1, Some(Command::Nothing));
+        assert_eq!(
+            line.feed(b"\x04x"),
+            ("\r\n".into(), Some(Command::Continue), 1)
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! A real terminal (a pseudo-terminal pair) with holm on it.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};

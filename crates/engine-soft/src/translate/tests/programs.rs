@@ -38,8 +38,20 @@ fn compile(source: &str) -> Vec<u8> {
     let (c, o) = (dir.path().join("p.c"), dir.path().join("p.bin"));
     std::fs::write(&c, source).unwrap();
     let status = Command::new("cc")
-        .args(["-O2", "-mpopcnt", "-ffreestanding", "-nostdlib", "-static", "-fno-pie", "-no-pie"])
-        .args(["-fno-stack-protector", "-fcf-protection=none", "-mno-red-zone"])
+        .args([
+            "-O2",
+            "-mpopcnt",
+            "-ffreestanding",
+            "-nostdlib",
+            "-static",
+            "-fno-pie",
+            "-no-pie",
+        ])
+        .args([
+            "-fno-stack-protector",
+            "-fcf-protection=none",
+            "-mno-red-zone",
+        ])
         .args(["-Wl,-Ttext=0x200000,--oformat=binary,--build-id=none,-e,_start"])
         .arg("-o")
         .arg(&o)
@@ -129,7 +141,13 @@ fn both(source: &str) -> u64 {
     b.ram.read(0x10_0000, &mut mb).unwrap();
     let differs = ma.iter().zip(&mb).position(|(p, q)| p != q);
     assert_eq!(differs.map(|d| d + 0x10_0000), None, "memory differs");
-    assert!(b.shared.code.translated_blocks.load(std::sync::atomic::Ordering::Relaxed) > 0);
+    assert!(
+        b.shared
+            .code
+            .translated_blocks
+            .load(std::sync::atomic::Ordering::Relaxed)
+            > 0
+    );
     x
 }
 
