@@ -27,6 +27,7 @@ pub(super) const STACK_SIZE: u64 = 0x2000;
 const TABLES: u64 = 0x1000;
 const MMIO_GPA: u64 = 0x4000_0000;
 const P_RW_US: u64 = 7;
+const NX: u64 = 1 << 63;
 
 /// An access that reached the bus: store, address, bytes.
 pub(super) type Heard = (bool, u64, Vec<u8>);
@@ -83,13 +84,13 @@ impl Guest {
             next_table: TABLES + 0x1000,
         };
         let pages = |from: u64, size: u64| (from..from + size).step_by(4096);
-        for la in pages(CODE, CODE_SIZE)
-            .chain(pages(DATA, DATA_SIZE))
-            .chain(pages(STACK, STACK_SIZE))
-        {
+        for la in pages(CODE, CODE_SIZE) {
             guest.map(la, la - BASE, P_RW_US);
         }
-        guest.map(READ_ONLY, READ_ONLY - BASE, P_RW_US & !2);
+        for la in pages(DATA, DATA_SIZE).chain(pages(STACK, STACK_SIZE)) {
+            guest.map(la, la - BASE, P_RW_US | NX);
+        }
+        guest.map(READ_ONLY, READ_ONLY - BASE, P_RW_US & !2 | NX);
         guest.map(MMIO, MMIO_GPA, P_RW_US);
         guest.enter(cpl);
         guest

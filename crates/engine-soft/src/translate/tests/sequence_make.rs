@@ -7,7 +7,8 @@ use iced_x86::{
 
 use super::guest::{CODE, DATA, MMIO, READ_ONLY, STACK, STACK_SIZE, UNMAPPED};
 use super::support::case::undefined_flags;
-use super::support::corpus::{Maker, forms};
+use super::support::corpus::Maker;
+use super::support::forms::forms;
 use super::support::{Mode, Random};
 use crate::translate::classify::{Class, classify};
 
@@ -473,7 +474,7 @@ impl Generator {
             } else {
                 self.rng.pick(&self.integer)
             };
-            let Some((_, i)) = self.maker.instruction(code) else {
+            let Some((_, i)) = self.maker.instruction(code, CODE) else {
                 continue;
             };
             if let Some(insns) = self.adapt(i) {

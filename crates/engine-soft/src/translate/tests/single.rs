@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use iced_x86::Code;
 
 use super::support::case::{Case, End, Executor, Outcome, difference};
-use super::support::corpus::{Maker, forms};
+use super::support::corpus::Maker;
+use super::support::forms::forms;
 use super::support::host::Host;
 use super::support::soft::{Interpreter, load, outcome};
 use super::support::{CODE, CODE_GPA, Mode, guest};
@@ -96,7 +97,7 @@ impl Executor for Translated {
         let mut out = outcome(&mut self.core, case, end);
         if let End::Fault(_) = end {
             // Flags that the instruction overwrites are not kept for a fault.
-            let (read, killed) = flags(&case.instruction, classify(&case.instruction));
+            let (read, killed) = flags(&case.instructions[0], classify(&case.instructions[0]));
             if read | 0x3f & !killed == 0 {
                 out.rflags = out.rflags & !0x8d5 | case.rflags & 0x8d5;
             }
@@ -131,7 +132,7 @@ fn compare(other: &mut dyn Executor, seed: u64, numbers: &[u32], cases: usize) -
                 continue;
             };
             if std::env::var_os("TRACE").is_some() {
-                eprintln!("{:02x?} {}", case.bytes, case.instruction);
+                eprintln!("{}", case.text());
             }
             let x = other.run(&case);
             let y = jit.run(&case);
@@ -141,7 +142,7 @@ fn compare(other: &mut dyn Executor, seed: u64, numbers: &[u32], cases: usize) -
                 let entry = bad.entry(*code).or_default();
                 entry.0 += 1;
                 if entry.0 == 1 {
-                    entry.1 = format!("{:02x?} `{}`\n{d}", case.bytes, case.instruction);
+                    entry.1 = format!("{}\n{d}", case.text());
                 }
             }
         }
