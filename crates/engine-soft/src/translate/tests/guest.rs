@@ -91,7 +91,7 @@ impl Guest {
             guest.map(la, la - BASE, P_RW_US | NX);
         }
         guest.map(READ_ONLY, READ_ONLY - BASE, P_RW_US & !2 | NX);
-        guest.map(MMIO, MMIO_GPA, P_RW_US);
+        guest.map(MMIO, MMIO_GPA, P_RW_US | NX);
         guest.enter(cpl);
         guest
     }

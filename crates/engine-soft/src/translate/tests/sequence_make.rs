@@ -96,6 +96,8 @@ pub(super) struct Generator {
     counter: u32,
     data: Vec<u32>,
     base: Register,
+    /// In a leaf routine: its return address must stay.
+    leaf: bool,
     id: u32,
 }
 
@@ -145,6 +147,7 @@ impl Generator {
             counter: 0,
             data: Vec::new(),
             base: Register::RSP,
+            leaf: false,
             id: 0,
         }
     }
@@ -160,6 +163,7 @@ impl Generator {
         self.counter = numbers[5];
         self.data = numbers[6..].to_vec();
         self.id = 0;
+        self.leaf = false;
         let mut gpr = [0; 16];
         for r in &mut gpr {
             *r = self.rng.value();
@@ -264,6 +268,7 @@ impl Generator {
         if calls {
             for leaf in [leaves, leaves + 10] {
                 self.id = leaf;
+                self.leaf = true;
                 for _ in 0..self.rng.below(4) {
                     self.data_op(&mut ops);
                 }
@@ -428,7 +433,7 @@ impl Generator {
             };
         }
         let p = self.base;
-        if p != Register::RSP && !self.pointers.contains(&(p.number() as u32)) {
+        if (self.leaf || p != Register::RSP) && !self.pointers.contains(&(p.number() as u32)) {
             self.base = Register::RAX + self.pointers[0];
         }
         let p = self.base;
