@@ -5,7 +5,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::guest::{CODE, CODE_GPA, CODE_SIZE, DATA, DATA_SIZE, Guest, Heard, READ_ONLY, STACK, STACK_SIZE, Stop};
+use super::guest::{
+    CODE, CODE_GPA, CODE_SIZE, DATA, DATA_SIZE, Guest, Heard, READ_ONLY, STACK, STACK_SIZE, Stop,
+};
 use super::sequence_make::{Generator, Program};
 use super::support::Random;
 use parking_lot::Mutex;
@@ -28,6 +30,7 @@ const BUDGET: u32 = 3000;
 #[derive(Clone, PartialEq)]
 struct Seen {
     /// At each fault: what, where, with which registers.
+    #[allow(clippy::type_complexity)]
     faults: Vec<(Trap, u64, [u64; 16], [Ymm; 16], u32)>,
     stop: Stop,
     rip: u64,
@@ -88,7 +91,7 @@ fn run(g: &mut Guest, translated: bool) -> Seen {
         if faults.len() >= FAULTS {
             break stop;
         }
-        c.rflags = c.rflags & !flag::STATUS | (faults.len() as u64 * 0x95 & flag::STATUS);
+        c.rflags = c.rflags & !flag::STATUS | ((faults.len() as u64 * 0x95) & flag::STATUS);
         match g.core.decode_here() {
             Ok(i) => g.core.cpu.rip = i.next_ip(),
             Err(_) => break stop,
@@ -121,7 +124,10 @@ impl Guest {
 }
 
 fn describe(a: &Seen, b: &Seen) -> String {
-    let mut s = format!("  stop {:?} / {:?}, rip {:#x} / {:#x}\n", a.stop, b.stop, a.rip, b.rip);
+    let mut s = format!(
+        "  stop {:?} / {:?}, rip {:#x} / {:#x}\n",
+        a.stop, b.stop, a.rip, b.rip
+    );
     let regs = |s: &mut String, x: &[u64; 16], y: &[u64; 16]| {
         for n in 0..16 {
             if x[n] != y[n] {
@@ -131,7 +137,10 @@ fn describe(a: &Seen, b: &Seen) -> String {
     };
     for (n, (x, y)) in a.faults.iter().zip(&b.faults).enumerate() {
         if x != y {
-            s += &format!("  fault {n}: {:x?} at {:#x} / {:x?} at {:#x}\n", x.0, x.1, y.0, y.1);
+            s += &format!(
+                "  fault {n}: {:x?} at {:#x} / {:x?} at {:#x}\n",
+                x.0, x.1, y.0, y.1
+            );
             regs(&mut s, &x.2, &y.2);
             break;
         }
@@ -283,7 +292,8 @@ fn programs(cpl: u8, seed: u64) {
     let code = &pair.jit.core.shared.code;
     println!(
         "CPL {cpl}: {n} programs, {skipped} skipped, {} blocks, {:.1} s",
-        code.translated_blocks.load(std::sync::atomic::Ordering::Relaxed),
+        code.translated_blocks
+            .load(std::sync::atomic::Ordering::Relaxed),
         started.elapsed().as_secs_f32()
     );
     assert!(
@@ -296,10 +306,12 @@ fn programs(cpl: u8, seed: u64) {
 
 #[test]
 fn kernel_programs_agree() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     programs(0, 0x5e91);
 }
 
 #[test]
 fn user_programs_agree() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     programs(3, 0x5e92);
 }
