@@ -187,6 +187,8 @@ pub(crate) struct CodeCache {
     rw: *mut u8,
     rx: *mut u8,
     start_hot: usize,
+    /// Bytes of each part that are used.
+    room: usize,
     pub common: Common,
     pub switch: Switch,
     pub index: Mutex<Index>,
@@ -208,6 +210,23 @@ unsafe impl Send for CodeCache {}
 unsafe impl Sync for CodeCache {}
 
 const SIZE: usize = HOT_SIZE + COLD_SIZE;
+const _: () = assert!(HOT_SIZE == COLD_SIZE);
+
+#[cfg(not(test))]
+const fn room() -> usize {
+    HOT_SIZE
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Tests of a full cache make it small; for caches made on this thread.
+    pub(crate) static ROOM: std::cell::Cell<usize> = const { std::cell::Cell::new(HOT_SIZE) };
+}
+
+#[cfg(test)]
+fn room() -> usize {
+    ROOM.get()
+}
 
 fn map_cache() -> std::io::Result<(*mut u8, *mut u8)> {
     // SAFETY: constant name; the result is checked.
@@ -275,6 +294,7 @@ impl CodeCache {
             rw,
             rx,
             start_hot,
+            room: room(),
             common: Common { exit, miss },
             switch,
             index: Mutex::new(Index::new(start_hot)),
@@ -303,8 +323,8 @@ impl CodeCache {
         // SAFETY: the caller holds the lock, so these parts are its own.
         unsafe {
             (
-                Asm::new(self.rw, index.hot, HOT_SIZE),
-                Asm::new(self.rw, index.cold, SIZE),
+                Asm::new(self.rw, index.hot, self.room),
+                Asm::new(self.rw, index.cold, HOT_SIZE + self.room),
             )
         }
     }
