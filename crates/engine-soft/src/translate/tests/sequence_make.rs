@@ -436,7 +436,15 @@ impl Generator {
         let m = MemoryOperand::with_base_displ(Register::RIP, CODE as i64);
         let jcc = 0x80 + self.rng.below(16) as u32;
         let insns = match (size, self.rng.below(3)) {
-            (1, _) => vec![Instruction::with2(Code::Mov_rm8_imm8, m, jcc).unwrap()],
+            (1, _) => {
+                // The store's own check may lose flags that only the changed
+                // code would have read: known flags follow.
+                let (a, b) = (self.data64(), self.data64());
+                vec![
+                    Instruction::with2(Code::Mov_rm8_imm8, m, jcc).unwrap(),
+                    Instruction::with2(Code::Cmp_rm64_r64, a, b).unwrap(),
+                ]
+            }
             (_, 0) => {
                 let v = self.rng.next() as u32;
                 vec![Instruction::with2(Code::Mov_rm32_imm32, m, v).unwrap()]
