@@ -179,7 +179,7 @@ impl Sides {
             ("to the first kernel line", "Linux version"),
             ("to memory and scheduler", "Memory: "),
             ("to device initialization", "PCI: Using configuration"),
-            ("to the root file system", "Unpacking initramfs"),
+            ("to the root file system", "Trying to unpack rootfs"),
             ("to the end of the kernel's", "Run /init"),
             ("to user space", "BOOT-OK"),
         ] {
