@@ -1,5 +1,5 @@
 //! A guest for tests: RAM, page tables, and a vCPU in each mode.
-#![allow(dead_code, clippy::unwrap_used)]
+#![allow(dead_code, clippy::unwrap_used, clippy::duplicated_attributes)]
 
 pub mod case;
 pub mod corpus;

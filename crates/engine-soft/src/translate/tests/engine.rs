@@ -154,6 +154,7 @@ fn function(m: &Machine, gpa: u64) -> u64 {
 
 #[test]
 fn devices_that_write_code_are_noticed() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     for far in [0x103, 0x1003] {
         let mut m = Machine::new(1);
         let immediate = function(&m, CODE_GPA + far);
@@ -182,6 +183,7 @@ fn devices_that_write_code_are_noticed() {
 /// must see at least what was said before it serialized.
 #[test]
 fn code_that_another_vcpu_writes_is_run() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     const CHANGES: u32 = 4000;
     for far in [0x803, 0x1003] {
         let mut m = Machine::new(2);
@@ -241,6 +243,7 @@ fn code_that_another_vcpu_writes_is_run() {
 /// Two vCPUs in a program that the cache cannot hold.
 #[test]
 fn a_full_cache_is_emptied_under_two_vcpus() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     const CHUNKS: u64 = 6000;
     const ROUNDS: u64 = 30;
     crate::translate::cache::ROOM.set(128 << 10);

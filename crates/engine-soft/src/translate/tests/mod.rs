@@ -12,3 +12,7 @@ mod single;
 #[allow(dead_code, unused_imports, missing_docs)]
 #[path = "../../../tests/support/mod.rs"]
 mod support;
+
+/// The host as an oracle reports through process-wide signal handlers: the
+/// tests of this module run one at a time.
+static ONE_AT_A_TIME: parking_lot::Mutex<()> = parking_lot::Mutex::new(());

@@ -166,6 +166,7 @@ u64 run_(void) { return run(); }
 
 #[test]
 fn fibonacci() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     let x = both(&format!(
         "{START} static u64 __attribute__((noinline)) fib(u64 n) {{ return n < 2 ? n : fib(n-1) + fib(n-2); }}
          static u64 run(void) {{ return fib(20); }}"
@@ -175,6 +176,7 @@ fn fibonacci() {
 
 #[test]
 fn sorting_and_indirect_calls() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     let x = both(&format!(
         r#"{START}
         static u32 seed = 12345;
@@ -208,6 +210,7 @@ fn sorting_and_indirect_calls() {
 
 #[test]
 fn bytes_floats_and_vectors() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     both(&format!(
         r#"{START}
         static u64 run(void) {{

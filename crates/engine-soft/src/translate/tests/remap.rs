@@ -185,6 +185,7 @@ fn guest(s: Setup) -> Guest {
 
 #[test]
 fn remapped_pages_run_their_own_code() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     let mut failures = Vec::new();
     for jump in [Jump::Direct, Jump::Register, Jump::Call] {
         for switch in [Switch::Cr3, Switch::Invlpg] {

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::guest::{CODE, CODE_GPA, CODE_SIZE, DATA, DATA_SIZE, Guest, Heard, READ_ONLY, STACK, STACK_SIZE, Stop};
+use super::guest::{
+    CODE, CODE_GPA, CODE_SIZE, DATA, DATA_SIZE, Guest, Heard, READ_ONLY, STACK, STACK_SIZE, Stop,
+};
 use super::sequence_make::{Generator, Program};
 use super::support::Random;
 use parking_lot::Mutex;
@@ -13,7 +15,7 @@ use parking_lot::Mutex;
 use crate::core::Trap;
 use crate::cpu::{Ymm, flag};
 
-const TIME: Duration = Duration::from_secs(15);
+const TIME: Duration = Duration::from_secs(6);
 
 /// A number that a soak may give by an environment variable.
 fn setting(name: &str, default: u64) -> u64 {
@@ -28,6 +30,7 @@ const BUDGET: u32 = 3000;
 #[derive(Clone, PartialEq)]
 struct Seen {
     /// At each fault: what, where, with which registers.
+    #[allow(clippy::type_complexity)]
     faults: Vec<(Trap, u64, [u64; 16], [Ymm; 16], u32)>,
     stop: Stop,
     rip: u64,
@@ -88,7 +91,7 @@ fn run(g: &mut Guest, translated: bool) -> Seen {
         if faults.len() >= FAULTS {
             break stop;
         }
-        c.rflags = c.rflags & !flag::STATUS | (faults.len() as u64 * 0x95 & flag::STATUS);
+        c.rflags = c.rflags & !flag::STATUS | ((faults.len() as u64 * 0x95) & flag::STATUS);
         match g.core.decode_here() {
             Ok(i) => g.core.cpu.rip = i.next_ip(),
             Err(_) => break stop,
@@ -122,7 +125,10 @@ impl Guest {
 }
 
 fn describe(a: &Seen, b: &Seen) -> String {
-    let mut s = format!("  stop {:?} / {:?}, rip {:#x} / {:#x}\n", a.stop, b.stop, a.rip, b.rip);
+    let mut s = format!(
+        "  stop {:?} / {:?}, rip {:#x} / {:#x}\n",
+        a.stop, b.stop, a.rip, b.rip
+    );
     let regs = |s: &mut String, x: &[u64; 16], y: &[u64; 16]| {
         for n in 0..16 {
             if x[n] != y[n] {
@@ -132,7 +138,10 @@ fn describe(a: &Seen, b: &Seen) -> String {
     };
     for (n, (x, y)) in a.faults.iter().zip(&b.faults).enumerate() {
         if x != y {
-            s += &format!("  fault {n}: {:x?} at {:#x} / {:x?} at {:#x}\n", x.0, x.1, y.0, y.1);
+            s += &format!(
+                "  fault {n}: {:x?} at {:#x} / {:x?} at {:#x}\n",
+                x.0, x.1, y.0, y.1
+            );
             regs(&mut s, &x.2, &y.2);
             break;
         }
@@ -271,6 +280,7 @@ impl Pair {
 }
 
 fn programs(cpl: u8, seed: u64, changing: bool) {
+    let _alone = super::ONE_AT_A_TIME.lock();
     let started = Instant::now();
     let time = Duration::from_secs(setting("HOLM_SECONDS", TIME.as_secs()));
     let seed = seed ^ setting("HOLM_SEED", 0) << 20;

@@ -145,7 +145,12 @@ impl Generator {
             .into_iter()
             .filter_map(|c| Some((c, wanted(c)?)))
             .collect();
-        let of = |v: bool| all.iter().filter(|(_, x)| *x == v).map(|(c, _)| *c).collect();
+        let of = |v: bool| {
+            all.iter()
+                .filter(|(_, x)| *x == v)
+                .map(|(c, _)| *c)
+                .collect()
+        };
         Self {
             rng: Random::new(seed),
             maker: Maker::new(Mode::Long, seed ^ 0x55),
@@ -547,7 +552,15 @@ impl Generator {
             }
             3 => {
                 let at = DATA + 0x1000 + self.rng.below(0x1000);
-                MemoryOperand::new(Register::RIP, Register::None, 1, at as i64, 8, false, segment)
+                MemoryOperand::new(
+                    Register::RIP,
+                    Register::None,
+                    1,
+                    at as i64,
+                    8,
+                    false,
+                    segment,
+                )
             }
             _ => MemoryOperand::with_base_displ(p, disp),
         }
@@ -628,15 +641,5 @@ impl Generator {
             before.push(Instruction::with2(Code::Cmp_rm64_r64, a, b).ok()?);
         }
         Some(before)
-    }
-}
-
-trait Low {
-    fn full_register32(self) -> Register;
-}
-
-impl Low for Register {
-    fn full_register32(self) -> Register {
-        Register::EAX + self.full_register().number() as u32
     }
 }

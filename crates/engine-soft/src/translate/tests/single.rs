@@ -153,7 +153,10 @@ fn compare(other: &mut dyn Executor, seed: u64, numbers: &[u32], cases: usize) -
         jit.blocks,
         started.elapsed().as_secs_f32()
     );
-    assert!(n > 1000 && jit.blocks * 10 > n * 9, "too few cases were translated");
+    assert!(
+        n > 1000 && jit.blocks * 10 > n * 9,
+        "too few cases were translated"
+    );
     bad.into_iter()
         .map(|(code, (n, text))| format!("{code:?} ({n} times): {text}"))
         .collect()
@@ -170,17 +173,25 @@ fn report(bad: &[String]) {
 
 #[test]
 fn every_form_agrees_with_the_interpreter() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     report(&compare(&mut Interpreter::new(), 0x4a49_5431, &[], CASES));
 }
 
 #[test]
 fn spilled_and_special_registers_agree_with_the_interpreter() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     let numbers = [14, 15, 14, 15, 12, 13, 4, 5, 0, 1, 3, 14, 15];
-    report(&compare(&mut Interpreter::new(), 0x4a49_5432, &numbers, CASES));
+    report(&compare(
+        &mut Interpreter::new(),
+        0x4a49_5432,
+        &numbers,
+        CASES,
+    ));
 }
 
 #[test]
 fn every_form_agrees_with_the_host_cpu() {
+    let _alone = super::ONE_AT_A_TIME.lock();
     let mut host = Host::new();
     if host.supports(Mode::Long) {
         report(&compare(&mut host, 0x4a49_5433, &[], CASES / 2));
