@@ -636,7 +636,10 @@ impl Generator {
             i.mnemonic(),
             Mnemonic::And | Mnemonic::Or | Mnemonic::Xor | Mnemonic::Test
         );
-        if undefined_flags(&i) != 0 && !logic || before.len() > 1 && self.rng.below(2) == 0 {
+        // Undefined even where the count is a multiple of the width.
+        let carried = matches!(i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+        let undefined = carried || undefined_flags(&i) != 0 && !logic;
+        if undefined || before.len() > 1 && self.rng.below(2) == 0 {
             let (a, b) = (self.data64(), self.data64());
             before.push(Instruction::with2(Code::Cmp_rm64_r64, a, b).ok()?);
         }
