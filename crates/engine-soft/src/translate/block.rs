@@ -6,7 +6,7 @@ use iced_x86::{
 };
 
 use crate::cpu::View;
-use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, SecondPage};
+use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, Peeked, SecondPage};
 use crate::translate::classify::{ALL_FLAGS, Class, classify, flags};
 use crate::translate::emit::{Emitter, Slow, SlowKind};
 use crate::translate::exit::{Kind, Record};
@@ -110,7 +110,12 @@ impl Translator {
         if insns.is_empty() {
             return Err(NoBlock::Interpret);
         }
-        let live_out = liveness(&mut insns, place.rip.wrapping_add(length as u64), source);
+        let mut ahead = Ahead {
+            source,
+            seen: Vec::new(),
+        };
+        let live_out = liveness(&mut insns, place.rip.wrapping_add(length as u64), &mut ahead);
+        let peeked = ahead.ranges()?;
         let (hot, cold) = cache.emitters(index);
         let (encoder, info) = self
             .tools
@@ -133,6 +138,7 @@ impl Translator {
         };
         let mut block = emit_block(&mut e, place, &insns, bytes, length, live_out, second);
         block.second = second;
+        block.peeked = peeked;
         let full = e.hot.full || e.cold.full;
         let (hot, cold) = (e.hot.pos, e.cold.pos);
         self.tools = Some((e.encoder, e.info));
@@ -221,7 +227,7 @@ fn uses_fpu(i: &Instruction) -> bool {
 }
 
 /// Fills in `live` of each instruction; returns the flags live at the end.
-fn liveness(insns: &mut [Insn], end: u64, source: &mut dyn Source) -> u32 {
+fn liveness(insns: &mut [Insn], end: u64, ahead: &mut Ahead) -> u32 {
     let falls_through = insns.last().is_none_or(|l| {
         use iced_x86::Mnemonic::{Clac, Stac};
         matches!(l.i.mnemonic(), Clac | Stac)
@@ -236,15 +242,15 @@ fn liveness(insns: &mut [Insn], end: u64, source: &mut dyn Source) -> u32 {
             )
     });
     let live_out = if falls_through {
-        peek(end, source, 2)
+        ahead.peek(end, 2)
     } else {
         ALL_FLAGS
     };
     let mut live = live_out;
     for insn in insns.iter_mut().rev() {
         match insn.class {
-            Class::Branch => live |= peek(insn.i.near_branch_target(), source, 2),
-            Class::Jump | Class::Call => live = peek(insn.i.near_branch_target(), source, 2),
+            Class::Branch => live |= ahead.peek(insn.i.near_branch_target(), 2),
+            Class::Jump | Class::Call => live = ahead.peek(insn.i.near_branch_target(), 2),
             _ => {}
         }
         let (read, killed) = flags(&insn.i, insn.class);
@@ -254,11 +260,65 @@ fn liveness(insns: &mut [Insn], end: u64, source: &mut dyn Source) -> u32 {
     live_out
 }
 
-/// Flags that code at `rip` may read before it overwrites them.
-fn peek(rip: u64, source: &mut dyn Source, depth: u32) -> u32 {
-    let mut bytes = [0u8; 160];
-    let n = source.fetch(rip, &mut bytes);
-    let mut decoder = Decoder::with_ip(64, &bytes[..n], rip, DecoderOptions::NONE);
+/// Looks at the code that a block goes on to, and remembers where: if it
+/// changes, what the block assumed of the flags is void.
+struct Ahead<'a> {
+    source: &'a mut dyn Source,
+    /// Linear addresses and lengths.
+    seen: Vec<(u64, u16)>,
+}
+
+impl Ahead<'_> {
+    /// What was looked at, in RAM.
+    fn ranges(self) -> Result<Box<[Peeked]>, NoBlock> {
+        let mut out: Vec<Peeked> = Vec::with_capacity(self.seen.len());
+        for (rip, length) in self.seen {
+            let Some(ram_page) = self.source.ram_page(rip) else {
+                continue;
+            };
+            if !self.source.is_watched(ram_page) {
+                return Err(NoBlock::Watch(ram_page));
+            }
+            let from = (rip & 0xfff) as u16;
+            let p = Peeked {
+                ram_page,
+                from,
+                to: from + length,
+            };
+            if !out.contains(&p) {
+                out.push(p);
+            }
+        }
+        Ok(out.into_boxed_slice())
+    }
+
+    /// Flags that code at `rip` may read before it overwrites them.
+    fn peek(&mut self, rip: u64, depth: u32) -> u32 {
+        let mut bytes = [0u8; 160];
+        let n = self.source.fetch(rip, &mut bytes);
+        let mut decoder = Decoder::with_ip(64, &bytes[..n], rip, DecoderOptions::NONE);
+        let (live, unknown, on) = peek_straight(&mut decoder);
+        let length = decoder.position() as u16;
+        // Where all flags count as live, no change can do harm.
+        if live | unknown != ALL_FLAGS || on.is_some() {
+            self.seen.push((rip, length));
+        }
+        match on.filter(|_| depth > 0) {
+            None => live | unknown,
+            Some((to, through)) => {
+                let mut more = self.peek(to, depth - 1);
+                if let Some(next) = through {
+                    more |= self.peek(next, depth - 1);
+                }
+                live | more & unknown
+            }
+        }
+    }
+}
+
+/// Follows code up to a branch: flags that it surely reads, flags of which it
+/// says nothing, and where it goes on (target; behind the branch).
+fn peek_straight(decoder: &mut Decoder) -> (u32, u32, Option<(u64, Option<u64>)>) {
     let (mut live, mut unknown) = (0, ALL_FLAGS);
     for _ in 0..32 {
         if !decoder.can_decode() {
@@ -273,28 +333,21 @@ fn peek(rip: u64, source: &mut dyn Source, depth: u32) -> u32 {
         live |= read & unknown;
         unknown &= !killed;
         if unknown == 0 {
-            return live;
+            break;
         }
-        let more = match class {
-            Class::Branch if depth > 0 => {
-                peek(i.near_branch_target(), source, depth - 1)
-                    | peek(i.next_ip(), source, depth - 1)
+        match class {
+            Class::Branch => {
+                let on = (i.near_branch_target(), Some(i.next_ip()));
+                return (live, unknown, Some(on));
             }
-            Class::Jump | Class::Call if depth > 0 => {
-                peek(i.near_branch_target(), source, depth - 1)
+            Class::Jump | Class::Call => {
+                return (live, unknown, Some((i.near_branch_target(), None)));
             }
-            Class::Branch
-            | Class::Jump
-            | Class::Call
-            | Class::JumpIndirect
-            | Class::CallIndirect
-            | Class::Return
-            | Class::EmulateEnd => ALL_FLAGS,
-            _ => continue,
-        };
-        return live | more & unknown;
+            Class::JumpIndirect | Class::CallIndirect | Class::Return | Class::EmulateEnd => break,
+            _ => {}
+        }
     }
-    live | unknown
+    (live, unknown, None)
 }
 
 fn emit_block(
@@ -377,6 +430,7 @@ fn emit_block(
         again,
         starts: starts.into_boxed_slice(),
         second: None,
+        peeked: Box::default(),
         dead: false,
     }
 }

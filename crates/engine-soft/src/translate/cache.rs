@@ -124,6 +124,16 @@ pub(crate) struct Block {
     pub dead: bool,
     /// The next page, if the last instruction reaches into it.
     pub second: Option<SecondPage>,
+    /// Code behind it that told which flags are dead at its end.
+    pub peeked: Box<[Peeked]>,
+}
+
+/// Bytes of a RAM page that a block relies on without running them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Peeked {
+    pub ram_page: u64,
+    pub from: u16,
+    pub to: u16,
 }
 
 /// The second page of a block.
@@ -142,6 +152,8 @@ impl Block {
             || self
                 .second
                 .is_some_and(|s| s.ram_page == ram_page && from < s.to)
+            || (self.peeked.iter())
+                .any(|p| p.ram_page == ram_page && p.from < to && from < p.to)
     }
 
     /// The lines (see `Page::lines`) of a RAM page that it was made from.
@@ -152,7 +164,9 @@ impl Block {
             0
         };
         let second = self.second.filter(|s| s.ram_page == ram_page);
-        first | second.map_or(0, |s| line_mask(0, s.to))
+        let peeked = self.peeked.iter().filter(|p| p.ram_page == ram_page);
+        let peeked = peeked.fold(0, |all, p| all | line_mask(p.from, p.to));
+        first | second.map_or(0, |s| line_mask(0, s.to)) | peeked
     }
 }
 
@@ -187,6 +201,8 @@ pub(crate) struct CodeCache {
     rw: *mut u8,
     rx: *mut u8,
     start_hot: usize,
+    /// Bytes of each part that are used.
+    room: usize,
     pub common: Common,
     pub switch: Switch,
     pub index: Mutex<Index>,
@@ -208,6 +224,23 @@ unsafe impl Send for CodeCache {}
 unsafe impl Sync for CodeCache {}
 
 const SIZE: usize = HOT_SIZE + COLD_SIZE;
+const _: () = assert!(HOT_SIZE == COLD_SIZE);
+
+#[cfg(not(test))]
+const fn room() -> usize {
+    HOT_SIZE
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Tests of a full cache make it small; for caches made on this thread.
+    pub(crate) static ROOM: std::cell::Cell<usize> = const { std::cell::Cell::new(HOT_SIZE) };
+}
+
+#[cfg(test)]
+fn room() -> usize {
+    ROOM.get()
+}
 
 fn map_cache() -> std::io::Result<(*mut u8, *mut u8)> {
     // SAFETY: constant name; the result is checked.
@@ -275,6 +308,7 @@ impl CodeCache {
             rw,
             rx,
             start_hot,
+            room: room(),
             common: Common { exit, miss },
             switch,
             index: Mutex::new(Index::new(start_hot)),
@@ -303,8 +337,8 @@ impl CodeCache {
         // SAFETY: the caller holds the lock, so these parts are its own.
         unsafe {
             (
-                Asm::new(self.rw, index.hot, HOT_SIZE),
-                Asm::new(self.rw, index.cold, SIZE),
+                Asm::new(self.rw, index.hot, self.room),
+                Asm::new(self.rw, index.cold, HOT_SIZE + self.room),
             )
         }
     }
@@ -496,15 +530,15 @@ impl Index {
     pub fn insert(&mut self, block: Block) -> u32 {
         let id = self.blocks.len() as u32;
         self.by_key.insert(block.key, id);
-        let second = block.second.map(|s| s.ram_page);
-        let pages = [
-            Some(block.ram_page),
-            second.filter(|p| *p != block.ram_page),
-        ];
-        for ram_page in pages.into_iter().flatten() {
+        let second = block.second.iter().map(|s| s.ram_page);
+        let peeked = block.peeked.iter().map(|p| p.ram_page);
+        for ram_page in std::iter::once(block.ram_page).chain(second).chain(peeked) {
             let page = self.pages.entry(ram_page).or_default();
-            page.blocks.push(id);
-            page.lines |= block.lines(ram_page);
+            // Only this block can be the last of the list already.
+            if page.blocks.last() != Some(&id) {
+                page.blocks.push(id);
+                page.lines |= block.lines(ram_page);
+            }
         }
         self.blocks.push(block);
         id

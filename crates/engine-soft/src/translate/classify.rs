@@ -233,6 +233,8 @@ fn ends_block(m: Mnemonic) -> bool {
             | M::Clflush
             | M::Clflushopt
             | M::Clwb
+            | M::Ldmxcsr
+            | M::Vldmxcsr
     )
 }
 
@@ -307,7 +309,6 @@ fn legacy_known(i: &Instruction) -> bool {
             | M::Mfence
             | M::Sfence
             | M::Pause
-            | M::Ldmxcsr
             | M::Stmxcsr
     );
     integer || i.is_jcc_short_or_near() || is_setcc_or_cmov(i.mnemonic()) || vector_known(i)
@@ -385,6 +386,8 @@ fn vector_known(i: &Instruction) -> bool {
             | M::Frstor
             | M::Fxsave
             | M::Fxrstor
+            // AMD hosts take a bit that guests are told not to have.
+            | M::Ldmxcsr
             | M::Maskmovdqu
             | M::Maskmovq
             | M::Monitor
@@ -405,7 +408,8 @@ fn vex_known(i: &Instruction) -> bool {
     });
     let masked = matches!(
         i.mnemonic(),
-        M::Vmaskmovps
+        M::Vldmxcsr
+            | M::Vmaskmovps
             | M::Vmaskmovpd
             | M::Vpmaskmovd
             | M::Vpmaskmovq

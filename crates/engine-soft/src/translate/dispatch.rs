@@ -801,6 +801,11 @@ struct CoreSource<'a> {
 
 impl Source for CoreSource<'_> {
     fn ram_page(&mut self, rip: u64) -> Option<u64> {
+        let tag = rip & !0xfff | u64::from(self.core.cpu.view) << 1;
+        let p = self.core.jit.pages[page_index(rip)];
+        if p.tag == tag {
+            return Some(p.ram_page);
+        }
         let view = self.core.view();
         let t = self.core.walk(rip, Access::Exec, view).ok()?;
         Some(self.core.ram.offset_of(t.gpa)? >> 12)

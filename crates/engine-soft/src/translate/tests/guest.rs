@@ -24,7 +24,7 @@ pub(super) const UNMAPPED: u64 = READ_ONLY + 0x1000;
 pub(super) const MMIO: u64 = UNMAPPED + 0x1000;
 pub(super) const STACK: u64 = MMIO + 0x2000;
 pub(super) const STACK_SIZE: u64 = 0x2000;
-const TABLES: u64 = 0x1000;
+pub(super) const TABLES: u64 = 0x1000;
 const MMIO_GPA: u64 = 0x4000_0000;
 const P_RW_US: u64 = 7;
 const NX: u64 = 1 << 63;
@@ -56,6 +56,33 @@ impl Bus for LogBus {
         None
     }
     fn end_of_interrupt(&self, _: u8) {}
+}
+
+/// Maps a page; gives the physical address of its entry.
+pub(super) fn map_page(
+    ram: &GuestRam,
+    root: u64,
+    next_table: &mut u64,
+    la: u64,
+    gpa: u64,
+    rights: u64,
+) -> u64 {
+    let mut table = root;
+    for shift in [39, 30, 21] {
+        let at = table + (la >> shift & 511) * 8;
+        let mut b = [0; 8];
+        ram.read(at, &mut b).unwrap();
+        let mut e = u64::from_le_bytes(b);
+        if e == 0 {
+            e = *next_table | 7;
+            *next_table += 0x1000;
+            ram.write(at, &e.to_le_bytes()).unwrap();
+        }
+        table = e & !0xfff;
+    }
+    let at = table + (la >> 12 & 511) * 8;
+    ram.write(at, &(gpa | rights).to_le_bytes()).unwrap();
+    at
 }
 
 /// A vCPU with its memory.
@@ -101,23 +128,15 @@ impl Guest {
         self.map_in(TABLES, la, gpa, rights);
     }
 
-    pub fn map_in(&mut self, root: u64, la: u64, gpa: u64, rights: u64) {
+    pub fn map_in(&mut self, root: u64, la: u64, gpa: u64, rights: u64) -> u64 {
         let ram = self.core.ram.clone();
-        let mut table = root;
-        for shift in [39, 30, 21] {
-            let at = table + (la >> shift & 511) * 8;
-            let mut b = [0; 8];
-            ram.read(at, &mut b).unwrap();
-            let mut e = u64::from_le_bytes(b);
-            if e == 0 {
-                e = self.next_table | 7;
-                self.next_table += 0x1000;
-                ram.write(at, &e.to_le_bytes()).unwrap();
-            }
-            table = e & !0xfff;
-        }
-        let at = table + (la >> 12 & 511) * 8;
-        ram.write(at, &(gpa | rights).to_le_bytes()).unwrap();
+        map_page(&ram, root, &mut self.next_table, la, gpa, rights)
+    }
+
+    /// An empty top-level table.
+    pub fn new_root(&mut self) -> u64 {
+        self.next_table += 0x1000;
+        self.next_table - 0x1000
     }
 
     fn enter(&mut self, cpl: u8) {

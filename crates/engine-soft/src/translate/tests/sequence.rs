@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use crate::core::Trap;
 use crate::cpu::{Ymm, flag};
 
-const TIME: Duration = Duration::from_secs(15);
+const TIME: Duration = Duration::from_secs(6);
 
 /// A number that a soak may give by an environment variable.
 fn setting(name: &str, default: u64) -> u64 {
@@ -99,6 +99,7 @@ fn run(g: &mut Guest, translated: bool) -> Seen {
     };
     let mut memory = g.bytes(DATA, DATA_SIZE + 4096);
     memory.extend(g.bytes(STACK, STACK_SIZE));
+    memory.extend(g.bytes(CODE, CODE_SIZE));
     let faulted = matches!(stop, Stop::Trap(_));
     let c = &*g.core.cpu;
     Seen {
@@ -164,6 +165,7 @@ fn describe(a: &Seen, b: &Seen) -> String {
 }
 
 struct Pair {
+    changing: bool,
     soft: Guest,
     jit: Guest,
     watchdog: Watchdog,
@@ -198,17 +200,18 @@ impl Watchdog {
 }
 
 impl Pair {
-    fn new(cpl: u8) -> Self {
+    fn new(cpl: u8, changing: bool) -> Self {
         let (mut soft, mut jit) = (Guest::new(cpl), Guest::new(cpl));
         jit.core.jit.make_warm();
         for g in [&mut soft, &mut jit] {
             // Programs may run astray; they shall not change code there.
             for page in (0..CODE_SIZE).step_by(4096) {
-                g.map(CODE + page, CODE_GPA + page, 5);
+                g.map(CODE + page, CODE_GPA + page, if changing { 7 } else { 5 });
             }
             g.put_code(CODE_GPA, &[0xf4; CODE_SIZE as usize]);
         }
         Self {
+            changing,
             soft,
             jit,
             watchdog: Watchdog::new(),
@@ -221,6 +224,9 @@ impl Pair {
         if code.len() > 0x2000 {
             return Err(());
         }
+        if self.changing {
+            self.soft.put_code(CODE_GPA, &[0xf4; CODE_SIZE as usize]);
+        }
         prepare(&mut self.soft, p, &code);
         let a = run(&mut self.soft, false);
         if a.stop == Stop::TooLong {
@@ -231,7 +237,10 @@ impl Pair {
         self.jit.core.tlb_flush_all();
         for pass in ["cold TLB", "warm TLB"] {
             prepare(&mut self.jit, p, &[]);
-            if pass == "cold TLB" {
+            if self.changing {
+                self.jit.put_code(CODE_GPA, &[0xf4; CODE_SIZE as usize]);
+            }
+            if self.changing || pass == "cold TLB" {
                 self.jit.put_code(p.start - super::guest::BASE, &code);
             }
             self.watchdog.watch(Some(p));
@@ -270,12 +279,14 @@ impl Pair {
     }
 }
 
-fn programs(cpl: u8, seed: u64) {
+fn programs(cpl: u8, seed: u64, changing: bool) {
+    let _alone = super::ONE_AT_A_TIME.lock();
     let started = Instant::now();
     let time = Duration::from_secs(setting("HOLM_SECONDS", TIME.as_secs()));
     let seed = seed ^ setting("HOLM_SEED", 0) << 20;
-    let mut pair = Pair::new(cpl);
+    let mut pair = Pair::new(cpl, changing);
     let mut make = Generator::new(seed);
+    make.changing = changing;
     let (mut n, mut skipped) = (0, 0);
     let mut failures = Vec::new();
     while started.elapsed() < time && failures.len() < 5 {
@@ -291,9 +302,10 @@ fn programs(cpl: u8, seed: u64) {
     }
     let code = &pair.jit.core.shared.code;
     println!(
-        "CPL {cpl}: {n} programs, {skipped} skipped, {} blocks, {:.1} s",
-        code.translated_blocks
-            .load(std::sync::atomic::Ordering::Relaxed),
+        "CPL {cpl}, changing {changing}: {n} programs, {skipped} skipped, {} blocks, {} dropped, {} times emptied, {:.1} s",
+        code.translated_blocks.load(std::sync::atomic::Ordering::Relaxed),
+        code.invalidated_blocks.load(std::sync::atomic::Ordering::Relaxed),
+        code.generation() - 1,
         started.elapsed().as_secs_f32()
     );
     assert!(
@@ -306,12 +318,22 @@ fn programs(cpl: u8, seed: u64) {
 
 #[test]
 fn kernel_programs_agree() {
-    let _alone = super::ONE_AT_A_TIME.lock();
-    programs(0, 0x5e91);
+    programs(0, 0x5e91, false);
 }
 
 #[test]
 fn user_programs_agree() {
-    let _alone = super::ONE_AT_A_TIME.lock();
-    programs(3, 0x5e92);
+    programs(3, 0x5e92, false);
+}
+
+#[test]
+fn programs_that_change_their_code_agree() {
+    programs(0, 0x5e93, true);
+}
+
+#[test]
+fn programs_agree_while_the_cache_fills_up() {
+    crate::translate::cache::ROOM.set(48 << 10);
+    programs(3, 0x5e94, true);
+    crate::translate::cache::ROOM.set(24 << 20);
 }

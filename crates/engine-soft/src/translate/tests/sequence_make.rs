@@ -20,6 +20,8 @@ pub(super) struct Op {
     pub insns: Vec<Instruction>,
     /// The first instruction's branch target (or its 64-bit immediate).
     pub target: Option<u32>,
+    /// The first instruction's operand: this many bytes into another step.
+    pub patch: Option<(u32, u8)>,
 }
 
 /// A program and the registers that it starts with.
@@ -45,10 +47,16 @@ impl Program {
                 for (k, i) in op.insns.iter().enumerate() {
                     let mut i = *i;
                     let rip = self.start + out.len() as u64;
-                    if let (0, Some(t)) = (k, op.target) {
+                    let place = |t| {
                         let place = self.ops.iter().position(|o| o.id >= t);
                         let place = place.unwrap_or(self.ops.len());
-                        let to = if pass == 0 { rip } else { at[place] };
+                        if pass == 0 { rip } else { at[place] }
+                    };
+                    if let (0, Some((t, by))) = (k, op.patch) {
+                        i.set_memory_displacement64(place(t) + u64::from(by));
+                    }
+                    if let (0, Some(t)) = (k, op.target) {
+                        let to = place(t);
                         if i.op_count() == 2 {
                             i.set_immediate_u64(1, to);
                         } else {
@@ -73,7 +81,7 @@ impl Program {
         s += "\n";
         for op in &self.ops {
             for (k, i) in op.insns.iter().enumerate() {
-                let to = op.target.filter(|_| k == 0);
+                let to = op.target.or(op.patch.map(|p| p.0)).filter(|_| k == 0);
                 s += &match to {
                     Some(t) => format!("  {:>3}: {:?} -> {t}\n", op.id, i.code()),
                     None => format!("  {:>3}: {i}    ({:?})\n", op.id, i.code()),
@@ -98,6 +106,8 @@ pub(super) struct Generator {
     base: Register,
     /// In a leaf routine: its return address must stay.
     leaf: bool,
+    /// Programs change their own code.
+    pub changing: bool,
     id: u32,
 }
 
@@ -153,6 +163,7 @@ impl Generator {
             data: Vec::new(),
             base: Register::RSP,
             leaf: false,
+            changing: false,
             id: 0,
         }
     }
@@ -220,6 +231,10 @@ impl Generator {
         let mut calls = false;
         while (self.id) < length {
             let id = self.id;
+            if self.changing && self.rng.below(6) == 0 {
+                self.change(&mut ops);
+                continue;
+            }
             match self.rng.below(100) {
                 0..8 => self.stack(&mut ops),
                 8..17 => self.move_pointer(&mut ops),
@@ -296,6 +311,7 @@ impl Generator {
             id: self.id,
             insns,
             target,
+            patch: None,
         });
         self.id += 1;
     }
@@ -401,6 +417,72 @@ impl Generator {
             }
         };
         self.put(ops, vec![i], None);
+    }
+
+    /// A store into the code: the immediate of a `mov` or the condition of a
+    /// branch, behind (which loops come back to) or ahead.
+    fn change(&mut self, ops: &mut Vec<Op>) {
+        let fixed: Vec<(u32, u8, u8)> = ops
+            .iter()
+            .filter_map(|o| match o.insns[0].code() {
+                Code::Mov_r32_imm32 => Some((o.id, o.insns[0].len() as u8, 4)),
+                c if c.is_jcc_near() => Some((o.id, 1, 1)),
+                _ => None,
+            })
+            .collect();
+        if self.rng.below(3) == 0 || fixed.is_empty() {
+            // Something to change.
+            let d = Register::EAX + self.rng.pick(&self.data.clone());
+            let v = self.rng.next() as u32;
+            let i = Instruction::with2(Code::Mov_r32_imm32, d, v).unwrap();
+            return self.put(ops, vec![i], None);
+        }
+        let (to, by, size) = self.rng.pick(&fixed);
+        let m = MemoryOperand::with_base_displ(Register::RIP, CODE as i64);
+        let jcc = 0x80 + self.rng.below(16) as u32;
+        let insns = match (size, self.rng.below(3)) {
+            (1, _) => {
+                // The store's own check may lose flags that only the changed
+                // code would have read: known flags follow.
+                let (a, b) = (self.data64(), self.data64());
+                vec![
+                    Instruction::with2(Code::Mov_rm8_imm8, m, jcc).unwrap(),
+                    Instruction::with2(Code::Cmp_rm64_r64, a, b).unwrap(),
+                ]
+            }
+            (_, 0) => {
+                let v = self.rng.next() as u32;
+                vec![Instruction::with2(Code::Mov_rm32_imm32, m, v).unwrap()]
+            }
+            (_, 1) => vec![Instruction::with1(Code::Inc_rm32, m).unwrap()],
+            _ => {
+                let d = Register::EAX + self.rng.pick(&self.data.clone());
+                vec![Instruction::with2(Code::Mov_rm32_r32, m, d).unwrap()]
+            }
+        };
+        // `mov r32, imm32`: the immediate is behind the opcode (and REX).
+        let by = if size == 4 {
+            let op = ops.iter().find(|o| o.id == to);
+            1 + u8::from(op.is_some_and(|o| o.insns[0].op0_register().number() >= 8))
+        } else {
+            by
+        };
+        let ahead = size == 4 && self.rng.below(2) == 0;
+        let d = Register::EAX + self.rng.pick(&self.data.clone());
+        let (to, by) = if ahead {
+            (self.id + 1, 1 + u8::from(d.number() >= 8))
+        } else {
+            (to, by)
+        };
+        self.put(ops, insns, None);
+        if let Some(op) = ops.last_mut() {
+            op.patch = Some((to, by));
+        }
+        if ahead {
+            // What is changed comes next, in the same block.
+            let i = Instruction::with2(Code::Mov_r32_imm32, d, 0x1234_5678).unwrap();
+            self.put(ops, vec![i], None);
+        }
     }
 
     /// Small changes of a pointer that groups follow, and some they do not.
@@ -554,7 +636,10 @@ impl Generator {
             i.mnemonic(),
             Mnemonic::And | Mnemonic::Or | Mnemonic::Xor | Mnemonic::Test
         );
-        if undefined_flags(&i) != 0 && !logic || before.len() > 1 && self.rng.below(2) == 0 {
+        // Undefined even where the count is a multiple of the width.
+        let carried = matches!(i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr);
+        let undefined = carried || undefined_flags(&i) != 0 && !logic;
+        if undefined || before.len() > 1 && self.rng.below(2) == 0 {
             let (a, b) = (self.data64(), self.data64());
             before.push(Instruction::with2(Code::Cmp_rm64_r64, a, b).ok()?);
         }

@@ -1,0 +1,285 @@
+//! Whole machines whose code changes while it runs: devices that write code,
+//! another vCPU that writes code, a cache too small for the program.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arch::cpuid::CpuModel;
+use arch::{CpuState, Segment};
+use engine::{Engine, Vcpu, VcpuHandle};
+use iced_x86::{Code, Instruction as I, MemoryOperand, Register as R};
+use memory::GuestRam;
+
+use super::guest::{BASE, CODE, CODE_GPA, LogBus, RAM_SIZE, TABLES, map_page};
+use super::sequence_make::{Op, Program};
+use crate::SoftEngine;
+use crate::cpu::cr;
+
+/// Shared variables, 64 bytes apart.
+const MAILBOX: u64 = 0x6_0000;
+const LIMIT: Duration = Duration::from_secs(30);
+
+struct Machine {
+    ram: Arc<GuestRam>,
+    engine: Arc<dyn Engine>,
+    running: Vec<(Arc<dyn VcpuHandle>, JoinHandle<Box<dyn Vcpu>>)>,
+}
+
+impl Machine {
+    fn new(vcpus: u32) -> Self {
+        let ram = GuestRam::new(RAM_SIZE, RAM_SIZE).unwrap();
+        let mut next = TABLES + 0x1000;
+        for gpa in (0x6_0000..RAM_SIZE).step_by(4096) {
+            map_page(&ram, TABLES, &mut next, BASE + gpa, gpa, 3);
+        }
+        let engine = SoftEngine::new(ram.clone(), vcpus, CpuModel::Host).unwrap();
+        engine.connect(Arc::new(LogBus::default()));
+        Self {
+            ram,
+            engine,
+            running: Vec::new(),
+        }
+    }
+
+    fn start(&mut self, index: u32, rip: u64, gpr: &[(usize, u64)]) {
+        let mut vcpu = self.engine.take_vcpu(index).unwrap();
+        vcpu.restore(&state(rip, index, gpr)).unwrap();
+        let handle = vcpu.handle();
+        let thread = std::thread::spawn(move || {
+            vcpu.run().unwrap();
+            vcpu
+        });
+        self.running.push((handle, thread));
+    }
+
+    fn word(&self, n: u64) -> u64 {
+        let mut b = [0; 8];
+        self.ram.read(MAILBOX + n * 64, &mut b).unwrap();
+        u64::from_le_bytes(b)
+    }
+
+    fn wait(&self, what: &str, mut f: impl FnMut(&Self) -> bool) {
+        let started = Instant::now();
+        while !f(self) {
+            let words: Vec<_> = (0..8).map(|n| self.word(n)).collect();
+            assert!(started.elapsed() < LIMIT, "{what}: {words:x?}");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Stops all; gives a counter of the first vCPU.
+    fn stop(self, counter: &str) -> u64 {
+        let mut value = 0;
+        for (n, (handle, thread)) in self.running.into_iter().enumerate() {
+            handle.kick();
+            let vcpu = thread.join().unwrap();
+            let all = vcpu.stats().counters;
+            if n == 0 {
+                value = all.iter().find(|c| c.0 == counter).map_or(0, |c| c.1);
+            }
+        }
+        value
+    }
+}
+
+fn state(rip: u64, index: u32, gpr: &[(usize, u64)]) -> CpuState {
+    let mut s = CpuState::reset(true);
+    let data = Segment {
+        selector: 0x10,
+        base: 0,
+        limit: 0xffff_ffff,
+        rights: 0xc093,
+    };
+    s.segments = [data; 6];
+    s.segments[1] = Segment {
+        selector: 8,
+        rights: 0xa09b,
+        ..data
+    };
+    s.rip = rip;
+    s.rflags = 2;
+    s.cr0 = cr::CR0_PE | cr::CR0_PG | cr::CR0_WP | cr::CR0_ET | cr::CR0_NE | cr::CR0_MP;
+    s.cr4 = cr::CR4_PAE | cr::CR4_OSFXSR | cr::CR4_OSXMMEXCPT;
+    s.cr3 = TABLES;
+    s.msrs = vec![(0xc000_0080, cr::EFER_LME | cr::EFER_LMA)];
+    s.gpr[4] = BASE + MAILBOX + 0x2000 + u64::from(index) * 0x1000;
+    for (n, v) in gpr {
+        s.gpr[*n] = *v;
+    }
+    s
+}
+
+fn put(m: &Machine, gpa: u64, ops: Vec<Op>) {
+    let p = Program {
+        ops,
+        gpr: [0; 16],
+        rflags: 2,
+        start: BASE + gpa,
+        memory: 0,
+    };
+    m.ram.write(gpa, &p.encode().unwrap()).unwrap();
+}
+
+fn op(id: u32, i: I) -> Op {
+    Op {
+        id,
+        insns: vec![i],
+        target: None,
+        patch: None,
+    }
+}
+
+fn to(id: u32, code: Code, target: u32) -> Op {
+    Op {
+        target: Some(target),
+        ..op(id, I::with_branch(code, CODE).unwrap())
+    }
+}
+
+fn call(id: u32, at: u64) -> Op {
+    op(id, I::with_branch(Code::Call_rel32_64, at).unwrap())
+}
+
+fn cell(n: u64) -> MemoryOperand {
+    MemoryOperand::with_base_displ(R::RIP, (BASE + MAILBOX + n * 64) as i64)
+}
+
+/// `mov eax, imm32; ret` with the immediate at an aligned address.
+fn function(m: &Machine, gpa: u64) -> u64 {
+    assert_eq!(gpa % 4, 3);
+    m.ram.write(gpa, &[0xb8, 0, 0, 0, 0, 0xc3]).unwrap();
+    gpa + 1
+}
+
+#[test]
+fn devices_that_write_code_are_noticed() {
+    let _alone = super::ONE_AT_A_TIME.lock();
+    for far in [0x103, 0x1003] {
+        let mut m = Machine::new(1);
+        let immediate = function(&m, CODE_GPA + far);
+        put(
+            &m,
+            CODE_GPA,
+            vec![
+                call(0, CODE + far),
+                op(1, I::with2(Code::Mov_rm32_r32, cell(0), R::EAX).unwrap()),
+                to(2, Code::Jmp_rel32_64, 0),
+            ],
+        );
+        m.start(0, CODE, &[]);
+        for k in 1..400u32 {
+            m.ram.write(immediate, &k.to_le_bytes()).unwrap();
+            m.wait("the new code is not run", |m| m.word(0) == u64::from(k));
+            if k % 50 == 0 {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+        }
+        assert!(m.stop("machine_invalidated_blocks") > 10);
+    }
+}
+
+/// One vCPU changes a function, says so, and goes on; the other calls it and
+/// must see at least what was said before it serialized.
+#[test]
+fn code_that_another_vcpu_writes_is_run() {
+    let _alone = super::ONE_AT_A_TIME.lock();
+    const CHANGES: u32 = 4000;
+    for far in [0x803, 0x1003] {
+        let mut m = Machine::new(2);
+        let immediate = function(&m, CODE_GPA + far);
+        let imm = MemoryOperand::with_base_displ(R::RIP, (BASE + immediate) as i64);
+        put(
+            &m,
+            CODE_GPA,
+            vec![
+                op(0, I::with1(Code::Inc_rm32, R::ECX).unwrap()),
+                op(1, I::with2(Code::Mov_rm32_r32, imm, R::ECX).unwrap()),
+                op(2, I::with2(Code::Mov_rm32_r32, cell(0), R::ECX).unwrap()),
+                // The writer runs it too.
+                call(3, CODE + far),
+                op(4, I::with2(Code::Cmp_rm32_r32, R::EAX, R::ECX).unwrap()),
+                to(5, Code::Jne_rel32_64, 9),
+                op(6, I::with2(Code::Cmp_rm32_imm32, R::ECX, CHANGES).unwrap()),
+                to(7, Code::Jne_rel32_64, 0),
+                op(8, I::with2(Code::Mov_rm32_imm32, cell(1), 1).unwrap()),
+                op(9, I::with2(Code::Mov_rm32_r32, cell(2), R::EAX).unwrap()),
+                op(10, I::with(Code::Hlt)),
+            ],
+        );
+        let reader = CODE_GPA + 0x400;
+        put(
+            &m,
+            reader,
+            vec![
+                op(0, I::with2(Code::Mov_r32_rm32, R::R8D, cell(0)).unwrap()),
+                op(1, I::with(Code::Cpuid)),
+                call(2, CODE + far),
+                op(3, I::with2(Code::Cmp_rm32_r32, R::EAX, R::R8D).unwrap()),
+                to(4, Code::Jge_rel32_64, 6),
+                op(5, I::with1(Code::Inc_rm32, R::R9D).unwrap()),
+                op(6, I::with2(Code::Cmp_rm32_r32, R::EAX, R::R10D).unwrap()),
+                to(7, Code::Jge_rel32_64, 9),
+                op(8, I::with1(Code::Inc_rm32, R::R9D).unwrap()),
+                op(9, I::with2(Code::Mov_r32_rm32, R::R10D, R::EAX).unwrap()),
+                op(10, I::with1(Code::Inc_rm32, cell(5)).unwrap()),
+                op(11, I::with2(Code::Cmp_rm32_imm32, cell(1), 0).unwrap()),
+                to(12, Code::Je_rel32_64, 0),
+                op(13, I::with2(Code::Mov_rm32_r32, cell(3), R::R9D).unwrap()),
+                op(14, I::with2(Code::Mov_rm32_imm32, cell(4), 1).unwrap()),
+                op(15, I::with(Code::Hlt)),
+            ],
+        );
+        m.start(1, BASE + reader, &[]);
+        m.start(0, CODE, &[]);
+        m.wait("the vCPUs do not end", |m| m.word(4) == 1);
+        assert_eq!(m.word(2), u64::from(CHANGES), "the writer ran old code");
+        assert_eq!(m.word(3), 0, "times that the reader ran old code");
+        println!("{} calls by the reader", m.word(5));
+        assert!(m.stop("machine_invalidated_blocks") > 100);
+    }
+}
+
+/// Two vCPUs in a program that the cache cannot hold.
+#[test]
+fn a_full_cache_is_emptied_under_two_vcpus() {
+    let _alone = super::ONE_AT_A_TIME.lock();
+    const CHUNKS: u64 = 6000;
+    const ROUNDS: u64 = 30;
+    crate::translate::cache::ROOM.set(128 << 10);
+    let mut m = Machine::new(2);
+    crate::translate::cache::ROOM.set(24 << 20);
+    let start = CODE_GPA;
+    let at = |n: u64| start + n * 64;
+    for n in 0..CHUNKS {
+        let mut ops = vec![op(
+            0,
+            I::with2(Code::Add_rm64_imm32, R::RAX, n as i32).unwrap(),
+        )];
+        if n + 1 == CHUNKS {
+            ops.push(op(1, I::with1(Code::Dec_rm64, R::RSI).unwrap()));
+            let back = I::with_branch(Code::Jne_rel32_64, BASE + start).unwrap();
+            ops.push(op(2, back));
+            let result = MemoryOperand::with_base(R::RDI);
+            ops.push(op(3, I::with2(Code::Mov_rm64_r64, result, R::RAX).unwrap()));
+        } else if n % 3 == 0 {
+            let next = (BASE + at(n + 1)) as i32;
+            ops.push(op(1, I::with2(Code::Mov_r32_imm32, R::EDX, next).unwrap()));
+            ops.push(op(2, I::with1(Code::Jmp_rm64, R::RDX).unwrap()));
+        } else {
+            let next = I::with_branch(Code::Jmp_rel32_64, BASE + at(n + 1)).unwrap();
+            ops.push(op(1, next));
+        }
+        put(&m, at(n), ops);
+    }
+    let sum = CHUNKS * (CHUNKS - 1) / 2 * ROUNDS;
+    for index in 0..2 {
+        let result = BASE + MAILBOX + u64::from(index) * 64;
+        m.start(index, CODE, &[(6, ROUNDS), (7, result)]);
+    }
+    m.wait("the vCPUs do not end", |m| m.word(0) != 0 && m.word(1) != 0);
+    assert_eq!((m.word(0), m.word(1)), (sum, sum));
+    let blocks = m.stop("machine_translated_blocks");
+    println!("{blocks} blocks");
+    assert!(blocks > 2 * CHUNKS, "the cache was never emptied: {blocks}");
+}
