@@ -30,10 +30,12 @@ pub struct Consoles {
     pub virtio: Option<Arc<dyn ConsoleSink>>,
 }
 
-/// First PCI slot of the disks; the entropy device and the console come before.
-const FIRST_DISK_SLOT: u8 = 4;
+// The PCI slots of bus 0, fixed so that a guest finds its devices where they
+// were: 1 to 7 one device of each kind, 8 to 11 network cards, 12 to 23 disks,
+// 24 to 31 the root ports for hot-plug.
 const RNG_SLOT: u8 = 1;
 const CONSOLE_SLOT: u8 = 2;
+const FIRST_DISK_SLOT: u8 = 12;
 
 /// The devices of one machine.
 pub(crate) struct Board {

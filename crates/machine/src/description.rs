@@ -107,8 +107,8 @@ pub enum DescriptionError {
     DiskSerial(String),
 }
 
-/// Most disks: the PCI slots that other devices leave.
-pub const MOST_DISKS: usize = 24;
+/// Most disks: the PCI slots 12 to 23.
+pub const MOST_DISKS: usize = 12;
 
 impl Description {
     /// A machine with this kernel and nothing else.

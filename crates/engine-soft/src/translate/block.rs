@@ -114,7 +114,11 @@ impl Translator {
             source,
             seen: Vec::new(),
         };
-        let live_out = liveness(&mut insns, place.rip.wrapping_add(length as u64), &mut ahead);
+        let live_out = liveness(
+            &mut insns,
+            place.rip.wrapping_add(length as u64),
+            &mut ahead,
+        );
         let peeked = ahead.ranges()?;
         let (hot, cold) = cache.emitters(index);
         let (encoder, info) = self

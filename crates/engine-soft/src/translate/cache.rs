@@ -152,8 +152,7 @@ impl Block {
             || self
                 .second
                 .is_some_and(|s| s.ram_page == ram_page && from < s.to)
-            || (self.peeked.iter())
-                .any(|p| p.ram_page == ram_page && p.from < to && from < p.to)
+            || (self.peeked.iter()).any(|p| p.ram_page == ram_page && p.from < to && from < p.to)
     }
 
     /// The lines (see `Page::lines`) of a RAM page that it was made from.

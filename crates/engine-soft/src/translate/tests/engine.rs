@@ -20,10 +20,13 @@ use crate::cpu::cr;
 const MAILBOX: u64 = 0x6_0000;
 const LIMIT: Duration = Duration::from_secs(30);
 
+/// A vCPU on its thread, which returns it.
+type Running = (Arc<dyn VcpuHandle>, JoinHandle<Box<dyn Vcpu>>);
+
 struct Machine {
     ram: Arc<GuestRam>,
     engine: Arc<dyn Engine>,
-    running: Vec<(Arc<dyn VcpuHandle>, JoinHandle<Box<dyn Vcpu>>)>,
+    running: Vec<Running>,
 }
 
 impl Machine {

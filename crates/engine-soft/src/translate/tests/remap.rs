@@ -75,13 +75,25 @@ fn page(value: u32, at: u64, jump: Jump) -> Vec<u8> {
     };
     let bytes = encode(
         vec![
-            op(0, vec![I::with2(Code::Mov_r32_imm32, R::ECX, value).unwrap()], None),
+            op(
+                0,
+                vec![I::with2(Code::Mov_r32_imm32, R::ECX, value).unwrap()],
+                None,
+            ),
             op(1, vec![branch(Code::Jmp_rel32_64, at)], Some(2)),
             // Flags are known dead here, so that nothing before relies on the
             // bytes behind.
-            op(2, vec![I::with2(Code::Test_rm64_r64, R::RSI, R::RSI).unwrap()], None),
+            op(
+                2,
+                vec![I::with2(Code::Test_rm64_r64, R::RSI, R::RSI).unwrap()],
+                None,
+            ),
             op(3, vec![branch(Code::Je_rel32_64, at)], Some(0)),
-            op(4, vec![I::with2(Code::Add_rm32_imm32, R::ECX, value).unwrap()], None),
+            op(
+                4,
+                vec![I::with2(Code::Add_rm32_imm32, R::ECX, value).unwrap()],
+                None,
+            ),
             op(5, vec![end], None),
         ],
         at,
@@ -119,11 +131,20 @@ fn main_code(s: Setup, code: u64, target: u64) -> Vec<u8> {
     if s.stores {
         // Every third round.
         let at = MemoryOperand::with_base(R::RDI);
-        let third = I::with3(Code::Imul_r32_rm32_imm32, R::R12D, R::ESI, 0xaaaa_aaabu32 as i32);
+        let third = I::with3(
+            Code::Imul_r32_rm32_imm32,
+            R::R12D,
+            R::ESI,
+            0xaaaa_aaabu32 as i32,
+        );
         let compare = I::with2(Code::Cmp_rm32_imm32, R::R12D, 0x5555_5555);
         ops.push(op(1, vec![third.unwrap(), compare.unwrap()], None));
         ops.push(op(2, vec![branch(Code::Ja_rel32_64, code)], Some(4)));
-        ops.push(op(3, vec![I::with2(Code::Mov_rm32_r32, at, R::ESI).unwrap()], None));
+        ops.push(op(
+            3,
+            vec![I::with2(Code::Mov_rm32_r32, at, R::ESI).unwrap()],
+            None,
+        ));
     }
     jump_to(s, &mut ops, target + SECOND, R::R11);
     jump_to(s, &mut ops, target, R::R8);
@@ -191,7 +212,7 @@ fn expected(s: Setup) -> u64 {
         if s.stores && (round as u32).wrapping_mul(0xaaaa_aaab) <= 0x5555_5555 {
             immediate = round;
         }
-        let first = (ROUNDS - round) % 2 == 0;
+        let first = (ROUNDS - round).is_multiple_of(2);
         sum += if first { 1000 + immediate } else { 3 + 3 };
     }
     sum

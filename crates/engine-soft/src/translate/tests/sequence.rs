@@ -303,8 +303,10 @@ fn programs(cpl: u8, seed: u64, changing: bool) {
     let code = &pair.jit.core.shared.code;
     println!(
         "CPL {cpl}, changing {changing}: {n} programs, {skipped} skipped, {} blocks, {} dropped, {} times emptied, {:.1} s",
-        code.translated_blocks.load(std::sync::atomic::Ordering::Relaxed),
-        code.invalidated_blocks.load(std::sync::atomic::Ordering::Relaxed),
+        code.translated_blocks
+            .load(std::sync::atomic::Ordering::Relaxed),
+        code.invalidated_blocks
+            .load(std::sync::atomic::Ordering::Relaxed),
         code.generation() - 1,
         started.elapsed().as_secs_f32()
     );
