@@ -11,7 +11,7 @@ mod parent;
 mod protocol;
 
 pub use child::serve;
-pub use parent::{Loaded, Reader, ReaderError};
+pub use parent::{Loaded, Reader, ReaderError, printable};
 
 /// The program's first argument that makes it a reader of disks; `main` calls
 /// [`serve`] then, before anything else.

@@ -1,5 +1,6 @@
 //! The thin layer between the command line and crate `machine`.
 
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -98,6 +99,23 @@ impl Guest {
         })
     }
 
+    /// Lets a debugger in; where it listens.
+    ///
+    /// # Errors
+    /// [`Failure::Host`] if the address cannot be listened on.
+    pub fn serve_gdb(&self, gdb: &cli::Gdb) -> Result<SocketAddr, Failure> {
+        let refused = |e: std::io::Error| {
+            Failure::Host(format!(
+                "listening for GDB on {}: {e}; choose another port with --gdb",
+                gdb.address
+            ))
+        };
+        let listener = TcpListener::bind(gdb.address).map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        self.machine.serve_gdb(listener, gdb.wait)?;
+        Ok(address)
+    }
+
     /// Runs it to its end.
     ///
     /// # Errors
@@ -175,7 +193,13 @@ impl From<MachineError> for Failure {
             MachineError::Boot(BootError::Memory { .. } | BootError::Random(_)) => {
                 Self::Internal(text)
             }
-            MachineError::Boot(_) | MachineError::Disk(_) => Self::File(text),
+            MachineError::BootDisk {
+                source: bootdisk::ReaderError::Start(_),
+                ..
+            } => Self::Host(text),
+            MachineError::BootDisk { .. } | MachineError::Boot(_) | MachineError::Disk(_) => {
+                Self::File(text)
+            }
             MachineError::Memory(_)
             | MachineError::Engine(EngineError::Unavailable { .. })
             | MachineError::Host { .. } => Self::Host(text),
