@@ -70,13 +70,7 @@ impl Subnet4 {
     /// Whether a guest may use an address as its own.
     pub fn is_guest(&self, address: Ipv4Addr) -> bool {
         self.contains(address)
-            && ![
-                self.network,
-                self.broadcast(),
-                self.gateway(),
-                self.dns(),
-            ]
-            .contains(&address)
+            && ![self.network, self.broadcast(), self.gateway(), self.dns()].contains(&address)
     }
 }
 
@@ -92,7 +86,11 @@ impl std::str::FromStr for Subnet4 {
         };
         let good = (8..=28).contains(&subnet.prefix)
             && u32::from(subnet.network) & !u32::from(subnet.mask()) == 0
-            && subnet.network.octets().first().is_some_and(|n| *n != 0 && *n != 127 && *n < 224);
+            && subnet
+                .network
+                .octets()
+                .first()
+                .is_some_and(|n| *n != 0 && *n != 127 && *n < 224);
         good.then_some(subnet).ok_or_else(wrong)
     }
 }
@@ -142,13 +140,7 @@ impl Subnet6 {
     pub fn is_guest(&self, address: Ipv6Addr) -> bool {
         let link_local = address.segments()[0] & 0xffc0 == 0xfe80;
         (self.contains(address) || link_local)
-            && ![
-                self.network,
-                self.gateway(),
-                self.dns(),
-                self.router(),
-            ]
-            .contains(&address)
+            && ![self.network, self.gateway(), self.dns(), self.router()].contains(&address)
     }
 }
 
@@ -266,7 +258,9 @@ impl UserConfig {
         if text.parse::<Subnet4>().ok() != Some(self.v4) {
             return Err(UserError::Subnet(text));
         }
-        let lower = self.v6.is_some_and(|v6| u128::from(v6.network) & u128::from(u64::MAX) != 0);
+        let lower = self
+            .v6
+            .is_some_and(|v6| u128::from(v6.network) & u128::from(u64::MAX) != 0);
         if let (Some(v6), true) = (self.v6, lower) {
             return Err(UserError::Subnet(format!("{}/64", v6.network)));
         }

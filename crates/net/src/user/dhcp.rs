@@ -39,7 +39,12 @@ pub struct Leases {
 impl Leases {
     /// The address of a card: the one it has, the one it wants, or the next
     /// that is free. `None` if all are taken.
-    fn assign(&mut self, config: &UserConfig, card: Mac, wanted: Option<Ipv4Addr>) -> Option<Ipv4Addr> {
+    fn assign(
+        &mut self,
+        config: &UserConfig,
+        card: Mac,
+        wanted: Option<Ipv4Addr>,
+    ) -> Option<Ipv4Addr> {
         if let Some(has) = self.by_card.get(&card) {
             return Some(*has);
         }
@@ -51,9 +56,12 @@ impl Leases {
         };
         let first = u32::from(config.v4.guest());
         let last = u32::from(config.v4.broadcast());
-        let address = wanted
-            .filter(free)
-            .or_else(|| (first..last).map(Ipv4Addr::from).take(2 * MAX_LEASES).find(free))?;
+        let address = wanted.filter(free).or_else(|| {
+            (first..last)
+                .map(Ipv4Addr::from)
+                .take(2 * MAX_LEASES)
+                .find(free)
+        })?;
         self.by_card.insert(card, address);
         Some(address)
     }
@@ -171,7 +179,11 @@ fn reply(context: &Context, message: &Message<'_>, kind: u8, address: Ipv4Addr) 
     let mut out = vec![0; FIXED];
     // Transaction, flags, relay, and the client's card are as it said them.
     for (from, to) in [(0, 12), (24, 44)] {
-        put(&mut out, from, message.bytes.get(from..to).unwrap_or_default());
+        put(
+            &mut out,
+            from,
+            message.bytes.get(from..to).unwrap_or_default(),
+        );
     }
     put(&mut out, 0, &[2]);
     if kind != NAK {
@@ -196,7 +208,10 @@ fn reply(context: &Context, message: &Message<'_>, kind: u8, address: Ipv4Addr) 
         if let Some(name) = &config.hostname {
             option(&mut out, 12, name.as_bytes());
         }
-        let search = config.search.as_deref().unwrap_or(context.resolvers.search());
+        let search = config
+            .search
+            .as_deref()
+            .unwrap_or(context.resolvers.search());
         if let Some(first) = search.first() {
             option(&mut out, 15, first.as_bytes());
             for part in domains(search).chunks(255) {

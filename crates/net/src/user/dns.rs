@@ -71,7 +71,10 @@ impl Resolvers {
             }
         }
         let localhost = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DNS_PORT);
-        self.servers.get(self.preferred).copied().unwrap_or(localhost)
+        self.servers
+            .get(self.preferred)
+            .copied()
+            .unwrap_or(localhost)
     }
 
     /// A query goes out at `now`.
@@ -147,10 +150,7 @@ mod tests {
                     nameserver junk\ndomain a.example\nsearch b.example c.example\noptions ndots:2\n";
         let (servers, search) = parse(text);
         let text: Vec<String> = servers.iter().map(ToString::to_string).collect();
-        assert_eq!(
-            text,
-            ["192.0.2.1:53", "[2001:db8::1]:53", "[fe80::1%1]:53"]
-        );
+        assert_eq!(text, ["192.0.2.1:53", "[2001:db8::1]:53", "[fe80::1%1]:53"]);
         assert_eq!(search, ["b.example", "c.example"]);
     }
 

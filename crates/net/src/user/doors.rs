@@ -59,9 +59,8 @@ impl Doors {
     /// Opens one more; where it listens.
     pub fn add(&self, publication: Publication) -> Result<SocketAddr, UserError> {
         let mut open = self.open.lock();
-        let same = |door: &Door| {
-            door.publication.udp == publication.udp && door.bound == publication.host
-        };
+        let same =
+            |door: &Door| door.publication.udp == publication.udp && door.bound == publication.host;
         if open.doors.iter().any(same) {
             return Err(UserError::AlreadyPublished(publication));
         }
@@ -168,7 +167,11 @@ impl Porter {
             }
         }
         for door in &open.doors {
-            if !self.served.iter().any(|(_, served)| served.number == door.number) {
+            if !self
+                .served
+                .iter()
+                .any(|(_, served)| served.number == door.number)
+            {
                 self.serve(context, udp, door);
             }
         }

@@ -115,7 +115,9 @@ pub fn unreachable(
     let Some(inner) = IpHeader::new(guest.ip(), remote.ip(), number) else {
         return;
     };
-    let quoted = transport.get(..transport.len().min(1200)).unwrap_or_default();
+    let quoted = transport
+        .get(..transport.len().min(1200))
+        .unwrap_or_default();
     let mut message = vec![0; 8 + inner.length()];
     put(&mut message, 0, &why.code(guest.is_ipv4()));
     if let Some(place) = message.get_mut(8..) {

@@ -209,7 +209,12 @@ mod tests {
             let expected = Route::To(target.parse().unwrap(), via);
             assert_eq!(to(&config, address), expected, "{address}");
         }
-        for address in ["10.0.2.3:80", "10.0.2.77:80", "[fec0::77]:80", "[fe80::2]:9"] {
+        for address in [
+            "10.0.2.3:80",
+            "10.0.2.77:80",
+            "[fec0::77]:80",
+            "[fe80::2]:9",
+        ] {
             let wanted = if address.contains("fe80") {
                 Route::To("[::1]:9".parse().unwrap(), Via::Host)
             } else {
@@ -234,7 +239,11 @@ mod tests {
             "[::127.0.0.1]:22",
             "[ff02::fb]:22",
         ] {
-            assert_eq!(to(&UserConfig::default(), address), Route::Ignore, "{address}");
+            assert_eq!(
+                to(&UserConfig::default(), address),
+                Route::Ignore,
+                "{address}"
+            );
         }
     }
 
@@ -265,7 +274,10 @@ mod tests {
         };
         let not_the_host = config(Reach::NotTheHost);
         assert_eq!(to(&not_the_host, "10.0.2.2:80"), Route::Refuse);
-        assert!(matches!(to(&not_the_host, "198.51.100.1:80"), Route::To(..)));
+        assert!(matches!(
+            to(&not_the_host, "198.51.100.1:80"),
+            Route::To(..)
+        ));
         assert!(matches!(to(&not_the_host, "10.0.2.3:53"), Route::To(..)));
         assert!(is_local("127.0.0.1".parse().unwrap()));
         let nothing = config(Reach::Nothing);

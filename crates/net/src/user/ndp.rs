@@ -67,7 +67,11 @@ fn answer(context: &mut Context, v6: Subnet6, ip: &Ip<'_>) -> Option<()> {
     put(&mut message, 8, &target.octets());
     put(&mut message, 24, &[2, 1]);
     put(&mut message, 26, &context.mac().0);
-    let from = if target == v6.router() { v6.router() } else { target };
+    let from = if target == v6.router() {
+        v6.router()
+    } else {
+        target
+    };
     icmp::send(context, from.into(), asker.into(), message);
     Some(())
 }

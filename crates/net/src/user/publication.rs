@@ -145,7 +145,9 @@ mod tests {
         ] {
             assert_eq!(text.parse::<Publication>().unwrap().to_string(), full);
         }
-        for text in ["", "80", "a:1", "1:0", "1:70000", "::1:1:2", "1:2/sctp", "x:1:2"] {
+        for text in [
+            "", "80", "a:1", "1:0", "1:70000", "::1:1:2", "1:2/sctp", "x:1:2",
+        ] {
             let error = text.parse::<Publication>().unwrap_err().to_string();
             assert!(error.contains("[ADDR:]HOST:GUEST[/udp]"), "{error}");
         }

@@ -7,11 +7,11 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::arp;
 use super::context::Context;
 use super::policy::{Flow, Transport, Verdict};
 use super::slab::Id;
 use super::udp::{receive, send};
-use super::arp;
 
 /// Most senders at a time, of all publications.
 const MAX_SESSIONS: usize = 4096;
@@ -53,7 +53,8 @@ impl Sessions {
     pub fn unpublish(&mut self, id: Id) {
         self.doors.remove(&id);
         self.by_ports.retain(|_, session| session.publication != id);
-        self.by_peer.retain(|(publication, _), _| *publication != id);
+        self.by_peer
+            .retain(|(publication, _), _| *publication != id);
     }
 
     /// A door's socket is ready.
@@ -121,7 +122,13 @@ impl Sessions {
     }
 
     /// The gateway's port that stands for a sender: its own, if it is free.
-    fn gateway_port(&mut self, context: &Context, id: Id, guest: u16, peer: SocketAddr) -> Option<u16> {
+    fn gateway_port(
+        &mut self,
+        context: &Context,
+        id: Id,
+        guest: u16,
+        peer: SocketAddr,
+    ) -> Option<u16> {
         if let Some(port) = self.by_peer.get(&(id, peer)) {
             if let Some(session) = self.by_ports.get_mut(&(guest, *port)) {
                 session.used = context.now;
@@ -135,7 +142,9 @@ impl Sessions {
             inbound: true,
         };
         let verdict = context.config.policy.decide(&flow);
-        if matches!(verdict, Verdict::Refuse | Verdict::Ignore) || self.by_ports.len() >= MAX_SESSIONS {
+        if matches!(verdict, Verdict::Refuse | Verdict::Ignore)
+            || self.by_ports.len() >= MAX_SESSIONS
+        {
             return None;
         }
         let mut port = peer.port();
@@ -167,4 +176,3 @@ impl Sessions {
         });
     }
 }
-

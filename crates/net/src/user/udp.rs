@@ -268,7 +268,11 @@ impl Table {
             .flows
             .iter()
             .filter(|(_, flow)| {
-                let most = if flow.key.1 == Via::Dns { IDLE_DNS } else { IDLE };
+                let most = if flow.key.1 == Via::Dns {
+                    IDLE_DNS
+                } else {
+                    IDLE
+                };
                 context.now.saturating_duration_since(flow.used) >= most
             })
             .map(|(id, _)| id)

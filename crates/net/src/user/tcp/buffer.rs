@@ -36,10 +36,7 @@ impl Pool {
         if !self.has_room() {
             return None;
         }
-        let buffer = self
-            .free
-            .pop()
-            .unwrap_or_else(|| vec![0; HEADROOM + MOST]);
+        let buffer = self.free.pop().unwrap_or_else(|| vec![0; HEADROOM + MOST]);
         self.out += buffer.len();
         Some(buffer)
     }

@@ -115,7 +115,11 @@ impl Connection {
             Phase::SynSent => {
                 let expected = self.tx.next == segment.ack && segment.has(flag::ACK);
                 if !expected {
-                    return if segment.has(flag::ACK) { Fate::Reset } else { Fate::Keep };
+                    return if segment.has(flag::ACK) {
+                        Fate::Reset
+                    } else {
+                        Fate::Keep
+                    };
                 }
                 if !segment.has(flag::SYN) {
                     return Fate::Reset;
@@ -157,10 +161,7 @@ impl Connection {
     ) -> Fate {
         let fin = segment.has(flag::FIN);
         let plain = segment.payload.is_empty() && !fin;
-        if !self
-            .tx
-            .hear(segment.ack, segment.window, plain, now, pool)
-        {
+        if !self.tx.hear(segment.ack, segment.window, plain, now, pool) {
             self.rx.ack_now = true;
             return Fate::Keep;
         }
@@ -171,9 +172,12 @@ impl Connection {
             let Some(socket) = &self.socket else {
                 return Fate::Keep;
             };
-            let done = self
-                .rx
-                .deliver(socket, &mut self.writable, budget, data, fin, now);
+            let writable = &mut self.writable;
+            let mut done = self.rx.deliver(socket, writable, budget, data, fin, now);
+            while let (Ok(()), Some(data)) = (&done, self.rx.was_early()) {
+                done = self.rx.deliver(socket, writable, budget, &data, false, now);
+                self.rx.ack_now = true;
+            }
             if let Err(Broken) = done {
                 return Fate::Reset;
             }
@@ -204,7 +208,11 @@ impl Connection {
         let scaled = segment.scale.is_some() && self.rx.offered_scale().is_some();
         self.rx = Receiver::new(segment.seq, scaled);
         self.rx.ack_now = true;
-        self.tx.scale = if scaled { segment.scale.unwrap_or(0) } else { 0 };
+        self.tx.scale = if scaled {
+            segment.scale.unwrap_or(0)
+        } else {
+            0
+        };
         self.tx.mss = self.tx.mss.min(segment.mss.unwrap_or(536).max(64));
         self.tx.hear(segment.ack, segment.window, false, now, pool);
         // The window of a SYN is not scaled.
@@ -350,7 +358,11 @@ impl Connection {
             source: self.remote.port(),
             destination: self.guest.port(),
             seq,
-            ack: if flags & flag::ACK != 0 { self.rx.next } else { 0 },
+            ack: if flags & flag::ACK != 0 {
+                self.rx.next
+            } else {
+                0
+            },
             flags,
             window,
             syn: None,
@@ -361,7 +373,10 @@ impl Connection {
     /// its number and length.
     pub fn next_data(&mut self) -> Option<(u32, usize)> {
         let (at, room) = if self.tx.resend {
-            (self.tx.unacked, usize::from(self.tx.mss).max(self.tx.room()))
+            (
+                self.tx.unacked,
+                usize::from(self.tx.mss).max(self.tx.room()),
+            )
         } else {
             (self.tx.next, self.tx.room())
         };

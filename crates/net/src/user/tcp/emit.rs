@@ -140,8 +140,8 @@ impl Table {
         };
         let seq = connection.tx.next.wrapping_sub(1);
         let mut header = connection.header(&self.budget, seq, flags);
-        let own = usize::from(context.config.mtu)
-            .saturating_sub(ip_header(connection.guest.ip()) + 20);
+        let own =
+            usize::from(context.config.mtu).saturating_sub(ip_header(connection.guest.ip()) + 20);
         let mss = u16::try_from(own).unwrap_or(536);
         header.syn = Some((mss, connection.rx.offered_scale()));
         connection.tx.keep_time(context.now);

@@ -81,8 +81,7 @@ impl Table {
                 return;
             };
             if !(syn && connection.phase == Phase::Quiet) {
-                let fate =
-                    connection.hear(segment, &mut self.budget, &mut self.pool, context.now);
+                let fate = connection.hear(segment, &mut self.budget, &mut self.pool, context.now);
                 self.settle(context, id, fate);
                 self.feed();
                 return;
@@ -173,10 +172,7 @@ impl Table {
         self.by_ends.remove(&ends);
         context.connections.lock().remove(&ends);
         connection.abort();
-        self.budget.used = self
-            .budget
-            .used
-            .saturating_sub(connection.rx.pending.len());
+        self.budget.used = self.budget.used.saturating_sub(connection.rx.pending.len());
         for segment in connection.tx.queue.drain(..) {
             if let Some(buffer) = segment.buffer {
                 self.pool.give(buffer);

@@ -80,7 +80,14 @@ impl Table {
         }
     }
 
-    fn begin(&mut self, context: &mut Context, ends: Ends, syn: &Tcp<'_>, started: Started, dns: bool) {
+    fn begin(
+        &mut self,
+        context: &mut Context,
+        ends: Ends,
+        syn: &Tcp<'_>,
+        started: Started,
+        dns: bool,
+    ) {
         let mss = mss(context, ends.0).min(syn.mss.unwrap_or(536).max(64));
         let mut tx = Sender::new(self.first_number(ends), mss, syn.scale.unwrap_or(0));
         tx.set_window(tx.next, syn.window, false);

@@ -14,6 +14,8 @@ use super::sequence::{after, distance, room};
 pub const WINDOW: usize = 1 << 20;
 /// Scale of our windows.
 pub const SCALE: u8 = 7;
+/// Most bytes kept that came before others that were lost.
+const EARLY: usize = 256 << 10;
 /// How long an acknowledgement waits for data to go with.
 const DELAY: Duration = Duration::from_millis(4);
 /// Bytes that are acknowledged without delay.
@@ -31,6 +33,10 @@ pub struct Receiver {
     scale: u8,
     /// What the socket had no room for.
     pub pending: Pending,
+    /// Data that came before other data, which was lost or held up, and its
+    /// number. Nothing is lost between a guest and its monitor, but the guest
+    /// may be a router.
+    early: Vec<(u32, Vec<u8>)>,
     /// The guest has finished, and everything up to that is here.
     pub finished: bool,
     /// The socket was told so.
@@ -66,6 +72,7 @@ impl Receiver {
             acked: next,
             scale: if scaled { SCALE } else { 0 },
             pending: Pending::new(),
+            early: Vec::new(),
             finished: false,
             shut: false,
             ack_now: false,
@@ -104,13 +111,17 @@ impl Receiver {
 
     /// The part of a segment that is new and in the window, and whether its
     /// FIN is reached.
-    pub fn fresh<'a>(&mut self, seq: u32, payload: &'a [u8], fin: bool) -> Option<(&'a [u8], bool)> {
+    pub fn fresh<'a>(
+        &mut self,
+        seq: u32,
+        payload: &'a [u8],
+        fin: bool,
+    ) -> Option<(&'a [u8], bool)> {
         let length = payload.len() + usize::from(fin);
         let old = distance(seq, self.next);
         let Ok(skip) = usize::try_from(old) else {
-            // Something is missing before it. It is not kept, since nothing
-            // is lost on the way but by a guest that means it.
             self.ack_now = true;
+            self.keep_early(seq, payload);
             return None;
         };
         if self.finished || (skip > 0 && skip >= length) {
@@ -125,6 +136,30 @@ impl Receiver {
             return Some((data.get(..inside).unwrap_or_default(), false));
         }
         Some((data, fin))
+    }
+
+    fn keep_early(&mut self, seq: u32, payload: &[u8]) {
+        let held: usize = self.early.iter().map(|(_, data)| data.len()).sum();
+        let inside = distance(after(seq, payload.len()), self.edge) >= 0;
+        let known = self.early.iter().any(|(at, _)| *at == seq);
+        if inside && !known && !payload.is_empty() && held + payload.len() <= EARLY {
+            self.early.push((seq, payload.to_vec()));
+        }
+    }
+
+    /// Data that came early and is next now.
+    pub fn was_early(&mut self) -> Option<Vec<u8>> {
+        loop {
+            let next = self.next;
+            let reached = |(at, _): &(u32, Vec<u8>)| distance(*at, next) >= 0;
+            let place = self.early.iter().position(reached)?;
+            let (at, mut data) = self.early.swap_remove(place);
+            let old = room(at, next) as usize;
+            if old < data.len() {
+                data.drain(..old);
+                return Some(data);
+            }
+        }
     }
 
     /// Hands data to the socket; what it has no room for waits.
@@ -142,7 +177,9 @@ impl Receiver {
             sent = send_some(socket, writable, data)?;
         }
         let rest = data.get(sent..).unwrap_or_default();
-        let kept = rest.get(..rest.len().min(budget.left())).unwrap_or_default();
+        let kept = rest
+            .get(..rest.len().min(budget.left()))
+            .unwrap_or_default();
         self.pending.extend(kept);
         budget.used += kept.len();
         self.next = after(self.next, sent + kept.len());

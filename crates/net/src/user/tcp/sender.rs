@@ -124,7 +124,14 @@ impl Sender {
 
     /// Hears an acknowledgement; `plain` if the segment says nothing else.
     /// `false` if it acknowledges what was never sent.
-    pub fn hear(&mut self, ack: u32, field: u16, plain: bool, now: Instant, pool: &mut Pool) -> bool {
+    pub fn hear(
+        &mut self,
+        ack: u32,
+        field: u16,
+        plain: bool,
+        now: Instant,
+        pool: &mut Pool,
+    ) -> bool {
         if before(self.most, ack) {
             return false;
         }

@@ -82,11 +82,7 @@ pub fn seal(
     let length = frame.len().saturating_sub(l4);
     let pseudo = checksum::pseudo(ip.source, ip.destination, ip.protocol, length);
     if may_leave {
-        put(
-            frame,
-            l4 + offset,
-            &checksum::fold(pseudo).to_be_bytes(),
-        );
+        put(frame, l4 + offset, &checksum::fold(pseudo).to_be_bytes());
         return Checksum::Partial {
             start: u16::try_from(l4).unwrap_or(0),
             offset: u16::try_from(offset).unwrap_or(0),
