@@ -60,14 +60,14 @@ impl Resolvers {
 
     /// The one to ask.
     pub fn current(&mut self) -> SocketAddr {
-        if let Some(file) = &mut self.file {
-            if file.looked.elapsed() >= LOOK {
-                file.looked = Instant::now();
-                let now = stamp();
-                if now != file.stamp {
-                    file.stamp = now;
-                    self.read();
-                }
+        if let Some(file) = &mut self.file
+            && file.looked.elapsed() >= LOOK
+        {
+            file.looked = Instant::now();
+            let now = stamp();
+            if now != file.stamp {
+                file.stamp = now;
+                self.read();
             }
         }
         let localhost = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), DNS_PORT);

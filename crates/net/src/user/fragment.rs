@@ -66,7 +66,7 @@ impl Reassembly {
         let start = fragment.offset;
         let end = start + ip.payload.len();
         let packet = self.packets.get_mut(place)?;
-        let odd = fragment.more && ip.payload.len() % 8 != 0;
+        let odd = fragment.more && !ip.payload.len().is_multiple_of(8);
         if odd || end > MAX_LENGTH || !packet.add(start, end, fragment.more, ip.payload) {
             self.packets.remove(place);
             self.lost += 1;

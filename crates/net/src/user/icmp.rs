@@ -120,10 +120,10 @@ pub fn unreachable(
         .unwrap_or_default();
     let mut message = vec![0; 8 + inner.length()];
     put(&mut message, 0, &why.code(guest.is_ipv4()));
-    if let Some(place) = message.get_mut(8..) {
-        if inner.write(place, transport.len()).is_none() {
-            return;
-        }
+    if let Some(place) = message.get_mut(8..)
+        && inner.write(place, transport.len()).is_none()
+    {
+        return;
     }
     // IPv4 routers quote little (RFC 792); 8 bytes name the ports.
     let quoted = if guest.is_ipv4() {

@@ -59,11 +59,11 @@ impl Sessions {
 
     /// A door's socket is ready.
     pub fn event(&mut self, id: Id) {
-        if let Some(door) = self.doors.get_mut(&id) {
-            if !door.queued {
-                door.queued = true;
-                self.ready.push_back(id);
-            }
+        if let Some(door) = self.doors.get_mut(&id)
+            && !door.queued
+        {
+            door.queued = true;
+            self.ready.push_back(id);
         }
     }
 
@@ -82,10 +82,10 @@ impl Sessions {
             return false;
         };
         session.used = context.now;
-        if let Some(door) = self.doors.get(&session.publication) {
-            if send(&door.socket, data, session.peer).is_err() {
-                context.counters.dropped_full.one();
-            }
+        if let Some(door) = self.doors.get(&session.publication)
+            && send(&door.socket, data, session.peer).is_err()
+        {
+            context.counters.dropped_full.one();
         }
         true
     }
@@ -129,11 +129,11 @@ impl Sessions {
         guest: u16,
         peer: SocketAddr,
     ) -> Option<u16> {
-        if let Some(port) = self.by_peer.get(&(id, peer)) {
-            if let Some(session) = self.by_ports.get_mut(&(guest, *port)) {
-                session.used = context.now;
-                return Some(*port);
-            }
+        if let Some(port) = self.by_peer.get(&(id, peer))
+            && let Some(session) = self.by_ports.get_mut(&(guest, *port))
+        {
+            session.used = context.now;
+            return Some(*port);
         }
         let flow = Flow {
             transport: Transport::Udp,
@@ -149,13 +149,14 @@ impl Sessions {
         }
         let mut port = peer.port();
         for _ in 0..100 {
-            if !self.by_ports.contains_key(&(guest, port)) {
+            if let std::collections::hash_map::Entry::Vacant(e) = self.by_ports.entry((guest, port))
+            {
                 let session = Session {
                     publication: id,
                     peer,
                     used: context.now,
                 };
-                self.by_ports.insert((guest, port), session);
+                e.insert(session);
                 self.by_peer.insert((id, peer), port);
                 return Some(port);
             }

@@ -32,14 +32,14 @@ impl<T> Slab<T> {
     }
 
     pub fn insert(&mut self, value: T) -> Id {
-        if let Some(index) = self.free.pop() {
-            if let Some(slot) = self.slots.get_mut(index as usize) {
-                slot.value = Some(value);
-                return Id {
-                    index,
-                    generation: slot.generation,
-                };
-            }
+        if let Some(index) = self.free.pop()
+            && let Some(slot) = self.slots.get_mut(index as usize)
+        {
+            slot.value = Some(value);
+            return Id {
+                index,
+                generation: slot.generation,
+            };
         }
         let index = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
         self.slots.push(Slot {

@@ -221,10 +221,10 @@ impl Connection {
 
     /// Moves on what can be moved on towards the host.
     pub fn flush(&mut self, budget: &mut Budget) -> Fate {
-        if let (Phase::Open | Phase::SynReceived, Some(socket)) = (self.phase, &self.socket) {
-            if self.rx.flush(socket, &mut self.writable, budget).is_err() {
-                return Fate::Reset;
-            }
+        if let (Phase::Open | Phase::SynReceived, Some(socket)) = (self.phase, &self.socket)
+            && self.rx.flush(socket, &mut self.writable, budget).is_err()
+        {
+            return Fate::Reset;
         }
         Fate::Keep
     }

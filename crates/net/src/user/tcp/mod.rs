@@ -154,11 +154,11 @@ impl Table {
             connection.queued = true;
             self.ready.push_back(id);
         }
-        if let Some(when) = connection.deadline() {
-            if connection.armed.is_none_or(|armed| when < armed) {
-                connection.armed = Some(when);
-                context.arm(when, Token::Tcp(id));
-            }
+        if let Some(when) = connection.deadline()
+            && connection.armed.is_none_or(|armed| when < armed)
+        {
+            connection.armed = Some(when);
+            context.arm(when, Token::Tcp(id));
         }
     }
 
@@ -188,11 +188,11 @@ impl Table {
             return;
         }
         for id in self.starved.drain(..) {
-            if let Some(connection) = self.connections.get_mut(id) {
-                if !connection.queued {
-                    connection.queued = true;
-                    self.ready.push_back(id);
-                }
+            if let Some(connection) = self.connections.get_mut(id)
+                && !connection.queued
+            {
+                connection.queued = true;
+                self.ready.push_back(id);
             }
         }
     }

@@ -96,10 +96,10 @@ impl Table {
         let mut connection = Connection::new(ends, started.socket, phase, rx, tx, context.now);
         connection.dns = dns;
         let done = started.done;
-        if let Some(id) = self.add(context, ends, connection) {
-            if done {
-                self.connected(context, id);
-            }
+        if let Some(id) = self.add(context, ends, connection)
+            && done
+        {
+            self.connected(context, id);
         }
     }
 
