@@ -27,6 +27,11 @@ const NEEDS: &[Need] = &[
         package: "e2fsprogs",
         purpose: "check guests' disks after a crash",
     },
+    Need {
+        program: "gdb",
+        package: "gdb",
+        purpose: "debug a guest from outside",
+    },
 ];
 
 #[derive(Args)]

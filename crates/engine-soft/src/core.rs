@@ -179,6 +179,8 @@ pub struct Core {
     pub(crate) tlb_used: crate::mmu::TlbUse,
     /// What `native` keeps: host stubs, x87 registers.
     pub(crate) native: crate::native::NativeState,
+    /// What a debugger outside the guest asks for.
+    pub(crate) debugger: crate::debugger::Debugger,
     /// Counters.
     pub stats: Stats,
 }
@@ -251,6 +253,7 @@ impl Shared {
                 system: crate::system::SystemState::default(),
                 tlb_used: crate::mmu::TlbUse::new(),
                 native: crate::native::NativeState::new(features)?,
+                debugger: crate::debugger::Debugger::default(),
                 stats: Stats::default(),
             };
             core.power_on();

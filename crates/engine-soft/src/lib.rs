@@ -16,6 +16,7 @@ extern crate self as engine_soft;
 
 pub mod core;
 pub mod cpu;
+mod debugger;
 mod engine;
 pub mod interpret;
 pub mod lapic;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{EngineError, Exit, Vcpu, VcpuHandle, VcpuStats};
+use engine::{DebugRequest, EngineError, Exit, Vcpu, VcpuHandle, VcpuStats};
 
 use arch::CpuState;
 
@@ -57,6 +57,7 @@ impl SoftVcpu {
                     if system::deliver_exception(&mut self.core, e).is_err() {
                         return Exit::TripleFault;
                     }
+                    self.core.debugger.completed(None);
                 }
             }
         }
@@ -71,6 +72,9 @@ enum Turn {
 impl Core {
     /// Handles what is pending, then runs guest code for a while.
     fn turn(&mut self) -> Exec<Turn> {
+        if let Some(stop) = self.debugger.take_stop() {
+            return Ok(Turn::Leave(Exit::Debug(stop)));
+        }
         if (self.signal().peek() != 0 || self.cpu.interrupt_waits != 0)
             && let Some(exit) = self.events()?
         {
@@ -108,14 +112,20 @@ impl Core {
         Ok(())
     }
 
-    /// Whether each instruction must be looked at: TF set or breakpoints armed.
+    /// Whether each instruction must be looked at: TF set or breakpoints armed,
+    /// by the guest or by a debugger.
     #[inline]
     fn debugged(&self) -> bool {
-        self.cpu.rflags & flag::TF != 0 || self.cpu.dr[7] & 0xff != 0
+        self.cpu.rflags & flag::TF != 0
+            || self.cpu.dr[7] & 0xff != 0
+            || self.debugger.watches(self.linear_rip())
     }
 
     /// One instruction with TF set or breakpoints armed.
     fn step_debugged(&mut self) -> Exec {
+        if self.debugger.stops_before(self.linear_rip()) {
+            return Ok(());
+        }
         let tf = self.cpu.rflags & flag::TF != 0;
         system::code_breakpoint(self)?;
         self.cpu.rflags &= !flag::RF;
@@ -123,11 +133,13 @@ impl Core {
         let before = self.cpu.rip;
         let i = self.decode_here()?;
         let hits = system::data_breakpoints(self, &i);
+        let watched = self.watchpoint(&i);
         self.stats.interpreted += 1;
         let r = crate::interpret::step(self, &i);
         if !matches!(r, Ok(()) | Err(Trap::Halt)) {
             return r;
         }
+        self.debugger.completed(watched);
         // `syscall`, `int n` and the like clear TF on their way into the
         // kernel: no trap there.
         let entered = self.cpu.rflags & flag::TF == 0 && self.cpu.rip.wrapping_sub(before) > 15;
@@ -163,6 +175,9 @@ impl Core {
         }
         if signal.take(pending::KICK) != 0 {
             return Ok(Some(Exit::Kicked));
+        }
+        if self.debugger.steps() && !self.cpu.halted {
+            return Ok(None);
         }
         if signal.take(pending::INIT) != 0 {
             system::init_reset(self);
@@ -283,6 +298,11 @@ impl Vcpu for SoftVcpu {
 
     fn restore(&mut self, state: &CpuState) -> Result<(), EngineError> {
         self.core.restore_state(state)
+    }
+
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), EngineError> {
+        self.core.set_debug(request);
+        Ok(())
     }
 
     fn stats(&self) -> VcpuStats {

@@ -52,6 +52,52 @@ pub enum Exit {
     Kicked,
     /// Triple fault: the guest asks for a reset.
     TripleFault,
+    /// A debugger's request ([`Vcpu::set_debug`]) was met.
+    Debug(DebugStop),
+}
+
+/// What a debugger asks of a vCPU, unseen by the guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DebugRequest {
+    /// Linear addresses before whose instruction the vCPU stops.
+    pub breakpoints: Vec<u64>,
+    /// Linear address ranges after whose access the vCPU stops.
+    pub watchpoints: Vec<Watchpoint>,
+    /// Stops after one instruction. Interrupts stay pending meanwhile, unless
+    /// the vCPU is halted.
+    pub step: bool,
+}
+
+impl DebugRequest {
+    /// Whether it asks for anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.breakpoints.is_empty() && self.watchpoints.is_empty() && !self.step
+    }
+}
+
+/// A range of linear addresses that a debugger watches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Watchpoint {
+    /// First linear address.
+    pub address: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Loads count.
+    pub read: bool,
+    /// Stores count.
+    pub write: bool,
+}
+
+/// Why a vCPU stopped for a debugger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DebugStop {
+    /// rip is at a breakpoint, whose instruction has not run.
+    Breakpoint,
+    /// The instruction just completed touched this watchpoint.
+    Watchpoint(Watchpoint),
+    /// One instruction has run.
+    Step,
 }
 
 /// What an engine cannot do.
@@ -108,6 +154,13 @@ pub trait Vcpu: Send {
     /// # Errors
     /// [`EngineError::BadState`].
     fn restore(&mut self, state: &CpuState) -> Result<(), EngineError>;
+    /// Arms what a debugger asks for, in place of what it asked for before.
+    /// All vCPUs of a machine must be given the same breakpoints.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`] if the engine cannot watch that much at
+    /// once; what was armed before is then disarmed.
+    fn set_debug(&mut self, request: &DebugRequest) -> Result<(), EngineError>;
     /// Counters so far.
     fn stats(&self) -> VcpuStats;
     /// For other threads.

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -98,6 +99,11 @@ pub struct Run {
     #[arg(long)]
     pub debug_exit: bool,
 
+    /// Serves GDB there, on this host only unless an address is given; with wait the guest
+    /// starts when GDB has come (--gdb 1234,wait)
+    #[arg(long, value_name = "[ADDR:]PORT[,wait]", value_parser = gdb)]
+    pub gdb: Option<Gdb>,
+
     /// What a reset by the guest does (--on-reset reboot)
     #[arg(long, value_enum, default_value_t = OnReset::Exit)]
     pub on_reset: OnReset,
@@ -149,6 +155,15 @@ pub enum OnReset {
     Exit,
     /// Starts the machine again
     Reboot,
+}
+
+/// `--gdb`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gdb {
+    /// Where to listen.
+    pub address: SocketAddr,
+    /// The guest waits for the debugger.
+    pub wait: bool,
 }
 
 /// `--serial`.
@@ -237,6 +252,21 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         Some(total) if total < 3_600_000 * 24 * 36_500 => Ok(Duration::from_millis(total)),
         _ => Err("this duration is too long".into()),
     }
+}
+
+fn gdb(text: &str) -> Result<Gdb, String> {
+    let (address, wait) = match text.split_once(',') {
+        None => (text, false),
+        Some((address, "wait")) => (address, true),
+        Some((_, word)) => return Err(format!("unknown word {word:?}: only wait is known")),
+    };
+    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let address = address
+        .parse()
+        .map(local)
+        .or_else(|_| address.parse())
+        .map_err(|_| "an address for GDB is PORT, ADDR:PORT or [ADDR]:PORT".to_owned())?;
+    Ok(Gdb { address, wait })
 }
 
 fn disk(text: &str) -> Result<Disk, String> {

@@ -1,5 +1,6 @@
 //! The thin layer between the command line and crate `machine`.
 
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -96,6 +97,23 @@ impl Guest {
             machine,
             size_asked,
         })
+    }
+
+    /// Lets a debugger in; where it listens.
+    ///
+    /// # Errors
+    /// [`Failure::Host`] if the address cannot be listened on.
+    pub fn serve_gdb(&self, gdb: &cli::Gdb) -> Result<SocketAddr, Failure> {
+        let refused = |e: std::io::Error| {
+            Failure::Host(format!(
+                "listening for GDB on {}: {e}; choose another port with --gdb",
+                gdb.address
+            ))
+        };
+        let listener = TcpListener::bind(gdb.address).map_err(refused)?;
+        let address = listener.local_addr().map_err(refused)?;
+        self.machine.serve_gdb(listener, gdb.wait)?;
+        Ok(address)
     }
 
     /// Runs it to its end.

@@ -75,6 +75,10 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         events.clone(),
     )?);
 
+    if let Some(gdb) = &arguments.gdb {
+        let address = guest.serve_gdb(gdb)?;
+        terminal::say(&format!("holm: GDB is served at {address}"));
+    }
     watch_signals(events.clone()).map_err(|e| internal("watching for signals", e))?;
     let raw = match on_stdio {
         true => RawMode::enter().map_err(|e| internal("setting the terminal to raw mode", e))?,

@@ -5,9 +5,9 @@ use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use engine::{EngineError, Exit, Vcpu, VcpuHandle};
+use engine::{DebugStop, EngineError, Exit, Vcpu, VcpuHandle};
 use parking_lot::{Condvar, Mutex};
 
 /// Something after which no vCPU runs on until the supervisor has decided.
@@ -44,6 +44,21 @@ struct State {
     ended: bool,
     slots: Vec<Slot>,
     events: VecDeque<Event>,
+    debugger: Option<DebuggerHold>,
+}
+
+/// Which vCPUs an attached debugger lets run, and where they stopped for it.
+struct DebuggerHold {
+    lets_run: Vec<bool>,
+    stops: VecDeque<(u32, DebugStop)>,
+}
+
+impl State {
+    fn may_run(&self, index: usize) -> bool {
+        let debugged = self.debugger.as_ref();
+        let let_run = debugged.is_none_or(|d| d.lets_run.get(index) == Some(&true));
+        !self.paused && !self.held && let_run
+    }
 }
 
 /// The vCPU threads of one machine, as other threads see them.
@@ -62,6 +77,7 @@ impl Control {
                 ended: false,
                 slots: Vec::new(),
                 events: VecDeque::new(),
+                debugger: None,
             }),
             changed: Condvar::new(),
         })
@@ -103,6 +119,7 @@ impl Control {
         while self.gate(index, vcpu) {
             match vcpu.run() {
                 Ok(Exit::Kicked) => {}
+                Ok(Exit::Debug(stop)) => self.debug_stop(index as u32, stop),
                 Ok(Exit::TripleFault) => self.post(Event::TripleFault(index as u32)),
                 Err(e) => self.post(Event::Failed(e)),
             }
@@ -122,7 +139,7 @@ impl Control {
             if s.ended {
                 return false;
             }
-            if !s.paused && !s.held {
+            if s.may_run(index) {
                 s.slots[index].parked = false;
                 return true;
             }
@@ -213,6 +230,64 @@ impl Control {
         self.state.lock().paused
     }
 
+    /// A debugger takes all vCPUs; returns when they stand.
+    pub fn attach_debugger(&self) {
+        {
+            let mut s = self.state.lock();
+            s.debugger = Some(DebuggerHold {
+                lets_run: Vec::new(),
+                stops: VecDeque::new(),
+            });
+        }
+        self.wait_parked();
+    }
+
+    /// The debugger lets these vCPUs run, by index, until one of them stops or
+    /// [`Self::attach_debugger`] is called again.
+    pub fn debugger_lets_run(&self, vcpus: Vec<bool>) {
+        if let Some(debugger) = &mut self.state.lock().debugger {
+            debugger.lets_run = vcpus;
+            // Who stands at a breakpoint finds it again.
+            debugger.stops.clear();
+        }
+        self.changed.notify_all();
+    }
+
+    /// The debugger has gone: all vCPUs are their own again.
+    pub fn detach_debugger(&self) {
+        self.state.lock().debugger = None;
+        self.changed.notify_all();
+    }
+
+    fn debug_stop(&self, index: u32, stop: DebugStop) {
+        let mut s = self.state.lock();
+        if let Some(debugger) = &mut s.debugger {
+            debugger.lets_run.clear();
+            debugger.stops.push_back((index, stop));
+        }
+        Self::kick_all(&s);
+        self.changed.notify_all();
+    }
+
+    /// The next vCPU that stopped for the debugger, within this time.
+    pub fn next_debug_stop(&self, within: Duration) -> Option<(u32, DebugStop)> {
+        let deadline = Instant::now() + within;
+        let mut s = self.state.lock();
+        loop {
+            if let Some(stop) = s.debugger.as_mut()?.stops.pop_front() {
+                return Some(stop);
+            }
+            if s.ended || self.changed.wait_until(&mut s, deadline).timed_out() {
+                return None;
+            }
+        }
+    }
+
+    /// Whether the vCPU threads have been told to end.
+    pub fn has_ended(&self) -> bool {
+        self.state.lock().ended
+    }
+
     /// Ends all vCPU threads.
     pub fn end(&self) {
         let mut s = self.state.lock();
@@ -253,7 +328,6 @@ impl Control {
 mod tests {
     use super::*;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-    use std::time::Duration;
 
     use arch::CpuState;
     use engine::VcpuStats;
@@ -290,6 +364,9 @@ mod tests {
             })
         }
         fn restore(&mut self, _: &CpuState) -> Result<(), EngineError> {
+            Ok(())
+        }
+        fn set_debug(&mut self, _: &engine::DebugRequest) -> Result<(), EngineError> {
             Ok(())
         }
         fn stats(&self) -> VcpuStats {

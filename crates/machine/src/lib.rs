@@ -9,6 +9,7 @@
 mod board;
 mod control;
 pub mod description;
+mod gdb;
 mod machine;
 mod outcome;
 mod state;

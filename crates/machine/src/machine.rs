@@ -1,5 +1,6 @@
 //! One machine: assembly, life and death.
 
+use std::net::TcpListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -42,7 +43,7 @@ pub struct Machine {
     supervisor: Mutex<Option<JoinHandle<()>>>,
 }
 
-struct Inner {
+pub(crate) struct Inner {
     description: Description,
     ram: Arc<GuestRam>,
     engine: Arc<dyn Engine>,
@@ -270,6 +271,24 @@ impl Machine {
         Ok(self.inner.ram.read(gpa, out)?)
     }
 
+    /// Serves debuggers that speak GDB's remote protocol, one after the other,
+    /// until the machine ends. With `wait` no vCPU runs before one has come.
+    ///
+    /// # Errors
+    /// [`MachineError::Host`]: no thread.
+    pub fn serve_gdb(&self, listener: TcpListener, wait: bool) -> Result<(), MachineError> {
+        if wait {
+            self.inner.control.attach_debugger();
+        }
+        let machine = Arc::downgrade(&self.inner);
+        let thread = std::thread::Builder::new().name("gdb".into());
+        let spawned = thread.spawn(move || crate::gdb::serve(&listener, &machine));
+        spawned.map(drop).map_err(|source| MachineError::Host {
+            what: "thread for the debugger",
+            source,
+        })
+    }
+
     /// The state of all vCPUs and devices. The machine must be paused, so that
     /// it fits the memory.
     ///
@@ -320,6 +339,18 @@ impl Drop for Machine {
 }
 
 impl Inner {
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    pub(crate) fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    pub(crate) fn cpus(&self) -> u32 {
+        self.description.cpus
+    }
+
     /// Loads the kernel; the states in which the vCPUs start.
     fn load(&self) -> Result<Vec<CpuState>, MachineError> {
         let d = &self.description;

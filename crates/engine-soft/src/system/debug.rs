@@ -53,23 +53,40 @@ pub(crate) fn data_breakpoints(core: &Core, i: &Instruction) -> u64 {
         return 0;
     }
     let mut hits = port_breakpoints(core, i);
+    for_each_access(core, i, |start, len, _, writes| {
+        let kinds = 1 << READ_WRITE | u64::from(writes) << WRITE;
+        hits |= core.breakpoints(start, len, kinds);
+    });
+    hits
+}
+
+/// Calls `f` with first linear address, length, whether it reads and whether
+/// it writes, for each access to memory that the instruction at rip makes if
+/// it completes.
+pub(crate) fn for_each_access(
+    core: &Core,
+    i: &Instruction,
+    mut f: impl FnMut(u64, u64, bool, bool),
+) {
     let mut factory = InstructionInfoFactory::new();
     for m in factory.info(i).used_memory() {
         let writes = matches!(
             m.access(),
             OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
         );
-        if !writes && !matches!(m.access(), OpAccess::Read | OpAccess::CondRead) {
+        let reads = matches!(
+            m.access(),
+            OpAccess::Read | OpAccess::CondRead | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        );
+        if !reads && !writes {
             continue;
         }
         let Some(la) = m.virtual_address(0, |r, _, _| Some(register(core, r))) else {
             continue;
         };
         let (start, len) = extent(core, i, la, (m.memory_size().size() as u64).max(1));
-        let kinds = 1 << READ_WRITE | u64::from(writes) << WRITE;
-        hits |= core.breakpoints(start, len, kinds);
+        f(start, len, reads, writes);
     }
-    hits
 }
 
 /// Value of a general register, or base of a segment register.
@@ -124,13 +141,7 @@ pub fn code_breakpoint(core: &mut Core) -> Exec {
     if core.cpu.dr[7] & 0xff == 0 || core.cpu.rflags & flag::RF != 0 {
         return Ok(());
     }
-    let base = core.cpu.seg[seg::CS].base;
-    let la = if core.cpu.is64() {
-        core.cpu.rip
-    } else {
-        base.wrapping_add(core.cpu.rip) & 0xffff_ffff
-    };
-    let hits = core.breakpoints(la, 1, 1 << EXECUTE);
+    let hits = core.breakpoints(core.linear_rip(), 1, 1 << EXECUTE);
     if hits == 0 {
         return Ok(());
     }

@@ -31,7 +31,7 @@ use crate::cpu::{cr, seg};
 use crate::interpret::operand::{next_ip, write_gpr};
 
 pub use debug::code_breakpoint;
-pub(crate) use debug::data_breakpoints;
+pub(crate) use debug::{data_breakpoints, for_each_access};
 pub use event::{debug_trap, deliver_exception, deliver_interrupt, software_interrupt};
 pub use msr::SystemState;
 pub use segment::load_segment;

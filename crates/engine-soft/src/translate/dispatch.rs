@@ -471,6 +471,9 @@ impl Core {
             self.tlb_code_flush();
         }
         let rip = self.cpu.rip;
+        if self.debugger.has_page(rip) {
+            return Ok(None);
+        }
         let Some(page) = self.code_page(rip)? else {
             return Ok(None);
         };
@@ -609,7 +612,8 @@ impl Core {
         });
     }
 
-    fn empty_cache(&mut self) {
+    /// Throws all translated code away.
+    pub(crate) fn empty_cache(&mut self) {
         let shared = self.shared.clone();
         let signal = self.signal().clone();
         shared.world.alone(&signal, || {
