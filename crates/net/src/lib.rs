@@ -8,6 +8,7 @@
 
 mod link;
 mod offload;
+pub mod user;
 
 pub use link::{Frame, Link, LinkError, Network, Sent};
 pub use offload::{Abilities, Checksum, Offload, Segmentation};
