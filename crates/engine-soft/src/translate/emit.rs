@@ -8,8 +8,9 @@ use iced_x86::{
 
 use crate::cpu::{Cpu, Seg, TLB_ENTRIES, TlbBank, View, seg};
 use crate::translate::asm::{Asm, Ea, cc, reg};
-use crate::translate::cache::Common;
+use crate::translate::cache::{Common, Entries};
 use crate::translate::exit::{Kind, Record};
+use crate::translate::flags::{self, Flags};
 use crate::translate::group::Member;
 
 /// Offset of a guest general register in the state.
@@ -21,7 +22,6 @@ const fn spill(n: usize) -> usize {
     offset_of!(Cpu, jit.spill) + n * 8
 }
 
-const FLAGS_SAVE: usize = spill(0);
 pub(super) const TARGET: usize = spill(1);
 const LOW_SAVE: usize = spill(2);
 /// Where in the cache the last indirect branch was (for a target that is not
@@ -51,6 +51,8 @@ pub(crate) struct Slow {
     pub jump: usize,
     /// Index of the instruction in the block.
     pub insn: usize,
+    /// The host's flags are clobbered; the guest's are at home.
+    pub home: bool,
     pub what: SlowKind,
 }
 
@@ -59,7 +61,6 @@ pub(crate) enum SlowKind {
         write: bool,
         size: u8,
         retry: usize,
-        flags_saved: bool,
         /// The address, if it is a constant.
         constant: Option<u64>,
         /// A group's check: bytes of its range.
@@ -69,24 +70,18 @@ pub(crate) enum SlowKind {
         /// Goes on behind the instruction in the same block.
         resume: bool,
     },
-    EmulateHere {
-        flags_saved: bool,
-    },
+    EmulateHere,
     Link {
         target: u64,
         /// Where the rel32 to be linked is.
         at: usize,
         poll: bool,
     },
-    Poll {
-        flags_saved: bool,
-    },
+    Poll,
     /// The indirect entry's check failed: r14 holds the target.
     WrongTarget,
     /// The page is not mapped as it was.
-    WrongPage {
-        flags_saved: bool,
-    },
+    WrongPage,
 }
 
 /// Where a checked operand is, in host registers.
@@ -140,6 +135,11 @@ pub(crate) struct Emitter {
     pub insn: usize,
     /// Its part in a group.
     pub member: Option<Member>,
+    /// Where live flags are.
+    pub flags: Flags,
+    /// The instruction being emitted reads flags, or changes only some of
+    /// those that are live.
+    pub needs_flags: bool,
     /// Mask of scratch registers that hold their guest register's value (as
     /// memory does too), so that it need not be loaded again.
     pub holds: u32,
@@ -154,6 +154,7 @@ pub(crate) struct Emitter {
 impl Emitter {
     /// Copies the instruction's own bytes.
     fn copy(&mut self, bytes: &[u8]) {
+        self.settle();
         self.hot.bytes(bytes);
     }
 
@@ -181,12 +182,15 @@ impl Emitter {
         let jump = self.hot.jmp();
         let resume = !self.in_group;
         self.slow(jump, SlowKind::Emulate { resume });
+        // What comes next is entered from outside.
+        self.flags = Flags::Both;
     }
 
     pub(super) fn slow(&mut self, jump: usize, what: SlowKind) {
         self.slows.push(Slow {
             jump,
             insn: self.insn,
+            home: self.flags == Flags::Home,
             what,
         });
     }
@@ -317,21 +321,8 @@ impl Emitter {
         let retry = self.hot.pos;
         self.holds = 0;
         self.guarded(live, |e| {
-            if e.bmi2 {
-                e.hot.rorx32(reg::T1, reg::T0, 9);
-            } else {
-                e.hot.op_reg(&[0x8b], reg::T1, reg::T0, false);
-                // shr r15d, 9
-                e.hot.bytes(&[0x41, 0xc1, 0xef, 9]);
-            }
-            // and r15d, 0x1ff8
-            e.hot.bytes(&[0x41, 0x81, 0xe7, 0xf8, 0x1f, 0, 0]);
-            let at = |array: usize| Ea {
-                base: Some(reg::T1),
-                index: None,
-                disp: (b + array) as i32,
-            };
-            let tags = at(offset_of!(TlbBank, neg_page));
+            e.tlb_index();
+            let tags = indexed(b + offset_of!(TlbBank, neg_page));
             e.hot.op_mem(&[0x03], reg::T0, tags, true, true);
             // cmp r14, 4096 - size
             e.hot.bytes(&[0x49, 0x81, 0xfe]);
@@ -341,14 +332,26 @@ impl Emitter {
                 write,
                 size: size as u8,
                 retry,
-                flags_saved: live,
                 constant: None,
                 group,
             };
             e.slow(jump, what);
-            let hosts = at(offset_of!(TlbBank, host));
+            let hosts = indexed(b + offset_of!(TlbBank, host));
             e.hot.op_mem(&[0x8b], reg::T1, hosts, true, true);
         });
+    }
+
+    /// Offset of the TLB entry for the address in T0 into T1.
+    fn tlb_index(&mut self) {
+        if self.bmi2 {
+            self.hot.rorx32(reg::T1, reg::T0, 9);
+        } else {
+            self.hot.op_reg(&[0x8b], reg::T1, reg::T0, false);
+            // shr r15d, 9
+            self.hot.bytes(&[0x41, 0xc1, 0xef, 9]);
+        }
+        // and r15d, 0x1ff8
+        self.hot.bytes(&[0x41, 0x81, 0xe7, 0xf8, 0x1f, 0, 0]);
     }
 
     /// Checks an access at a constant address inside one page; T1 is the host
@@ -375,7 +378,6 @@ impl Emitter {
                 write,
                 size: size as u8,
                 retry,
-                flags_saved: live,
                 constant: Some(address),
                 group: None,
             };
@@ -561,6 +563,7 @@ impl Emitter {
 
     /// Emits the instruction with its memory operand at `place`.
     pub(super) fn access(&mut self, i: &Instruction, place: Place) {
+        self.settle();
         let mut o = *i;
         o.set_memory_base(wide(place.base));
         o.set_memory_index(place.index.map_or(Register::None, wide));
@@ -720,6 +723,9 @@ impl Emitter {
     /// `call rel32`.
     pub fn call(&mut self, i: &Instruction, live: bool, page_map: u64) {
         self.push_return(i.next_ip(), live);
+        if live {
+            self.flags_to_host();
+        }
         self.goto(i.near_branch_target(), i.ip(), page_map);
     }
 
@@ -767,6 +773,7 @@ impl Emitter {
 
     /// Jumps to the translation of the address in T0.
     fn dispatch(&mut self) {
+        self.flags_to_home();
         // mov dword gs:[branched], imm32
         let here = self.hot.pos;
         let branched = Ea {
@@ -832,90 +839,106 @@ impl Emitter {
         }
     }
 
-    /// The four entries of a block (see `Entries`); returns their offsets.
-    pub fn prologue(&mut self, rip: u64, map: u32, live: bool) -> crate::translate::cache::Entries {
-        let mut e = crate::translate::cache::Entries {
+    /// The four entries of a block (see `Entries`); returns their offsets. If
+    /// flags are `live` there, the block's own code begins with them in the
+    /// host's, or with `home` at home, where an indirect jump leaves them.
+    pub fn prologue(&mut self, rip: u64, map: u32, live: bool, home: bool) -> Entries {
+        let page = code_page_slot(rip);
+        let mut e = Entries {
             cross_page: self.hot.pos as u32,
             ..Default::default()
         };
-        let page = code_page_slot(rip);
-        self.guarded(live, |e| {
-            e.hot.cmp_state32(page, map);
-            let jump = e.hot.jcc(cc::NE);
-            e.slow(jump, SlowKind::WrongPage { flags_saved: live });
-        });
-        // jmp short over the next entry
-        self.hot.bytes(&[0xeb, 0]);
-        let over = self.hot.pos;
+        self.flags = Flags::Host;
+        self.guarded(live, |e| e.check_page(page, map));
+        let over = self.skip();
         e.indirect = self.hot.pos as u32;
-        self.check_target(rip, page, map);
-        let length = (self.hot.pos - over) as u8;
-        self.hot.patch8(over - 1, length);
+        self.flags = Flags::Home;
+        self.check_target(rip);
+        self.check_page(page, map);
+        let over = match live {
+            false => {
+                self.land(over);
+                None
+            }
+            // The next entry comes with the flags in the host's.
+            true => Some((over, self.skip())),
+        };
         e.poll = self.hot.pos as u32;
+        self.flags = Flags::Host;
         self.guarded(live, |e| {
+            if let Some((first, second)) = over {
+                e.land(first);
+                e.land(second);
+            }
             e.hot.cmp_state32(offset_of!(Cpu, pending), 0);
             let jump = e.hot.jcc(cc::NE);
-            e.slow(jump, SlowKind::Poll { flags_saved: live });
+            e.slow(jump, SlowKind::Poll);
         });
-        e.direct = self.hot.pos as u32;
+        if live && home {
+            let over = self.skip();
+            e.direct = self.hot.pos as u32;
+            self.flags = Flags::Host;
+            self.flags_to_home();
+            self.land(over);
+            self.flags = Flags::Home;
+        } else {
+            if live {
+                self.flags_to_host();
+            }
+            e.direct = self.hot.pos as u32;
+            self.flags = Flags::Host;
+        }
         e
     }
 
-    /// Leaves unless r14 is `rip` and its page is mapped as it was. Preserves
-    /// the flags: if this is not the block that was wanted, the one that is
-    /// may read them.
-    fn check_target(&mut self, rip: u64, page: usize, map: u32) {
-        self.hot.mov(reg::T1, reg::RCX);
-        let minus = rip.wrapping_neg();
-        let near = i64::from(minus as i32) == minus as i64;
-        let (base, index, disp) = if near {
-            (reg::T0, None, minus as i32)
-        } else {
-            self.hot.mov_imm(reg::RCX, minus);
-            (reg::RCX, Some((reg::T0, 0)), 0)
-        };
-        let difference = |base, index, disp| Ea {
-            base: Some(base),
-            index,
-            disp,
-        };
-        self.hot.lea(reg::RCX, difference(base, index, disp), true);
-        self.leave_unless_rcx_is_zero(SlowKind::WrongTarget);
-        self.hot.load32(reg::RCX, page);
-        self.hot
-            .lea(reg::RCX, difference(reg::RCX, None, -(map as i32)), true);
-        self.leave_unless_rcx_is_zero(SlowKind::WrongTarget);
-        self.hot.mov(reg::RCX, reg::T1);
+    /// A short jump, to be landed.
+    fn skip(&mut self) -> usize {
+        self.hot.bytes(&[0xeb, 0]);
+        self.hot.pos
     }
 
-    fn leave_unless_rcx_is_zero(&mut self, what: SlowKind) {
-        // jrcxz over the jump
-        self.hot.bytes(&[0xe3, 5]);
-        let jump = self.hot.jmp();
-        self.slow(jump, what);
+    /// Makes a jump of [`Self::skip`] come here.
+    fn land(&mut self, over: usize) {
+        let length = (self.hot.pos - over) as u8;
+        if !self.hot.full {
+            self.hot.patch8(over - 1, length);
+        }
+    }
+
+    /// Leaves unless the page is mapped as it was.
+    fn check_page(&mut self, page: usize, map: u32) {
+        self.hot.cmp_state32(page, map);
+        let jump = self.hot.jcc(cc::NE);
+        self.slow(jump, SlowKind::WrongPage);
+    }
+
+    /// Leaves unless r14 is `rip`.
+    fn check_target(&mut self, rip: u64) {
+        if rip as i64 == i64::from(rip as i32) {
+            // cmp r14, imm32
+            self.hot.bytes(&[0x49, 0x81, 0xfe]);
+            self.hot.dword(rip as u32);
+        } else {
+            self.hot.mov_imm(reg::T1, rip);
+            self.hot.op_reg(&[0x3b], reg::T0, reg::T1, true);
+        }
+        let jump = self.hot.jcc(cc::NE);
+        self.slow(jump, SlowKind::WrongTarget);
     }
 
     /// Before an instruction that reaches into the next page: interprets it
     /// instead if that page is not mapped as it was.
     pub fn check_second_page(&mut self, rip: u64, map: u32, live: bool) {
         let page = code_page_slot((rip & !0xfff).wrapping_add(4096));
+        // A group may need the scratch registers.
+        if live {
+            self.flags_to_home_by_memory();
+        }
         self.guarded(live, |e| {
             e.hot.cmp_state32(page, map);
             let jump = e.hot.jcc(cc::NE);
-            e.slow(jump, SlowKind::EmulateHere { flags_saved: live });
+            e.slow(jump, SlowKind::EmulateHere);
         });
-    }
-
-    pub(super) fn guarded(&mut self, live: bool, f: impl FnOnce(&mut Self)) {
-        if live {
-            self.hot.store(reg::RAX, FLAGS_SAVE);
-            self.hot.flags_to_ax();
-        }
-        f(self);
-        if live {
-            self.hot.flags_from_ax();
-            self.hot.load(reg::RAX, FLAGS_SAVE);
-        }
     }
 
     /// Emits one slow path. `resume(n)` gives the place of instruction `n`,
@@ -929,21 +952,16 @@ impl Emitter {
                 write,
                 size,
                 retry,
-                flags_saved,
                 constant,
                 group,
             } => {
                 if let Some(address) = constant {
                     self.cold.mov_imm(reg::T0, address);
                 } else {
-                    let tags = Ea {
-                        base: Some(reg::T1),
-                        index: None,
-                        disp: (bank(self.view, write) + offset_of!(TlbBank, neg_page)) as i32,
-                    };
+                    let array = bank(self.view, write) + offset_of!(TlbBank, neg_page);
+                    let tags = indexed(array);
                     self.cold.op_mem(&[0x2b], reg::T0, tags, true, true);
                 }
-                self.restore_flags(flags_saved);
                 let kind = if group.is_some() {
                     Kind::GroupMiss
                 } else {
@@ -956,32 +974,24 @@ impl Emitter {
                 group_span = group;
                 r
             }
-            SlowKind::Emulate { .. } => Record::new(Kind::Emulate, rip),
-            SlowKind::EmulateHere { flags_saved } => {
-                self.restore_flags(flags_saved);
-                Record::new(Kind::Emulate, rip)
-            }
+            SlowKind::Emulate { .. } | SlowKind::EmulateHere => Record::new(Kind::Emulate, rip),
             SlowKind::Link { target, at, poll } => {
                 let mut r = Record::new(Kind::Link, target);
                 r.a = at as u32;
                 r.entry = u8::from(poll);
                 r
             }
-            SlowKind::Poll { flags_saved } => {
-                self.restore_flags(flags_saved);
-                Record::new(Kind::Poll, start.0)
-            }
-            SlowKind::WrongTarget => {
-                self.cold.mov(reg::RCX, reg::T1);
-                Record::new(Kind::Indirect, 0)
-            }
-            SlowKind::WrongPage { flags_saved } => {
-                self.restore_flags(flags_saved);
+            SlowKind::Poll => Record::new(Kind::Poll, start.0),
+            SlowKind::WrongTarget => Record::new(Kind::Indirect, 0),
+            SlowKind::WrongPage => {
                 let mut r = Record::new(Kind::Poll, start.0);
                 r.entry = 1;
                 r
             }
         };
+        if s.home {
+            flags::restore(&mut self.cold);
+        }
         let mut record = record;
         record.map = start.1;
         record.len = len;
@@ -992,18 +1002,20 @@ impl Emitter {
         self.leave_with(record);
     }
 
-    fn restore_flags(&mut self, saved: bool) {
-        if saved {
-            self.cold.flags_from_ax();
-            self.cold.load(reg::RAX, FLAGS_SAVE);
-        }
-    }
-
     /// `lea r15, [record]; jmp exit`, and the record.
     pub fn leave_with(&mut self, record: Record) {
         self.cold.bytes(&[0x4c, 0x8d, 0x3d, 5, 0, 0, 0]);
         self.cold.jmp_to(self.common.exit);
         record.write(&mut self.cold);
+    }
+}
+
+/// The entry at T1 of an array of the TLB.
+fn indexed(array: usize) -> Ea {
+    Ea {
+        base: Some(reg::T1),
+        index: None,
+        disp: array as i32,
     }
 }
 

@@ -51,6 +51,7 @@ impl Emitter {
                 self.change_view(View::Kernel, i);
             }
             Mnemonic::Clac if self.view == View::Kernel as u8 => {
+                self.flags_to_host();
                 self.goto(i.next_ip(), i.ip(), 0);
             }
             Mnemonic::Pushfq if kernel && free && self.member.is_none() => self.pushfq(),
@@ -104,6 +105,7 @@ impl Emitter {
     fn pushfq(&mut self) {
         const STATUS: u32 = flag::STATUS as u32;
         let place = self.stack_place(-8, true, true);
+        self.flags_to_host();
         self.hot.lea(reg::T0, place.ea(), true);
         // The host's own pushfq, on the host's stack.
         self.hot.store(reg::RSP, TARGET);

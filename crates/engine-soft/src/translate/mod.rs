@@ -19,6 +19,7 @@ mod emit_system;
 pub(crate) mod enter;
 pub(crate) mod exit;
 pub(crate) mod fault;
+mod flags;
 pub(crate) mod group;
 
 #[cfg(test)]
