@@ -8,7 +8,8 @@ use iced_x86::{
 use crate::cpu::View;
 use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, Peeked, SecondPage, Start};
 use crate::translate::classify::{ALL_FLAGS, Class, classify, flags, is_shift};
-use crate::translate::emit::{Emitter, Slow, SlowKind};
+use crate::translate::emit::Emitter;
+use crate::translate::emit_slow::{Slow, SlowKind};
 use crate::translate::exit::{Kind, Record};
 use crate::translate::flags::Flags;
 use crate::translate::group;

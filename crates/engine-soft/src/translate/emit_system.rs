@@ -7,8 +7,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::cpu::{Cpu, View, flag, seg};
 use crate::translate::asm::{Ea, cc, reg};
-use crate::translate::emit::SlowKind;
-use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, segment_base, spilled};
+use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, spilled};
+use crate::translate::emit_check::segment_base;
+use crate::translate::emit_slow::SlowKind;
 
 const RFLAGS: usize = offset_of!(Cpu, rflags);
 
