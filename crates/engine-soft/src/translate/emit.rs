@@ -44,9 +44,9 @@ pub(super) fn spilled(r: u8) -> bool {
 /// Where a checked operand is, in host registers.
 #[derive(Clone, Copy)]
 pub(super) struct Place {
-    base: u8,
-    index: Option<u8>,
-    disp: i32,
+    pub(super) base: u8,
+    pub(super) index: Option<u8>,
+    pub(super) disp: i32,
 }
 
 impl Place {
