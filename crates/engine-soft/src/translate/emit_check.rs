@@ -239,7 +239,7 @@ impl Emitter {
         if let Some(c) = m.check {
             let ea = Ea {
                 base: Some(c.base),
-                index: None,
+                index: c.index,
                 disp: c.low,
             };
             self.move_address(ea, true);
