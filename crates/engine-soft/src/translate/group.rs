@@ -39,12 +39,12 @@ pub(crate) struct Member {
 }
 
 /// One access of an instruction: offset from the base, size, store.
-struct Access {
-    base: u8,
-    index: Option<(u8, u8)>,
-    disp: i64,
-    size: i64,
-    write: bool,
+pub(crate) struct Access {
+    pub base: u8,
+    pub index: Option<(u8, u8)>,
+    pub disp: i64,
+    pub size: i64,
+    pub write: bool,
     /// Uses both scratch registers, so that the group ends with it.
     ends: bool,
 }
@@ -171,11 +171,11 @@ fn access(i: &Instruction, class: Class, info: &mut InstructionInfoFactory) -> O
     }
 }
 
-fn is_scratch(r: Register) -> bool {
+pub(crate) fn is_scratch(r: Register) -> bool {
     r.is_gpr() && (number(r) == reg::T0 || number(r) == reg::T1)
 }
 
-fn operand(i: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access> {
+pub(crate) fn operand(i: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access> {
     let plain_segment = !matches!(i.memory_segment(), Register::FS | Register::GS);
     if !plain_segment
         || i.memory_base().size() != 8
@@ -275,7 +275,7 @@ fn follow_base(
 }
 
 /// By how much the instruction moves a register, if that is a constant.
-fn moves_by(
+pub(crate) fn moves_by(
     register: u8,
     i: &Instruction,
     class: Class,
