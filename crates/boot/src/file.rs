@@ -1,10 +1,11 @@
-//! Kernel and initrd files, as the user gave them.
+//! Kernels and initrds: files as the user gave them, or what a disk held.
 
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::BootError;
 
@@ -26,13 +27,35 @@ impl fmt::Display for Role {
     }
 }
 
-/// An open file: it stays readable for reboots after the path has gone.
+/// An open file, or a part of one: it stays readable for reboots after the
+/// path has gone.
 #[derive(Debug)]
 pub struct ImageFile {
     role: Role,
     path: PathBuf,
-    file: File,
+    content: Content,
     size: u64,
+}
+
+/// Where the bytes are.
+#[derive(Debug)]
+enum Content {
+    /// In a file, from this byte on.
+    File(Arc<File>, u64),
+    Memory(Vec<u8>),
+}
+
+impl Content {
+    fn read_at(&self, out: &mut [u8], offset: u64) -> std::io::Result<usize> {
+        match self {
+            Self::File(file, start) => file.read_at(out, start.saturating_add(offset)),
+            Self::Memory(data) => {
+                let rest = usize::try_from(offset).ok().and_then(|at| data.get(at..));
+                let mut rest = rest.unwrap_or_default();
+                rest.read(out)
+            }
+        }
+    }
 }
 
 impl ImageFile {
@@ -64,7 +87,43 @@ impl ImageFile {
         Ok(Self {
             role,
             path: path.into(),
-            file,
+            content: Content::File(Arc::new(file), 0),
+            size,
+        })
+    }
+
+    /// `size` bytes of a file from `start` on; `name` stands for them in
+    /// messages.
+    ///
+    /// # Errors
+    /// [`BootError::Empty`].
+    pub fn part(
+        role: Role,
+        name: impl Into<PathBuf>,
+        file: Arc<File>,
+        start: u64,
+        size: u64,
+    ) -> Result<Self, BootError> {
+        Self::of(role, name.into(), Content::File(file, start), size)
+    }
+
+    /// Bytes in memory; `name` stands for them in messages.
+    ///
+    /// # Errors
+    /// [`BootError::Empty`].
+    pub fn bytes(role: Role, name: impl Into<PathBuf>, data: Vec<u8>) -> Result<Self, BootError> {
+        let size = data.len() as u64;
+        Self::of(role, name.into(), Content::Memory(data), size)
+    }
+
+    fn of(role: Role, path: PathBuf, content: Content, size: u64) -> Result<Self, BootError> {
+        if size == 0 {
+            return Err(BootError::Empty { role, path });
+        }
+        Ok(Self {
+            role,
+            path,
+            content,
             size,
         })
     }
@@ -94,7 +153,7 @@ impl ImageFile {
     pub fn read(&self, limit: u64) -> Result<Vec<u8>, BootError> {
         self.check_size(limit)?;
         let mut data = Vec::with_capacity(self.size as usize);
-        FromStart(&self.file, 0)
+        FromStart(&self.content, 0)
             .take(self.size)
             .read_to_end(&mut data)
             .map_err(|e| self.failed(e))?;
@@ -123,8 +182,13 @@ impl ImageFile {
     /// [`BootError::Read`].
     pub fn read_at(&self, offset: u64, out: &mut [u8]) -> Result<usize, BootError> {
         let mut done = 0;
+        // A part of a file ends before the file does.
+        let left = self.size.saturating_sub(offset);
+        let length = out.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let out = &mut out[..length];
         while done < out.len() {
-            match self.file.read_at(&mut out[done..], offset + done as u64) {
+            let at = offset + done as u64;
+            match self.content.read_at(&mut out[done..], at) {
                 Ok(0) => break,
                 Ok(n) => done += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
@@ -136,7 +200,7 @@ impl ImageFile {
 }
 
 /// Reads a file from its start, whatever the file position is.
-struct FromStart<'a>(&'a File, u64);
+struct FromStart<'a>(&'a Content, u64);
 
 impl Read for FromStart<'_> {
     fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {

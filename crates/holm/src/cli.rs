@@ -27,11 +27,24 @@ pub struct Arguments {
 pub enum Command {
     /// Runs one machine in the foreground, its serial console on this terminal
     ///
+    /// A disk starts without firmware: Holm reads its partition table and the configuration of
+    /// GRUB, systemd-boot or EXTLINUX on it, and starts the kernel of the default entry, or of
+    /// --entry. The guest writes to the disk; Holm itself does not. Where the entry's command
+    /// line names no console=, console=ttyS0 is added: the serial port is the console here.
+    ///
     /// Examples:
     ///   holm run debian --cpus 2 --memory 1G
+    ///   holm run disk.img --entry 1
     ///   holm run --kernel vmlinuz --initrd initrd --cmdline "console=ttyS0"
     #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
     Run(Box<Run>),
+    /// Lists what a disk offers to start, as `holm run DISK` would find it
+    ///
+    /// Examples:
+    ///   holm boot-entries disk.img
+    ///   holm boot-entries debian-disk -o json
+    #[command(verbatim_doc_comment, after_help = exit_code::LIST_HELP)]
+    BootEntries(BootEntries),
     /// Says what this host offers and which CPU engine `auto` takes, and why
     ///
     /// Example: holm doctor -o json
@@ -41,8 +54,9 @@ pub enum Command {
 /// `holm run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// Image made by `cargo xtask image`, or a directory with an image.json (debian, ./my-image)
-    #[arg(value_name = "IMAGE", required_unless_present = "kernel")]
+    /// Image made by `cargo xtask image` or a directory with an image.json (debian, ./my-image),
+    /// or a whole-disk image or block device (disk.img)
+    #[arg(value_name = "IMAGE|DISK", required_unless_present = "kernel")]
     pub image: Option<String>,
 
     /// Number of virtual CPUs (--cpus 4)
@@ -62,7 +76,13 @@ pub struct Run {
     #[arg(long, value_name = "FILE")]
     pub initrd: Option<PathBuf>,
 
-    /// Kernel command line instead of the image's (--cmdline "console=ttyS0 root=/dev/vda")
+    /// Boot entry of the disk instead of its default: its number, id or title (--entry 1);
+    /// `holm boot-entries` lists them
+    #[arg(long, value_name = "ID|N", conflicts_with = "kernel")]
+    pub entry: Option<String>,
+
+    /// Kernel command line instead of the image's or the boot entry's
+    /// (--cmdline "console=ttyS0 root=/dev/vda")
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub cmdline: Option<String>,
 
@@ -107,6 +127,18 @@ pub struct Run {
     /// What a reset by the guest does (--on-reset reboot)
     #[arg(long, value_enum, default_value_t = OnReset::Exit)]
     pub on_reset: OnReset,
+}
+
+/// `holm boot-entries`.
+#[derive(Args, Debug)]
+pub struct BootEntries {
+    /// Whole-disk image or block device, or an image that starts from a disk
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+
+    /// Form of the answer
+    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
 }
 
 /// `holm doctor`.

@@ -47,6 +47,14 @@ Keys at the console (terminal only):
   Ctrl-A c       monitor: registers, statistics, power button, quit
   Ctrl-A Ctrl-A  sends Ctrl-A to the guest";
 
+/// The table for commands that print a list.
+pub const LIST_HELP: &str = "Exit status:
+  0    listed
+  2    wrong command line
+  14   the disk is missing or unreadable, or offers nothing to start
+  16   this host cannot do it
+  18   internal failure";
+
 #[cfg(test)]
 mod tests {
     use super::*;

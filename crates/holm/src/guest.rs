@@ -193,7 +193,13 @@ impl From<MachineError> for Failure {
             MachineError::Boot(BootError::Memory { .. } | BootError::Random(_)) => {
                 Self::Internal(text)
             }
-            MachineError::Boot(_) | MachineError::Disk(_) => Self::File(text),
+            MachineError::BootDisk {
+                source: bootdisk::ReaderError::Start(_),
+                ..
+            } => Self::Host(text),
+            MachineError::BootDisk { .. } | MachineError::Boot(_) | MachineError::Disk(_) => {
+                Self::File(text)
+            }
             MachineError::Memory(_)
             | MachineError::Engine(EngineError::Unavailable { .. })
             | MachineError::Host { .. } => Self::Host(text),

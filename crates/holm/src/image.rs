@@ -16,8 +16,8 @@ const LONGEST: u64 = 1 << 20;
 /// current directory.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Image {
-    /// Kernel.
-    pub kernel: PathBuf,
+    /// Kernel; without one, the first disk says what starts.
+    pub kernel: Option<PathBuf>,
     /// Initial RAM disk.
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
@@ -40,8 +40,8 @@ pub struct Template {
 pub enum ImageError {
     /// No directory of this name.
     #[error(
-        "there is no image {name:?}: neither a directory with an image.json, nor made by \
-         `cargo xtask image` (looked in {looked})"
+        "there is no image {name:?}: neither a directory with an image.json, nor a disk, nor made \
+         by `cargo xtask image` (looked in {looked})"
     )]
     Missing {
         /// As given.
@@ -89,8 +89,9 @@ struct Description {
     _name: String,
     #[serde(rename = "digest")]
     _digest: String,
-    kernel: String,
+    kernel: Option<String>,
     initrd: Option<String>,
+    #[serde(default)]
     cmdline: String,
     #[serde(default)]
     disks: Vec<DiskDescription>,
@@ -102,6 +103,35 @@ struct DiskDescription {
     file: String,
     #[serde(default)]
     readonly: bool,
+}
+
+/// What `holm run` is asked to run.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An image.
+    Image(Image),
+    /// A file or block device: a whole disk.
+    Disk(PathBuf),
+}
+
+impl Target {
+    /// Finds an image by its name or directory, or a disk by its path.
+    ///
+    /// # Errors
+    /// [`ImageError`].
+    pub fn find(name: &str, images: Option<&Path>) -> Result<Self, ImageError> {
+        match Image::find(name, images) {
+            // What it is, the disk's reader tells better than this.
+            Err(ImageError::Missing { .. }) if Path::new(name).exists() && !is_directory(name) => {
+                Ok(Self::Disk(name.into()))
+            }
+            other => other.map(Self::Image),
+        }
+    }
+}
+
+fn is_directory(name: &str) -> bool {
+    Path::new(name).is_dir()
 }
 
 impl Image {
@@ -161,8 +191,11 @@ impl Image {
                 "{file:?} is not a file of the image's directory"
             ))),
         };
+        if description.kernel.is_none() && description.disks.is_empty() {
+            return Err(malformed("it names neither a kernel nor a disk".into()));
+        }
         Ok(Self {
-            kernel: inside(&description.kernel)?,
+            kernel: description.kernel.as_deref().map(inside).transpose()?,
             initrd: description.initrd.as_deref().map(inside).transpose()?,
             cmdline: description.cmdline,
             disks: description
@@ -213,8 +246,22 @@ mod tests {
         let by_path = Image::find(directory.path().join("x").to_str().unwrap(), None);
         assert_eq!(by_name.as_ref().unwrap(), by_path.as_ref().unwrap());
         let image = by_name.unwrap();
-        assert!(image.kernel.ends_with("x/vmlinuz"));
+        assert!(image.kernel.unwrap().ends_with("x/vmlinuz"));
         assert!(!image.disks[0].readonly);
+    }
+
+    #[test]
+    fn a_file_is_a_disk() {
+        let (directory, _) = image(GOOD);
+        let disk = directory.path().join("disk.img");
+        fs::write(&disk, "x").unwrap();
+        let find = |path: &Path| Target::find(path.to_str().unwrap(), None);
+        assert_eq!(find(&disk).unwrap(), Target::Disk(disk.clone()));
+        assert!(matches!(
+            find(&directory.path().join("x")).unwrap(),
+            Target::Image(_)
+        ));
+        assert!(find(directory.path()).is_err());
     }
 
     #[test]
@@ -225,6 +272,8 @@ mod tests {
         assert!(reason(&GOOD.replace("vmlinuz", "/etc/passwd")).contains("not a file of"));
         assert!(reason(&GOOD.replace("\"initrd\"", "\"surprise\"")).contains("surprise"));
         assert!(reason("{").contains("no description"));
+        let neither = r#"{"version":1,"name":"x","digest":""}"#;
+        assert!(reason(neither).contains("neither"));
         let missing = Image::find("../nowhere", None).unwrap_err().to_string();
         assert!(missing.contains("cargo xtask image"), "{missing}");
     }

@@ -1,6 +1,7 @@
 //! `holm`: the command line.
 #![forbid(unsafe_code)]
 
+mod boot_entries;
 mod cli;
 mod console;
 mod disks;
@@ -20,6 +21,13 @@ use tracing_subscriber::EnvFilter;
 use crate::cli::{Arguments, Command};
 
 fn main() -> ! {
+    let mut words = std::env::args_os().skip(1);
+    if words
+        .next()
+        .is_some_and(|w| w == bootdisk::isolated::ARGUMENT)
+    {
+        std::process::exit(i32::from(bootdisk::isolated::serve()));
+    }
     let arguments = Arguments::parse();
     console::terminal::restore_on_panic();
     tracing_subscriber::fmt()
@@ -29,6 +37,7 @@ fn main() -> ! {
     // A panic's own status, 101, could be mistaken for a guest's.
     let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {
         Command::Run(run) => run::run(run),
+        Command::BootEntries(entries) => boot_entries::run(entries),
         Command::Doctor(doctor) => doctor::run(doctor),
     }))
     .unwrap_or(exit_code::INTERNAL);

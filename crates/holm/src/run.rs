@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use machine::{Description, Disk, OnReset, Outcome};
+use machine::{Boot, Description, Disk, DiskBoot, KernelBoot, OnReset, Outcome};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
@@ -21,12 +21,15 @@ use crate::engine_choice;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::guest::{self, Guest};
-use crate::image::{self, Image};
+use crate::image::{self, Image, Target};
 
 /// Time for the guest's last output to reach a slow reader.
 const LAST_WORDS: Duration = Duration::from_secs(5);
 /// Time to end in good order after a signal.
 const GOOD_ORDER: Duration = Duration::from_secs(2);
+
+/// Added to a boot entry's command line that names no console.
+const SERIAL_CONSOLE: &str = "console=ttyS0";
 
 /// What the main thread waits for.
 #[derive(Debug)]
@@ -276,25 +279,33 @@ fn watch_signals(events: Sender<Event>) -> io::Result<()> {
 
 /// What the command line and the image say together.
 fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
-    let image = match &arguments.image {
-        Some(name) => Some(Image::find(name, image::directory().as_deref())?),
+    let target = match &arguments.image {
+        Some(name) => Some(Target::find(name, image::directory().as_deref())?),
         None => None,
     };
-    let kernel = arguments
-        .kernel
-        .clone()
-        .or_else(|| image.as_ref().map(|image| image.kernel.clone()))
-        .ok_or_else(|| Failure::Usage("give an IMAGE or a --kernel".into()))?;
-    let image_initrd = image.as_ref().and_then(|image| image.initrd.clone());
-    let mut description = Description::new(arguments.cpus, arguments.memory, kernel);
-    description.boot.initrd = arguments.initrd.clone().or(image_initrd);
-    description.boot.cmdline = cmdline(arguments, image.as_ref());
+    let (image, disk) = match target {
+        Some(Target::Image(image)) => (Some(image), None),
+        Some(Target::Disk(path)) => (None, Some(path)),
+        None => (None, None),
+    };
+    if disk.is_some() && arguments.keep.is_some() {
+        return Err(Failure::Usage(
+            "--keep is for images; a disk is used as it is, so copy it first".into(),
+        ));
+    }
+    let mut description = Description::new(arguments.cpus, arguments.memory, "");
+    description.boot = boot(arguments, image.as_ref())?;
     description.cpu_model = guest::cpu_model(arguments.cpu);
     description.debug_exit = arguments.debug_exit;
     description.on_reset = match arguments.on_reset {
         cli::OnReset::Exit => OnReset::Exit,
         cli::OnReset::Reboot => OnReset::Reboot,
     };
+    description.disks.extend(disk.map(|file| Disk {
+        file,
+        read_only: false,
+        serial: None,
+    }));
     let mut own_disks = Vec::new();
     for template in image.iter().flat_map(|image| &image.disks) {
         let own = disks::own(template, arguments.keep.as_deref())?;
@@ -313,6 +324,38 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
             serial: disk.serial.clone(),
         }));
     Ok((description, own_disks))
+}
+
+/// The kernel of the command line or the image, or else what the disk says.
+fn boot(arguments: &Run, image: Option<&Image>) -> Result<Boot, Failure> {
+    let kernel = arguments.kernel.as_ref();
+    let kernel = kernel.or(image.and_then(|image| image.kernel.as_ref()));
+    let Some(kernel) = kernel else {
+        if arguments.initrd.is_some() {
+            return Err(Failure::Usage(
+                "--initrd needs a --kernel: the disk's boot entry has its own".into(),
+            ));
+        }
+        return Ok(Boot::Disk(DiskBoot {
+            disk: 0,
+            entry: arguments.entry.clone(),
+            cmdline: arguments.cmdline.clone(),
+            append: arguments.append.clone().unwrap_or_default(),
+            console: arguments.cmdline.is_none().then(|| SERIAL_CONSOLE.into()),
+        }));
+    };
+    if arguments.entry.is_some() {
+        return Err(Failure::Usage(
+            "--entry is for disks; this image starts a kernel of its own".into(),
+        ));
+    }
+    let image_initrd = image.and_then(|image| image.initrd.clone());
+    Ok(Boot::Kernel(KernelBoot {
+        kernel: kernel.clone(),
+        initrd: arguments.initrd.clone().or(image_initrd),
+        cmdline: cmdline(arguments, image),
+        self_unpack: false,
+    }))
 }
 
 fn cmdline(arguments: &Run, image: Option<&Image>) -> String {

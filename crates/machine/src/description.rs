@@ -40,21 +40,112 @@ pub struct Description {
     pub serial: String,
 }
 
-/// A direct kernel boot.
+/// What a machine starts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Boot {
+#[serde(try_from = "BootForm", into = "BootForm")]
+pub enum Boot {
+    /// A kernel from files of the host.
+    Kernel(KernelBoot),
+    /// What the boot loader of a disk would start, without firmware.
+    Disk(DiskBoot),
+}
+
+/// A direct kernel boot.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelBoot {
     /// bzImage, ELF kernel or Multiboot kernel.
     pub kernel: PathBuf,
     /// Initial RAM disk, or the Multiboot module.
-    #[serde(default)]
     pub initrd: Option<PathBuf>,
     /// Kernel command line.
-    #[serde(default)]
     pub cmdline: String,
     /// The kernel unpacks itself even where the monitor could do it faster.
-    #[serde(default)]
     pub self_unpack: bool,
+}
+
+/// A boot entry of a disk. It is read again at every start of the machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskBoot {
+    /// Index of the disk in [`Description::disks`].
+    #[serde(default)]
+    pub disk: usize,
+    /// Number, id or title of the entry; the disk's default if missing.
+    #[serde(default)]
+    pub entry: Option<String>,
+    /// Command line instead of the entry's.
+    #[serde(default)]
+    pub cmdline: Option<String>,
+    /// Words added to the command line.
+    #[serde(default)]
+    pub append: String,
+    /// Added if the command line names no `console=`: the only console that
+    /// this machine has.
+    #[serde(default)]
+    pub console: Option<String>,
+}
+
+/// [`Boot`] as JSON: a kernel's fields, or the field `disk`.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BootForm {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    kernel: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    initrd: Option<PathBuf>,
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    cmdline: String,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    self_unpack: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    disk: Option<DiskBoot>,
+}
+
+impl TryFrom<BootForm> for Boot {
+    type Error = &'static str;
+
+    fn try_from(form: BootForm) -> Result<Self, Self::Error> {
+        let own_fields = form.initrd.is_some() || !form.cmdline.is_empty() || form.self_unpack;
+        match (form.kernel, form.disk) {
+            (Some(kernel), None) => Ok(Self::Kernel(KernelBoot {
+                kernel,
+                initrd: form.initrd,
+                cmdline: form.cmdline,
+                self_unpack: form.self_unpack,
+            })),
+            (None, Some(disk)) if !own_fields => Ok(Self::Disk(disk)),
+            (None, None) => Err("`boot` names neither a `kernel` nor a `disk`"),
+            _ => Err("`boot` names a `disk`, and with it fields of a kernel"),
+        }
+    }
+}
+
+impl From<Boot> for BootForm {
+    fn from(boot: Boot) -> Self {
+        match boot {
+            Boot::Kernel(boot) => Self {
+                kernel: Some(boot.kernel),
+                initrd: boot.initrd,
+                cmdline: boot.cmdline,
+                self_unpack: boot.self_unpack,
+                disk: None,
+            },
+            Boot::Disk(disk) => Self {
+                disk: Some(disk),
+                ..Self::default()
+            },
+        }
+    }
+}
+
+impl Boot {
+    /// The kernel boot, to change it; `None` if it is another kind.
+    pub fn as_kernel_mut(&mut self) -> Option<&mut KernelBoot> {
+        match self {
+            Self::Kernel(boot) => Some(boot),
+            Self::Disk(_) => None,
+        }
+    }
 }
 
 /// A virtio disk.
@@ -102,6 +193,9 @@ pub enum DescriptionError {
     /// More disks than PCI slots.
     #[error("a machine has at most {MOST_DISKS} disks, not {0}")]
     Disks(usize),
+    /// A boot from a disk that is not there.
+    #[error("the machine starts from its disk {0}, and it has no such disk; disks count from 0")]
+    BootDisk(usize),
     /// A disk serial number that virtio cannot say.
     #[error("the serial number {0:?} of a disk is not 1 to 20 printable ASCII characters")]
     DiskSerial(String),
@@ -118,12 +212,10 @@ impl Description {
             cpus,
             memory,
             cpu_model: CpuModel::default(),
-            boot: Boot {
+            boot: Boot::Kernel(KernelBoot {
                 kernel: kernel.into(),
-                initrd: None,
-                cmdline: String::new(),
-                self_unpack: false,
-            },
+                ..KernelBoot::default()
+            }),
             disks: Vec::new(),
             on_reset: OnReset::default(),
             debug_exit: false,
@@ -167,6 +259,11 @@ impl Description {
         if self.disks.len() > MOST_DISKS {
             return Err(DescriptionError::Disks(self.disks.len()));
         }
+        if let Boot::Disk(boot) = &self.boot
+            && boot.disk >= self.disks.len()
+        {
+            return Err(DescriptionError::BootDisk(boot.disk));
+        }
         for serial in self.disks.iter().filter_map(|d| d.serial.as_deref()) {
             if !(1..=20).contains(&serial.len()) || serial.bytes().any(|b| !(32..127).contains(&b))
             {
@@ -196,10 +293,29 @@ mod tests {
             Description::from_json(short).unwrap().on_reset,
             OnReset::Exit
         );
+        let both = r#"{"version":1,"cpus":1,"memory":4194304,"boot":{"kernel":"k","disk":{}}}"#;
+        assert!(Description::from_json(both).is_err());
         let mut none = d.clone();
         none.cpus = 0;
         assert!(matches!(none.check(), Err(DescriptionError::Cpus(0))));
         none.cpus = 65;
         assert!(none.check().is_err());
+    }
+
+    #[test]
+    fn a_disk_boot_survives_json_and_needs_its_disk() {
+        let mut d = Description::new(1, 64 << 20, "");
+        d.boot = Boot::Disk(DiskBoot {
+            entry: Some("1".into()),
+            ..DiskBoot::default()
+        });
+        assert!(matches!(d.check(), Err(DescriptionError::BootDisk(0))));
+        d.disks.push(Disk {
+            file: "disk.img".into(),
+            read_only: false,
+            serial: None,
+        });
+        let text = serde_json::to_string(&d).unwrap();
+        assert_eq!(Description::from_json(&text).unwrap(), d);
     }
 }

@@ -12,11 +12,12 @@ pub mod description;
 mod gdb;
 mod machine;
 mod outcome;
+mod source;
 mod state;
 
 pub use arch::cpuid::CpuModel;
 pub use board::{BoardState, Consoles};
-pub use description::{Boot, Description, DescriptionError, Disk, OnReset};
+pub use description::{Boot, Description, DescriptionError, Disk, DiskBoot, KernelBoot, OnReset};
 pub use devices::serial::SerialSink;
 pub use machine::{Machine, MakeEngine, RunState};
 pub use outcome::{MachineError, Outcome};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use arch::CpuState;
 use arch::cpuid::CpuModel;
 use arch::layout::LOW_RAM_LIMIT;
-use boot::{Identity, ImageFile, Request, Role};
+use boot::{Identity, Request};
 use engine::{Engine, EngineError, Vcpu, VcpuStats};
 use memory::GuestRam;
 use parking_lot::{Condvar, Mutex};
@@ -18,6 +18,7 @@ use crate::board::{Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, OnReset};
 use crate::outcome::{MachineError, Outcome};
+use crate::source::Source;
 use crate::state::{MachineState, STATE_VERSION};
 
 /// Makes the engine of a machine with this RAM, number of vCPUs and CPU model.
@@ -47,8 +48,7 @@ pub(crate) struct Inner {
     description: Description,
     ram: Arc<GuestRam>,
     engine: Arc<dyn Engine>,
-    kernel: ImageFile,
-    initrd: Option<ImageFile>,
+    source: Source,
     board: Board,
     control: Arc<Control>,
     /// The vCPUs as they were made.
@@ -71,12 +71,8 @@ impl Machine {
         consoles: Consoles,
     ) -> Result<Self, MachineError> {
         description.check()?;
-        let kernel = ImageFile::open(Role::Kernel, &description.boot.kernel)?;
-        let initrd = description.boot.initrd.as_deref();
-        let initrd = initrd
-            .map(|path| ImageFile::open(Role::Initrd, path))
-            .transpose()?;
         let disks = Board::open_disks(&description)?;
+        let source = Source::open(&description, &disks)?;
         let ram = GuestRam::new(description.memory, LOW_RAM_LIMIT)?;
         let engine = make_engine(ram.clone(), description.cpus, description.cpu_model)?;
         let control = Control::new();
@@ -93,8 +89,7 @@ impl Machine {
             description,
             ram,
             engine,
-            kernel,
-            initrd,
+            source,
             board,
             control,
             reset_states,
@@ -359,17 +354,19 @@ impl Inner {
             serial: d.serial.clone(),
             ..Identity::default()
         };
-        let loaded = boot::load(
-            &self.ram,
-            &Request {
-                kernel: &self.kernel,
-                initrd: self.initrd.as_ref(),
-                cmdline: &d.boot.cmdline,
-                cpus: d.cpus,
-                identity: &identity,
-                unpack: !d.boot.self_unpack,
-            },
-        )?;
+        let loaded = self.source.with(self.ram.low_size(), |files| {
+            boot::load(
+                &self.ram,
+                &Request {
+                    kernel: &files.kernel,
+                    initrd: files.initrd.as_ref(),
+                    cmdline: &files.cmdline,
+                    cpus: d.cpus,
+                    identity: &identity,
+                    unpack: files.unpack,
+                },
+            )
+        })?;
         tracing::info!(format = loaded.format, "kernel loaded");
         let mut states = self.reset_states.clone();
         if let Some(first) = states.first_mut() {

@@ -1,5 +1,7 @@
 //! How machines end, and why they cannot be made.
 
+use std::path::PathBuf;
+
 use engine::EngineError;
 
 use crate::description::DescriptionError;
@@ -35,6 +37,14 @@ pub enum MachineError {
     /// A disk is missing or unfit.
     #[error(transparent)]
     Disk(#[from] disk::DiskError),
+    /// A disk offers nothing that can be started, or not what was asked for.
+    #[error("starting from the disk {disk}: {source}")]
+    BootDisk {
+        /// The disk.
+        disk: PathBuf,
+        /// Why.
+        source: bootdisk::ReaderError,
+    },
     /// The host has not enough memory.
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),

@@ -135,7 +135,7 @@ fn bad_descriptions_and_files_are_refused_before_anything_runs() {
     d.cpus = 1000;
     assert!(matches!(try_new(d), MachineError::Description(_)));
     let mut d = good.clone();
-    d.boot.kernel = "/nonexistent".into();
+    d.boot.as_kernel_mut().unwrap().kernel = "/nonexistent".into();
     assert!(matches!(try_new(d), MachineError::Boot(_)));
     let mut d = good.clone();
     d.disks.push(machine::Disk {
@@ -145,6 +145,6 @@ fn bad_descriptions_and_files_are_refused_before_anything_runs() {
     });
     assert!(matches!(try_new(d), MachineError::Disk(_)));
     let mut d = good;
-    d.boot.initrd = Some("/nonexistent.initrd".into());
+    d.boot.as_kernel_mut().unwrap().initrd = Some("/nonexistent.initrd".into());
     assert!(matches!(try_new(d), MachineError::Boot(_)));
 }

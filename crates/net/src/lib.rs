@@ -14,6 +14,7 @@ mod rate;
 pub mod segment;
 pub mod switch;
 pub mod tap;
+pub mod user;
 pub mod vnet;
 
 pub use link::{Frame, Link, LinkError, MAX_FRAME, Network, Sent};

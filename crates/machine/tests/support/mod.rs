@@ -76,7 +76,7 @@ impl machine::SerialSink for Screen {
 /// A machine with a test kernel, 32 MiB and a debug-exit port.
 pub fn description(name: &str, cpus: u32, cmdline: &str) -> Description {
     let mut d = Description::new(cpus, 32 << 20, kernel(name));
-    d.boot.cmdline = cmdline.into();
+    d.boot.as_kernel_mut().unwrap().cmdline = cmdline.into();
     d.debug_exit = true;
     d
 }

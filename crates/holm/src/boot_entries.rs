@@ -1,0 +1,146 @@
+//! `holm boot-entries`: what a disk offers to start.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use bootdisk::isolated::{Reader, printable};
+use bootdisk::{BootEntry, Found, ReaderError};
+use disk::{BlockBackend, RawDisk, RawOptions, SECTOR};
+use serde::Serialize;
+
+use crate::cli::{BootEntries, Output};
+use crate::console::terminal;
+use crate::exit_code;
+use crate::failure::Failure;
+use crate::image::{self, Target};
+
+/// The answer as JSON. Version 1.
+#[derive(Serialize)]
+struct Answer<'a> {
+    version: u32,
+    entries: Vec<Numbered<'a>>,
+    notes: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Numbered<'a> {
+    /// For `--entry`.
+    number: usize,
+    #[serde(flatten)]
+    entry: &'a BootEntry,
+}
+
+/// Prints the entries and returns the exit status.
+pub fn run(arguments: &BootEntries) -> u8 {
+    let found = disk_of(&arguments.disk).and_then(|path| list(&path));
+    let found = match found {
+        Ok(found) => found,
+        Err(failure) => {
+            terminal::say(&format!("holm: {failure}"));
+            return failure.code();
+        }
+    };
+    terminal::print(&match arguments.output {
+        Output::Text => text(&found),
+        Output::Json => json(&found),
+    });
+    if found.entries.is_empty() {
+        let nothing = ReaderError::Nothing(Box::new(found));
+        terminal::say(&format!("holm: {nothing}"));
+        return exit_code::BAD_FILE;
+    }
+    exit_code::SUCCESS
+}
+
+/// The disk that was named, or the first disk of an image.
+fn disk_of(name: &str) -> Result<PathBuf, Failure> {
+    match Target::find(name, image::directory().as_deref())? {
+        Target::Disk(path) => Ok(path),
+        Target::Image(image) => match image.disks.into_iter().next() {
+            Some(template) => Ok(template.file),
+            None => Err(Failure::File(format!("the image {name} has no disk"))),
+        },
+    }
+}
+
+fn list(path: &Path) -> Result<Found, Failure> {
+    let mut options = RawOptions::new(path);
+    options.read_only = true;
+    let disk = RawDisk::open(&options).map_err(|e| Failure::File(e.to_string()))?;
+    let size = disk.info().sectors * SECTOR;
+    let found = Reader::default().list(size, &|offset, out| disk.read_at(offset, out));
+    found.map_err(|error| match error {
+        ReaderError::Start(_) => Failure::Host(error.to_string()),
+        _ => Failure::File(format!("{}: {error}", path.display())),
+    })
+}
+
+fn json(found: &Found) -> String {
+    let answer = Answer {
+        version: 1,
+        entries: (0..)
+            .zip(&found.entries)
+            .map(|(number, entry)| Numbered { number, entry })
+            .collect(),
+        notes: &found.notes,
+    };
+    // Data without maps of odd keys always has a form.
+    serde_json::to_string_pretty(&answer).map_or_else(|_| "{}\n".into(), |text| text + "\n")
+}
+
+fn text(found: &Found) -> String {
+    let mut out = String::new();
+    // Writing to a string does not fail.
+    for (number, entry) in (0..).zip(&found.entries) {
+        let number: usize = number;
+        let mark = if entry.default { '*' } else { ' ' };
+        let _ = writeln!(out, "{mark} {number}  {}", printable(&entry.title));
+        let initrds = entry.initrds.join(" ");
+        let problem = entry.problem.as_deref().unwrap_or_default();
+        for (name, value) in [
+            ("id", entry.id.as_str()),
+            ("kernel", &entry.kernel),
+            ("initrd", &initrds),
+            ("cmdline", &entry.cmdline),
+            ("found", &entry.found),
+            ("problem", problem),
+        ] {
+            if !value.is_empty() {
+                let _ = writeln!(out, "       {name:<8} {}", printable(value));
+            }
+        }
+    }
+    for note in &found.notes {
+        let _ = writeln!(out, "note: {}", printable(note));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bootdisk::Loader;
+
+    #[test]
+    fn texts_of_a_disk_do_not_reach_the_terminal_as_they_are() {
+        let entry = BootEntry {
+            id: "a".into(),
+            title: "evil \u{1b}]0;x\u{7}".into(),
+            kernel: "/k".into(),
+            initrds: Vec::new(),
+            cmdline: String::new(),
+            default: true,
+            loader: Loader::Grub,
+            found: "here".into(),
+            problem: None,
+        };
+        let found = Found {
+            entries: vec![entry],
+            notes: vec!["n\u{1b}".into()],
+        };
+        let shown = text(&found);
+        assert!(shown.starts_with("* 0  evil "), "{shown}");
+        assert!(!shown.contains('\u{1b}'), "{shown}");
+        assert!(json(&found).contains("\"number\": 0"));
+    }
+}
