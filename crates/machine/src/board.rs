@@ -180,6 +180,9 @@ impl Board {
     /// Finishes what is in flight; nothing touches guest memory afterwards.
     pub(crate) fn shut_down(&self) {
         self.pause();
+        for (_, nic) in &self.nics {
+            nic.card.close();
+        }
     }
 
     pub(crate) fn save(&self) -> BoardState {

@@ -65,12 +65,10 @@ pub struct NetOptions {
 
 /// A virtio network card.
 pub struct Net {
-    network: Arc<dyn Network>,
     options: NetOptions,
     pairs: u16,
+    mtu: u16,
     shared: Arc<Shared>,
-    /// By pair, while inactive; empty: to be opened.
-    links: Vec<Option<Box<dyn Link>>>,
     running: Option<Running>,
 }
 
@@ -138,6 +136,11 @@ impl NetHandle {
         self.shared.set_plugged(plugged);
     }
 
+    /// Leaves the network for good, once the machine has ended.
+    pub fn close(&self) {
+        *self.shared.backend.lock() = None;
+    }
+
     /// Has the guest tell the network where it is, if its driver can.
     pub fn announce(&self) {
         self.shared.change(|settings| {
@@ -151,26 +154,23 @@ impl NetHandle {
 impl Net {
     /// A card plugged into `network`, and its owner's way to it.
     pub fn new(network: Arc<dyn Network>, options: NetOptions) -> (Self, NetHandle) {
-        let shared = Arc::new(Shared::new(options.mac));
+        let description = network.describe();
+        let pairs = options.pairs.clamp(1, network.most_pairs().clamp(1, 64));
+        let mtu = network.mtu();
+        let mtu = options.mtu.map_or(mtu, |own| own.min(mtu)).max(68);
+        let shared = Arc::new(Shared::new(options.mac, network));
         let handle = NetHandle {
             shared: shared.clone(),
-            description: network.describe(),
+            description,
         };
-        let pairs = options.pairs.clamp(1, network.most_pairs().clamp(1, 64));
         let card = Self {
-            network,
             options,
             pairs,
+            mtu,
             shared,
-            links: Vec::new(),
             running: None,
         };
         (card, handle)
-    }
-
-    fn mtu(&self) -> u16 {
-        let mtu = self.network.mtu();
-        self.options.mtu.map_or(mtu, |own| own.min(mtu)).max(68)
     }
 
     /// This pair's share of a rate.
@@ -183,37 +183,39 @@ impl Net {
         Some(TokenBucket::new(share, Instant::now()))
     }
 
-    fn open_links(&mut self) -> Result<(), ActivateError> {
-        if self.links.iter().any(Option::is_some) {
-            return Ok(());
+    /// The links by pair; opened anew if there are none.
+    fn take_links(&self) -> Result<Vec<Option<Box<dyn Link>>>, ActivateError> {
+        let mut backend = self.shared.backend.lock();
+        let Some(backend) = &mut *backend else {
+            return Ok(Vec::new());
+        };
+        if backend.links.iter().all(Option::is_none) {
+            let links = backend.network.open(self.pairs)?;
+            backend.links = links.into_iter().map(Some).collect();
+            self.shared.set_works(true);
         }
-        let links = self.network.open(self.pairs)?;
-        self.links = links.into_iter().map(Some).collect();
-        self.links.resize_with(self.pairs.into(), || None);
-        self.shared.set_works(true);
-        Ok(())
+        Ok(std::mem::take(&mut backend.links))
     }
 
     fn worker(
-        &mut self,
+        &self,
         index: u16,
         queues: [VirtQueue; 2],
+        link: Option<Box<dyn Link>>,
         activation: &Ready,
-        stop: &Arc<AtomicBool>,
     ) -> Result<Worker, ActivateError> {
         let [receive, transmit] = queues;
         let features = activation.features;
         let has = |bit: u64| features & bit != 0;
-        let link = self.links.get_mut(usize::from(index));
         Ok(Worker {
             index,
             receiver: Receiver::new(receive, has(feature::MRG_RXBUF), has(feature::GUEST_CSUM)),
             transmitter: Transmitter::new(transmit),
-            link: link.and_then(Option::take),
+            link,
             ram: activation.ram.clone(),
             shared: self.shared.clone(),
             waker: Arc::new(Waker::new().map_err(ActivateError::Thread)?),
-            stop: stop.clone(),
+            stop: activation.stop.clone(),
             features,
             vlans: has(feature::CTRL_VLAN),
             receive_rate: self.bucket(self.options.receive_rate, activation.pairs),
@@ -222,15 +224,19 @@ impl Net {
     }
 
     /// Takes back what threads leave.
-    fn gather(&mut self, threads: Vec<JoinHandle<Left>>) -> Vec<Option<VirtQueue>> {
+    fn gather(&self, threads: Vec<JoinHandle<Left>>) -> Vec<Option<VirtQueue>> {
         let mut queues = Vec::new();
+        let mut backend = self.shared.backend.lock();
         for thread in threads {
             // A panic there was reported already; its queues are lost.
             let Ok(left) = thread.join() else {
                 continue;
             };
-            if let Some(slot) = self.links.get_mut(usize::from(left.index)) {
-                *slot = left.link;
+            let slots = backend.as_mut().map(|backend| &mut backend.links);
+            if let Some(slots) = slots {
+                let index = usize::from(left.index);
+                slots.resize_with(slots.len().max(index + 1), || None);
+                slots.splice(index..=index, [left.link]);
             }
             queues.extend(left.queues.map(Some));
         }
@@ -243,6 +249,7 @@ struct Ready {
     features: u64,
     ram: Arc<memory::GuestRam>,
     pairs: u16,
+    stop: Arc<AtomicBool>,
 }
 
 impl VirtioDevice for Net {
@@ -276,7 +283,7 @@ impl VirtioDevice for Net {
             link_up: self.shared.link_up(),
             announce: settings.announce,
             pairs: self.pairs,
-            mtu: self.mtu(),
+            mtu: self.mtu,
             speed: rate.unwrap_or(SPEED),
         });
         read_config_bytes(&image, offset, data);
@@ -302,7 +309,7 @@ impl VirtioDevice for Net {
                 return Err(ActivateError::MissingQueue(index));
             }
         }
-        self.open_links()?;
+        let mut links = self.take_links()?;
         let mut take = |index: u16| queues.get_mut(usize::from(index)).and_then(Option::take);
         let control = take(control_index).filter(|_| has(feature::CTRL_VQ));
         let stop = Arc::new(AtomicBool::new(false));
@@ -310,12 +317,18 @@ impl VirtioDevice for Net {
             features,
             ram,
             pairs,
+            stop: stop.clone(),
         };
         let mut workers = Vec::new();
         for index in 0..pairs {
             if let (Some(receive), Some(transmit)) = (take(index * 2), take(index * 2 + 1)) {
-                workers.push(self.worker(index, [receive, transmit], &ready, &stop)?);
+                let link = links.get_mut(usize::from(index)).and_then(Option::take);
+                workers.push(self.worker(index, [receive, transmit], link, &ready)?);
             }
+        }
+        // Those of pairs that this driver does not use.
+        if let Some(backend) = &mut *self.shared.backend.lock() {
+            backend.links = links;
         }
         let wakers: Vec<_> = workers.iter().map(|worker| worker.waker.clone()).collect();
         self.shared.activate(signal, wakers.clone());
@@ -424,7 +437,9 @@ impl VirtioDevice for Net {
         self.shared.set_plugged(state.plugged);
         self.shared.counters.set(&state.stats);
         // What was on its way belongs to another past.
-        self.links.clear();
+        if let Some(backend) = &mut *self.shared.backend.lock() {
+            backend.links.clear();
+        }
         Ok(())
     }
 }

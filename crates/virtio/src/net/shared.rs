@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use net::MacAddress;
+use net::{Link, MacAddress, Network};
 use parking_lot::Mutex;
 
 use super::counters::Counters;
@@ -34,9 +34,18 @@ impl Settings {
     }
 }
 
+/// What a card is plugged into.
+pub(super) struct Backend {
+    pub network: Arc<dyn Network>,
+    /// By pair, while the device is inactive; empty: to be opened.
+    pub links: Vec<Option<Box<dyn Link>>>,
+}
+
 /// Shared by the device, its threads and its owner's handle.
 pub(super) struct Shared {
     settings: Mutex<Settings>,
+    /// `None` after [`super::NetHandle::close`].
+    pub backend: Mutex<Option<Backend>>,
     /// Counts changes of the settings, so that threads look only then.
     version: AtomicU32,
     /// The owner wants a carrier.
@@ -51,9 +60,13 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(mac: MacAddress) -> Self {
+    pub(super) fn new(mac: MacAddress, network: Arc<dyn Network>) -> Self {
         Self {
             settings: Mutex::new(Settings::new(mac)),
+            backend: Mutex::new(Some(Backend {
+                network,
+                links: Vec::new(),
+            })),
             version: AtomicU32::new(0),
             plugged: AtomicBool::new(true),
             works: AtomicBool::new(true),
