@@ -11,8 +11,11 @@ use crate::read::{Budget, Cached, ReadAt};
 use crate::survey::Survey;
 use crate::{bls, partition, syslinux, uki, version};
 
+/// An entry point.
+pub type Target = fn(&[u8]);
+
 /// Name and function of every entry point that takes a text or a file.
-pub const ALL: [(&str, fn(&[u8])); 5] = [
+pub const ALL: [(&str, Target); 5] = [
     ("partition", partition_table),
     ("grub", grub_script),
     ("bls", bls_entry),

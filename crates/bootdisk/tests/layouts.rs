@@ -180,7 +180,7 @@ fn fat_of_every_width_with_extlinux() {
         assert!(loaded == kernel, "FAT{bits}");
         // The second archive begins at a multiple of four.
         assert_eq!(initrd.len(), 1004 + 6);
-        assert!(initrd[..1001] == odd[..] && initrd[1001..] == *b"\0\0\0070701");
+        assert!(initrd[..1001] == odd[..] && initrd[1001..] == *b"\x00\x00\x00070701");
         assert_eq!(load(&survey, Some("a")).unwrap().0, b"first");
     }
 }

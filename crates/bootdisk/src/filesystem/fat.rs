@@ -153,7 +153,11 @@ impl Fat {
         let (value, end) = match self.layout.width {
             Width::Fat12 => {
                 let pair = word(&self.bytes(table + cluster + cluster / 2, 2)?, 0);
-                let half = if cluster % 2 == 0 { pair } else { pair >> 4 };
+                let half = if cluster.is_multiple_of(2) {
+                    pair
+                } else {
+                    pair >> 4
+                };
                 (half & 0xfff, 0xff8)
             }
             Width::Fat16 => (word(&self.bytes(table + cluster * 2, 2)?, 0), 0xfff8),
