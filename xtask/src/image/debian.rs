@@ -17,11 +17,13 @@ pub(super) const RECIPE: &[&[u8]] = &[
     include_bytes!("debian.rs"),
     include_bytes!("../../images/debian/finish"),
     include_bytes!("../../images/debian/console-size.service"),
+    include_bytes!("../../images/debian/wired.network"),
     include_bytes!("../../images/console-size"),
 ];
 pub(super) const PACKAGES: &[&str] = &[
     "systemd",
     "systemd-sysv",
+    "systemd-resolved",
     "udev",
     "dbus",
     "kmod",
@@ -29,6 +31,8 @@ pub(super) const PACKAGES: &[&str] = &[
     "zstd",
     "e2fsprogs",
     "iproute2",
+    "iputils-ping",
+    "openssh-server",
     "procps",
     "less",
     "python3-minimal",
