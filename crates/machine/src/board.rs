@@ -20,6 +20,7 @@ use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
 use crate::control::{Control, Event};
 use crate::description::Description;
 use crate::outcome::MachineError;
+use crate::peripherals::Handles;
 
 /// Where the guest's consoles lead.
 #[derive(Clone)]
@@ -44,6 +45,7 @@ pub(crate) struct Board {
     /// By PCI slot, ascending.
     functions: Vec<(u8, Arc<VirtioPci>)>,
     console: Option<ConsoleInput>,
+    peripherals: Handles,
 }
 
 /// The state of all devices.
@@ -94,6 +96,7 @@ impl Board {
             clock,
             functions: Vec::new(),
             console: None,
+            peripherals: Handles::default(),
         };
         let mut attach =
             |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
@@ -104,10 +107,13 @@ impl Board {
             input = Some(way_in);
             attach(CONSOLE_SLOT, Box::new(console))?;
         }
+        let peripherals = Handles::attach(&description.peripherals, &mut attach)?;
         for (slot, disk) in (FIRST_DISK_SLOT..).zip(disks) {
             attach(slot, Box::new(Blk::new(disk, 1)))?;
         }
         board.console = input;
+        board.peripherals = peripherals;
+        board.functions.sort_by_key(|(slot, _)| *slot);
         Ok(board)
     }
 
@@ -158,6 +164,7 @@ impl Board {
 
     /// Finishes what is in flight; nothing touches guest memory afterwards.
     pub(crate) fn shut_down(&self) {
+        self.peripherals.end();
         self.pause();
     }
 
@@ -195,6 +202,11 @@ impl Board {
 
     pub(crate) fn serial_input(&self, bytes: &[u8]) -> usize {
         self.chipset.serial.push_input(bytes)
+    }
+
+    /// The host's ends of the devices of [`crate::Peripherals`].
+    pub(crate) fn peripherals(&self) -> &Handles {
+        &self.peripherals
     }
 
     /// The input of the virtio console, if there is one.

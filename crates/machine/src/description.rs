@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use arch::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 
+use crate::peripherals::Peripherals;
+
 /// Version of [`Description`] that this program writes and reads.
 pub const DESCRIPTION_VERSION: u32 = 1;
 
@@ -26,6 +28,9 @@ pub struct Description {
     /// Disks, in the order of their PCI slots.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// What ties the guest to its host.
+    #[serde(default)]
+    pub peripherals: Peripherals,
     /// What a reset by the guest does.
     #[serde(default)]
     pub on_reset: OnReset,
@@ -217,6 +222,7 @@ impl Description {
                 ..KernelBoot::default()
             }),
             disks: Vec::new(),
+            peripherals: Peripherals::default(),
             on_reset: OnReset::default(),
             debug_exit: false,
             uuid: [0; 16],

@@ -6,12 +6,14 @@
 //! machine through [`Machine`].
 #![forbid(unsafe_code)]
 
+mod agent;
 mod board;
 mod control;
 pub mod description;
 mod gdb;
 mod machine;
 mod outcome;
+mod peripherals;
 mod source;
 mod state;
 
@@ -21,5 +23,6 @@ pub use description::{Boot, Description, DescriptionError, Disk, DiskBoot, Kerne
 pub use devices::serial::SerialSink;
 pub use machine::{Machine, MakeEngine, RunState};
 pub use outcome::{MachineError, Outcome};
+pub use peripherals::Peripherals;
 pub use state::MachineState;
 pub use virtio::console::{ConsoleInput, ConsoleSink};

@@ -8,6 +8,7 @@ use memory::GuestRam;
 use serde::{Deserialize, Serialize};
 
 use crate::blk::BlkState;
+use crate::channel::ChannelState;
 use crate::console::ConsoleState;
 use crate::queue::{QueueError, VirtQueue};
 use crate::rng::RngState;
@@ -139,6 +140,8 @@ pub enum DeviceState {
     Rng(RngState),
     /// Console.
     Console(ConsoleState),
+    /// Named channel.
+    Channel(ChannelState),
 }
 
 /// Copies the part of `config` at `offset`; zeroes beyond its end.

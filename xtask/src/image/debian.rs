@@ -32,6 +32,7 @@ pub(super) const PACKAGES: &[&str] = &[
     "procps",
     "less",
     "python3-minimal",
+    "qemu-guest-agent",
     "stress-ng",
 ];
 pub(super) const NEEDS: &[Need] = &[
