@@ -7,7 +7,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use machine::{Boot, Description, Disk, DiskBoot, KernelBoot, OnReset, Outcome};
+use machine::{Boot, Description, Disk, DiskBoot, KernelBoot, MachineError, OnReset, Outcome};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
@@ -237,7 +237,11 @@ fn ended(outcome: &Outcome) -> u8 {
         }
         Outcome::Failed(error) => {
             terminal::say(&format!("holm: the machine failed: {error}"));
-            exit_code::INTERNAL
+            match error {
+                // The guest made of its disk what does not start again.
+                MachineError::BootDisk { .. } => exit_code::BAD_FILE,
+                _ => exit_code::INTERNAL,
+            }
         }
     }
 }

@@ -200,3 +200,73 @@ fn routers_are_advertised() {
     assert!(text.concat().contains("fec00000000000000000000000000000"));
     assert!(text.concat().contains("fec00000000000000000000000000003"));
 }
+
+/// An IPv4 packet of the guest in an Ethernet frame, its header complete.
+fn ipv4_frame(place: u16, to: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![0x52, 0x55, 10, 0, 2, 2];
+    frame.extend(support::MAC);
+    frame.extend([8, 0, 0x45, 0]);
+    frame.extend((20 + payload.len() as u16).to_be_bytes());
+    frame.extend([0x12, 0x34]);
+    frame.extend(place.to_be_bytes());
+    frame.extend([64, 17, 0, 0, 10, 0, 2, 15]);
+    frame.extend(to);
+    let words = frame[14..34].chunks(2);
+    let sum: u32 = words.map(|p| u32::from(p[0]) << 8 | u32::from(p[1])).sum();
+    let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+    frame[24..26].copy_from_slice(&sum.to_be_bytes());
+    frame.extend(payload);
+    frame
+}
+
+#[test]
+fn large_datagrams_cross_in_fragments() {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server
+        .set_read_timeout(Some(Duration::from_secs(30)))
+        .unwrap();
+    let port = server.local_addr().unwrap().port();
+    let network = network(|_| {});
+    let mut guest = Guest::new(&network, false);
+    guest.heard = Some(Vec::new());
+    let data: Vec<u8> = (0..3992u32).map(|n| (n % 251) as u8).collect();
+    let mut datagram = 5000u16.to_be_bytes().to_vec();
+    datagram.extend(port.to_be_bytes());
+    datagram.extend(4000u16.to_be_bytes());
+    datagram.extend([0, 0]);
+    datagram.extend(&data);
+    for (number, part) in datagram
+        .chunks(1480)
+        .enumerate()
+        .collect::<Vec<_>>()
+        .iter()
+        .rev()
+    {
+        let more = if *number < 2 { 0x2000 } else { 0 };
+        let place = (number * 1480 / 8) as u16 | more;
+        let frame = ipv4_frame(place, [10, 0, 2, 2], part);
+        guest
+            .link
+            .transmit(&net::Offload::default(), &frame)
+            .unwrap();
+    }
+    let mut got = vec![0; 65_536];
+    let (length, from) = server.recv_from(&mut got).unwrap();
+    assert_eq!(got[..length], data);
+    server.send_to(&data, from).unwrap();
+    let mut whole = vec![0; 4000];
+    let mut there = 0;
+    guest.until("all fragments", |guest| {
+        for frame in guest.heard.as_mut().unwrap().drain(..) {
+            if frame.get(12..14) == Some(&[8, 0]) && frame.get(23) == Some(&17) {
+                assert!(frame.len() <= 1514);
+                let place = usize::from(u16::from_be_bytes([frame[20], frame[21]]) & 0x1fff) * 8;
+                let length = frame.len() - 34;
+                whole[place..place + length].copy_from_slice(&frame[34..]);
+                there += length;
+            }
+        }
+        there == 4000
+    });
+    assert_eq!(whole[8..], data);
+}

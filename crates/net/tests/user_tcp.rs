@@ -115,8 +115,8 @@ fn every_byte_arrives_over_a_bad_link() {
         doubled: 20,
         late: 30,
     };
-    exchange(false, faults, 120_000, 200_000, 30_000, "10.0.2.2");
-    exchange(true, faults, 600_000, 2_000_000, 300_000, "10.0.2.2");
+    exchange(false, faults, 60_000, 200_000, 30_000, "10.0.2.2");
+    exchange(true, faults, 200_000, 1_000_000, 300_000, "10.0.2.2");
 }
 
 #[test]
@@ -266,4 +266,80 @@ fn publications_lead_to_the_guest_and_change_while_it_runs() {
     let client = thread::spawn(move || TcpStream::connect(host).unwrap().read(&mut [0; 1]));
     guest.until("a reset", |_| client.is_finished());
     assert!(client.join().unwrap().is_err());
+}
+
+#[test]
+fn after_a_restore_leases_go_on_and_old_connections_are_reset() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let remote = format!("10.0.2.2:{}", listener.local_addr().unwrap().port());
+    let old = network(|config| config.publish = vec!["0:22".parse().unwrap()]);
+    let mut guest = Guest::new(&old, true);
+    let handle = guest.connect(&remote, 40_010, 10_000);
+    guest.until("a connection", |guest| guest.socket(handle).may_send());
+    let state = old.save();
+    assert_eq!(state.connections.len(), 1);
+    drop(old);
+    let new = network(|config| config.publish = vec!["0:22".parse().unwrap()]);
+    new.restore(state.clone()).unwrap();
+    assert_eq!(new.save().leases, state.leases);
+    assert_eq!(new.publications().len(), 1);
+    let mut renewed = Guest::new(&new, true);
+    std::mem::swap(&mut guest.link, &mut renewed.link);
+    drop(renewed);
+    // The guest waits, and sends nothing of its own.
+    guest.until("a reset", |guest| {
+        guest.socket(handle).state() == State::Closed
+    });
+    let again = guest.connect(&remote, 40_010, 10_000);
+    guest.until("a new connection", |guest| guest.socket(again).may_send());
+    let newer = net::user::UserState {
+        version: 99,
+        ..state
+    };
+    let error = new.restore(newer).unwrap_err().to_string();
+    assert!(error.contains("version 99"), "{error}");
+}
+
+#[test]
+fn a_policy_delivers_to_a_unix_socket() {
+    use net::user::{Flow, FlowPolicy, Target, Verdict};
+    use std::os::unix::net::UnixListener;
+    use std::path::PathBuf;
+
+    #[derive(Debug)]
+    struct Metadata(PathBuf);
+
+    impl FlowPolicy for Metadata {
+        fn decide(&self, flow: &Flow) -> Verdict {
+            if flow.remote.to_string() == "169.254.169.254:80" {
+                Verdict::Deliver(Target::Unix(self.0.clone()))
+            } else {
+                Verdict::Default
+            }
+        }
+    }
+
+    let folder = std::env::temp_dir().join(format!("holm-metadata-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    let server = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut byte = [0];
+        stream.read_exact(&mut byte).unwrap();
+        stream.write_all(&[byte[0] + 1]).unwrap();
+    });
+    let network = network(|config| config.policy = std::sync::Arc::new(Metadata(path)));
+    let mut guest = Guest::new(&network, true);
+    let handle = guest.connect("169.254.169.254:80", 40_020, 10_000);
+    guest.until("a connection", |guest| guest.socket(handle).may_send());
+    guest.socket(handle).send_slice(&[41]).unwrap();
+    guest.until("the answer", |guest| guest.socket(handle).can_recv());
+    let answer = guest
+        .socket(handle)
+        .recv(|data| (data.len(), data.to_vec()))
+        .unwrap();
+    assert_eq!(answer, [42]);
+    server.join().unwrap();
+    std::fs::remove_dir_all(folder).unwrap();
 }

@@ -53,7 +53,11 @@ impl Envelope {
                 (true, SocketAddr::V4(_)) => Segmentation::Tcp4 { size: mss },
                 (true, SocketAddr::V6(_)) => Segmentation::Tcp6 { size: mss },
             },
-            header_len: u16::try_from(l4 + header.length()).unwrap_or(0),
+            header_len: if cut {
+                u16::try_from(l4 + header.length()).unwrap_or(0)
+            } else {
+                0
+            },
         };
         Some((start, offload))
     }
