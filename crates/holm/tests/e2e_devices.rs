@@ -159,7 +159,9 @@ fn programs_run(machine: &Machine) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let data: Vec<u8> = (0..3_000_000u32).map(|n| (n * n >> 7) as u8).collect();
+    let data: Vec<u8> = (0..3_000_000u32)
+        .map(|n| (n.wrapping_mul(n) >> 7) as u8)
+        .collect();
     child.stdin.take().unwrap().write_all(&data).unwrap();
     let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
     assert_eq!(
@@ -191,7 +193,9 @@ fn sum(path: &Path) -> String {
 fn files_are_copied(machine: &Machine) {
     use std::os::unix::fs::PermissionsExt;
     let here = machine.path("here");
-    let data: Vec<u8> = (0..9_000_001u32).map(|n| (n * n >> 5) as u8).collect();
+    let data: Vec<u8> = (0..9_000_001u32)
+        .map(|n| (n.wrapping_mul(n) >> 5) as u8)
+        .collect();
     std::fs::write(&here, data).unwrap();
     std::fs::set_permissions(&here, std::fs::Permissions::from_mode(0o751)).unwrap();
     let there = machine.place("/var/tmp/there file");
