@@ -12,6 +12,7 @@ mod exit_code;
 mod failure;
 mod guest;
 mod image;
+mod network;
 mod peripherals;
 mod run;
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use arch::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 
+use crate::nic::{MOST_NICS, Nic};
 use crate::peripherals::Peripherals;
 
 /// Version of [`Description`] that this program writes and reads.
@@ -31,6 +32,9 @@ pub struct Description {
     /// What ties the guest to its host.
     #[serde(default)]
     pub peripherals: Peripherals,
+    /// Network cards, in the order of their PCI slots.
+    #[serde(default)]
+    pub nics: Vec<Nic>,
     /// What a reset by the guest does.
     #[serde(default)]
     pub on_reset: OnReset,
@@ -198,6 +202,9 @@ pub enum DescriptionError {
     /// More disks than PCI slots.
     #[error("a machine has at most {MOST_DISKS} disks, not {0}")]
     Disks(usize),
+    /// More network cards than PCI slots.
+    #[error("a machine has at most {MOST_NICS} network cards, not {0}")]
+    Nics(usize),
     /// A boot from a disk that is not there.
     #[error("the machine starts from its disk {0}, and it has no such disk; disks count from 0")]
     BootDisk(usize),
@@ -223,6 +230,7 @@ impl Description {
             }),
             disks: Vec::new(),
             peripherals: Peripherals::default(),
+            nics: Vec::new(),
             on_reset: OnReset::default(),
             debug_exit: false,
             uuid: [0; 16],
@@ -264,6 +272,9 @@ impl Description {
         }
         if self.disks.len() > MOST_DISKS {
             return Err(DescriptionError::Disks(self.disks.len()));
+        }
+        if self.nics.len() > MOST_NICS {
+            return Err(DescriptionError::Nics(self.nics.len()));
         }
         if let Boot::Disk(boot) = &self.boot
             && boot.disk >= self.disks.len()

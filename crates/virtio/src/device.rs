@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::blk::BlkState;
 use crate::channel::ChannelState;
 use crate::console::ConsoleState;
+use crate::net::NetState;
 use crate::queue::{QueueError, VirtQueue};
 use crate::rng::RngState;
 
@@ -80,6 +81,9 @@ pub enum ActivateError {
     /// The disk behind the device.
     #[error(transparent)]
     Disk(#[from] disk::DiskError),
+    /// The network behind the device.
+    #[error(transparent)]
+    Network(#[from] net::LinkError),
     /// No thread for the device's work.
     #[error("cannot start the device's thread: {0}")]
     Thread(std::io::Error),
@@ -142,6 +146,8 @@ pub enum DeviceState {
     Console(ConsoleState),
     /// Named channel.
     Channel(ChannelState),
+    /// Network card.
+    Net(NetState),
 }
 
 /// Copies the part of `config` at `offset`; zeroes beyond its end.

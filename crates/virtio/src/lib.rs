@@ -10,6 +10,7 @@ pub mod blk;
 pub mod channel;
 pub mod console;
 mod device;
+pub mod net;
 mod pci;
 mod queue;
 pub mod rng;
