@@ -77,7 +77,7 @@ fn core64(program: &[u8]) -> Core {
     }
     table(0x3000 + (TEXT >> 21) * 8, 0x4003);
     for i in 0..512 {
-        table(0x4000 + i * 8, TEXT + ((i ^ 1) << 12) | 3);
+        table(0x4000 + i * 8, (TEXT + ((i ^ 1) << 12)) | 3);
     }
     core64_on(ram)
 }
