@@ -48,6 +48,16 @@ const NEEDS: &[Need] = &[
         purpose: "make XFS file systems",
     },
     Need {
+        program: "ip",
+        package: "iproute2",
+        purpose: "make taps and bridges in a network of their own",
+    },
+    Need {
+        program: "unshare",
+        package: "util-linux",
+        purpose: "make that network",
+    },
+    Need {
         program: "gdb",
         package: "gdb",
         purpose: "debug a guest from outside",
