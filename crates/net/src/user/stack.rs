@@ -256,6 +256,7 @@ impl UserLink {
     fn time(&mut self, token: Token) {
         match token {
             Token::Tcp(id) => self.tcp.time(&mut self.context, id),
+            Token::Listener(id) => self.porter.set_open(&self.context, id, true),
             Token::Advertise => ndp::advertise_later(&mut self.context),
             Token::Sweep => self.sweep(),
             _ => {}
