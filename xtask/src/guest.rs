@@ -46,7 +46,7 @@ pub fn run(
     arguments.extend_from_slice(options);
     match image {
         Name::Tiny => run_tiny(holm, arguments, command, patience),
-        Name::Debian => run_debian(holm, arguments, command, patience),
+        Name::Debian | Name::DebianDisk => run_debian(holm, arguments, command, patience),
     }
 }
 

@@ -28,6 +28,26 @@ const NEEDS: &[Need] = &[
         purpose: "check guests' disks after a crash",
     },
     Need {
+        program: "sfdisk",
+        package: "fdisk",
+        purpose: "make disks with partitions",
+    },
+    Need {
+        program: "mkfs.vfat",
+        package: "dosfstools",
+        purpose: "make FAT file systems",
+    },
+    Need {
+        program: "mcopy",
+        package: "mtools",
+        purpose: "put files on FAT file systems",
+    },
+    Need {
+        program: "mkfs.xfs",
+        package: "xfsprogs",
+        purpose: "make XFS file systems",
+    },
+    Need {
         program: "gdb",
         package: "gdb",
         purpose: "debug a guest from outside",
@@ -73,6 +93,7 @@ pub fn test(arguments: &Test) -> Result<ExitCode> {
         let start = Instant::now();
         image::make(Name::Tiny, false)?;
         image::make(Name::Debian, false)?;
+        image::make(Name::DebianDisk, false)?;
         eprintln!("xtask: images: {:.0?}", start.elapsed());
         // Guests measure time and idleness: not all at once.
         stage(

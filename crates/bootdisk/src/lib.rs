@@ -14,6 +14,7 @@ pub mod entry;
 #[cfg(test)]
 mod fake;
 pub mod filesystem;
+pub mod fuzz;
 pub mod grub;
 pub mod isolated;
 pub mod partition;

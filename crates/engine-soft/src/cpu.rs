@@ -281,6 +281,8 @@ pub struct JitState {
     pub entry: u64,
     /// Arithmetic flags in `lahf`/`seto` form: AH = SF ZF AF PF CF, AL = OF.
     pub flags_ax: u64,
+    /// Arithmetic flags in the same form while the host's are clobbered.
+    pub flags_home: u64,
     /// Why generated code was left, and the number that goes with it.
     pub exit: u64,
     /// Linear address of the access that missed, or target of the branch.

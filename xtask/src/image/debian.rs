@@ -2,7 +2,7 @@
 //! kernel and initrd are files beside it.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -57,10 +57,33 @@ const NEEDS_WITHOUT_ROOT: &[Need] = &[Need {
 }];
 
 pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
+    let tree = install_any(apt, PACKAGES, None, directory)?;
+    with_ids(
+        &host::root().join("xtask/images/debian"),
+        "finish",
+        &tree,
+        directory,
+    )?;
+    fs::remove_file(&tree)?;
+    Ok(Made {
+        kernel: true,
+        cmdline: "root=/dev/vda ro console=ttyS0 quiet net.ifnames=0",
+        disks: &["root.img"],
+    })
+}
+
+/// Installs packages into a new tree, in whatever way works here; the tree as
+/// a tar archive. `configure` is a shell script for the tree, its `$1`.
+pub(super) fn install_any(
+    apt: &Apt,
+    packages: &[&str],
+    configure: Option<&str>,
+    directory: &Path,
+) -> Result<PathBuf> {
     let tree = directory.join("tree.tar");
     let failed = modes()?
         .into_iter()
-        .map(|mode| install(apt, mode, &tree))
+        .map(|mode| install(apt, packages, configure, mode, &tree))
         .take_while(Result::is_err)
         .filter_map(Result::err)
         .map(|error| format!("{error:#}"))
@@ -71,12 +94,7 @@ pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
             failed.join("\n")
         );
     }
-    finish(&tree, directory)?;
-    fs::remove_file(&tree)?;
-    Ok(Made {
-        cmdline: "root=/dev/vda ro console=ttyS0 quiet net.ifnames=0",
-        disks: &["root.img"],
-    })
+    Ok(tree)
 }
 
 /// Ways of mmdebstrap worth trying here, best first.
@@ -88,8 +106,14 @@ fn modes() -> Result<Vec<&'static str>> {
     Ok(vec!["unshare"])
 }
 
-fn install(apt: &Apt, mode: &str, tree: &Path) -> Result<()> {
-    let packages = format!("{},{KERNEL}", PACKAGES.join(","));
+fn install(
+    apt: &Apt,
+    packages: &[&str],
+    configure: Option<&str>,
+    mode: &str,
+    tree: &Path,
+) -> Result<()> {
+    let packages = format!("{},{KERNEL}", packages.join(","));
     // unshare mode reads the sources as another user.
     let sources = fs::read_to_string(apt.sources())?;
     let mut command = Command::new("mmdebstrap");
@@ -110,6 +134,7 @@ fn install(apt: &Apt, mode: &str, tree: &Path) -> Result<()> {
             "--dpkgopt=path-exclude=/usr/share/doc/*",
             "--dpkgopt=path-include=/usr/share/doc/*/copyright",
         ])
+        .args(configure.map(|script| format!("--customize-hook={script}")))
         .arg(format!("--include={packages}"))
         .args([SUITE, "-"])
         .args(sources.lines());
@@ -120,9 +145,9 @@ fn install(apt: &Apt, mode: &str, tree: &Path) -> Result<()> {
     })
 }
 
-/// Turns the tree into the disk, and takes the kernel and initrd out.
-fn finish(tree: &Path, directory: &Path) -> Result<()> {
-    let recipe = host::root().join("xtask/images/debian");
+/// Runs the script of a recipe that turns the tree into disks, as root or with
+/// the ids of a user namespace.
+pub(super) fn with_ids(recipe: &Path, script: &str, tree: &Path, directory: &Path) -> Result<()> {
     let mut command = if host::is_root() {
         Command::new("sh")
     } else {
@@ -132,9 +157,9 @@ fn finish(tree: &Path, directory: &Path) -> Result<()> {
         command
     };
     command
-        .arg(recipe.join("finish"))
+        .arg(recipe.join(script))
         .arg(tree)
         .arg(directory)
-        .arg(&recipe);
+        .arg(recipe);
     host::run(&mut command).context("making the root disk from the packages")
 }

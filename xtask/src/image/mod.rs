@@ -8,6 +8,7 @@
 mod apt;
 mod cpio;
 mod debian;
+mod debian_disk;
 mod tiny;
 
 use std::fs;
@@ -34,6 +35,8 @@ pub enum Name {
     Tiny,
     /// Debian bookworm with systemd on an ext4 disk, stock kernel and initrd
     Debian,
+    /// Debian bookworm on a whole disk with GRUB's configuration, ssh, cloud-init, guest agent
+    DebianDisk,
 }
 
 impl Name {
@@ -42,12 +45,15 @@ impl Name {
         match self {
             Self::Tiny => "tiny",
             Self::Debian => "debian",
+            Self::DebianDisk => "debian-disk",
         }
     }
 }
 
 /// What a recipe leaves in its directory.
 struct Made {
+    /// Whether `vmlinuz` and `initrd` are files beside the disks.
+    kernel: bool,
     cmdline: &'static str,
     disks: &'static [&'static str],
 }
@@ -70,8 +76,11 @@ pub fn make(name: Name, force: bool) -> Result<PathBuf> {
             purpose: "check the guest's packages",
         },
     ])?;
-    if name == Name::Debian {
+    if name != Name::Tiny {
         host::ensure(debian::NEEDS)?;
+    }
+    if name == Name::DebianDisk {
+        host::ensure(debian_disk::NEEDS)?;
     }
     let images = host::cache()?.join("images");
     let link = images.join(name.as_str());
@@ -90,6 +99,7 @@ pub fn make(name: Name, force: bool) -> Result<PathBuf> {
     let made = match name {
         Name::Tiny => tiny::make(&apt, &work),
         Name::Debian => debian::make(&apt, &work),
+        Name::DebianDisk => debian_disk::make(&apt, &work),
     };
     let finished = made.and_then(|made| {
         describe(name, &made, &digest, &work)?;
@@ -130,6 +140,7 @@ fn digest(name: Name, apt: &Apt) -> Result<String> {
     let (files, packages) = match name {
         Name::Tiny => (tiny::RECIPE, tiny::PACKAGES),
         Name::Debian => (debian::RECIPE, debian::PACKAGES),
+        Name::DebianDisk => (debian_disk::RECIPE, debian_disk::PACKAGES),
     };
     let mut hash = Sha256::new();
     for file in files {
@@ -154,15 +165,18 @@ fn describe(name: Name, made: &Made, digest: &str, directory: &Path) -> Result<(
         .iter()
         .map(|file| json!({ "file": file }))
         .collect();
-    let text = serde_json::to_string_pretty(&json!({
+    let mut description = json!({
         "version": 1,
         "name": name.as_str(),
         "digest": format!("sha256:{digest}"),
-        "kernel": "vmlinuz",
-        "initrd": "initrd",
-        "cmdline": made.cmdline,
         "disks": disks,
-    }))?;
+    });
+    if made.kernel {
+        description["kernel"] = json!("vmlinuz");
+        description["initrd"] = json!("initrd");
+        description["cmdline"] = json!(made.cmdline);
+    }
+    let text = serde_json::to_string_pretty(&description)?;
     fs::write(directory.join("image.json"), text + "\n").context("writing image.json")
 }
 

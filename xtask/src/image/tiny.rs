@@ -51,6 +51,7 @@ pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
     fs::write(directory.join("initrd"), archive.finish())?;
     fs::remove_dir_all(&unpacked)?;
     Ok(Made {
+        kernel: true,
         cmdline: "console=ttyS0",
         disks: &[],
     })

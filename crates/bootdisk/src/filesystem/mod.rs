@@ -5,6 +5,7 @@
 
 mod ext;
 mod fat;
+mod links;
 mod xfs;
 
 use std::io;

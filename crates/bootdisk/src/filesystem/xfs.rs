@@ -6,12 +6,10 @@ use std::io;
 
 use lamxfs::{BlockRead, EntryKind, Error, Inode, Path, Xfs};
 
-use super::{FileSystem, FsError, Kind, MOST_NAMES, Sink, absolute, check_size};
+use super::{FileSystem, FsError, Kind, MOST_NAMES, Sink, absolute, check_size, links};
 use crate::read::{ReadAt, Window};
 
 const KIND: &str = "xfs";
-/// Most symbolic links on the way to a file, as in Linux.
-const MOST_LINKS: usize = 40;
 /// Read at once: every call looks the file's extents up again.
 const PIECE: usize = 4 << 20;
 
@@ -50,35 +48,22 @@ impl XfsVolume {
     fn resolve(&self, path: &str) -> Result<(String, Inode, Kind), FsError> {
         let wrong = |e: &Error| error(path, e);
         let mut fs = self.0.borrow_mut();
-        let mut wanted: Vec<String> = split(path)?;
-        let mut real = String::new();
-        let mut links = 0;
-        wanted.reverse();
-        while let Some(name) = wanted.pop() {
-            if name == ".." {
-                real.truncate(real.rfind('/').unwrap_or(0));
-                continue;
-            }
-            let next = format!("{real}/{name}");
-            let at = Path::new(next.as_bytes());
+        let whole = links::resolve(path, |at| {
+            let at = Path::new(at.as_bytes());
             let inode = fs.resolve(at).map_err(|e| wrong(&e))?;
-            if !fs.metadata(&inode).map_err(|e| wrong(&e))?.is_symlink() {
-                real = next;
-                continue;
+            let metadata = fs.metadata(&inode).map_err(|e| wrong(&e))?;
+            if !metadata.is_symlink() {
+                return Ok(None);
             }
-            links += 1;
-            if links > MOST_LINKS {
+            if metadata.size() > links::LONGEST_TARGET {
                 return Err(FsError::NotFound(path.to_owned()));
             }
             let target = fs.read_link(at).map_err(|e| wrong(&e))?;
-            let target =
-                String::from_utf8(target).map_err(|_| FsError::NotFound(path.to_owned()))?;
-            if target.starts_with('/') {
-                real.clear();
-            }
-            wanted.extend(split(&target)?.into_iter().rev());
-        }
-        let whole = if real.is_empty() { "/" } else { real.as_str() };
+            let target = String::from_utf8(target);
+            Ok(Some(
+                target.map_err(|_| FsError::NotFound(path.to_owned()))?,
+            ))
+        })?;
         let inode = fs
             .resolve(Path::new(whole.as_bytes()))
             .map_err(|e| wrong(&e))?;
@@ -90,7 +75,7 @@ impl XfsVolume {
         } else {
             Kind::Other
         };
-        Ok((whole.to_owned(), inode, kind))
+        Ok((whole, inode, kind))
     }
 
     fn file(&self, path: &str) -> Result<(Inode, u64), FsError> {
@@ -99,15 +84,6 @@ impl XfsVolume {
             _ => Err(FsError::WrongType(path.to_owned())),
         }
     }
-}
-
-/// The parts of a path, `..` among them.
-fn split(path: &str) -> Result<Vec<String>, FsError> {
-    if path.len() > super::LONGEST_PATH || path.contains('\0') {
-        return Err(FsError::NotFound(path.chars().take(64).collect()));
-    }
-    let parts = path.split('/').filter(|p| !matches!(*p, "" | "."));
-    Ok(parts.map(str::to_owned).collect())
 }
 
 impl FileSystem for XfsVolume {

@@ -4,6 +4,8 @@
 
 mod commands;
 mod condition;
+#[cfg(test)]
+mod distributions;
 mod environment;
 mod evaluate;
 pub mod script;

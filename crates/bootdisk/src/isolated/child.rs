@@ -1,16 +1,20 @@
 //! The child: reads the disk through its parent.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 
 use super::protocol::{self, ANSWER, Answer, LONGEST_READ, Question, READ};
 use crate::read::{Budget, Cached, ReadAt};
@@ -66,14 +70,14 @@ pub fn serve() -> u8 {
 }
 
 fn answer() -> io::Result<()> {
-    let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
-    let socket = Rc::new(RefCell::new(socket));
-    let question: Question = protocol::receive(&mut *socket.borrow_mut())?;
+    let question: Question = protocol::receive(&mut socket)?;
     let limit = question.load.as_ref().map_or(0, |load| load.limit);
-    confine(limit)?;
+    confine(limit, &socket, &output)?;
     // Its message would go nowhere: the answer has it.
     std::panic::set_hook(Box::new(|_| {}));
+    let socket = Rc::new(RefCell::new(socket));
     let remote = Remote {
         size: question.size,
         socket: socket.clone(),
@@ -82,15 +86,12 @@ fn answer() -> io::Result<()> {
     let answer = catch_unwind(work).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-        Answer::Failed(format!(
-            "its reader gave up: {}",
-            text.unwrap_or("no reason")
-        ))
+        let text = text.unwrap_or("no reason");
+        Answer::Failed(format!("its reader gave up: {text}"))
     });
-    // A reader that gave up in the middle of a read may have left it borrowed.
-    let mut socket = socket.borrow().try_clone()?;
+    let mut socket = socket.borrow_mut();
     socket.write_all(&[ANSWER])?;
-    protocol::send(&mut socket, &answer)
+    protocol::send(&mut *socket, &answer)
 }
 
 fn work(question: Question, remote: Remote, output: &File) -> Answer {
@@ -110,7 +111,7 @@ fn work(question: Question, remote: Remote, output: &File) -> Answer {
 }
 
 /// Gives up everything that reading a disk does not take.
-fn confine(limit: u64) -> io::Result<()> {
+fn confine(limit: u64, socket: &UnixStream, output: &File) -> io::Result<()> {
     let most = |resource, value| {
         let both = Rlimit {
             current: Some(value),
@@ -122,22 +123,32 @@ fn confine(limit: u64) -> io::Result<()> {
     most(Resource::Cpu, SECONDS)?;
     most(Resource::As, MEMORY)?;
     // Kernel, initrd and the gap between them.
-    most(
-        Resource::Fsize,
-        limit.saturating_mul(2).saturating_add(1 << 20),
-    )?;
-    let filter = filter().map_err(io::Error::other)?;
+    let file = limit.saturating_mul(2).saturating_add(1 << 20);
+    most(Resource::Fsize, file)?;
+    let filter = filter(socket.as_raw_fd(), output.as_raw_fd()).map_err(io::Error::other)?;
     seccompiler::apply_filter(&filter).map_err(io::Error::other)
 }
 
-/// Memory, the two descriptors, and the end.
-fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let allowed = [
+/// Memory, the end, and these two descriptors: others may have been inherited
+/// from whoever started the parent.
+fn filter(socket: RawFd, output: RawFd) -> Result<BpfProgram, seccompiler::BackendError> {
+    let on = |descriptor: RawFd| {
+        let length = SeccompCmpArgLen::Dword;
+        let same = SeccompCmpOp::Eq;
+        let condition = SeccompCondition::new(0, length, same, descriptor as u64)?;
+        Ok(vec![SeccompRule::new(vec![condition])?])
+    };
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    for call in [
         libc::SYS_read,
         libc::SYS_write,
-        libc::SYS_pwrite64,
         libc::SYS_sendto,
         libc::SYS_recvfrom,
+    ] {
+        rules.insert(call, on(socket)?);
+    }
+    rules.insert(libc::SYS_pwrite64, on(output)?);
+    for call in [
         libc::SYS_mmap,
         libc::SYS_mremap,
         libc::SYS_munmap,
@@ -147,7 +158,6 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
         libc::SYS_futex,
         libc::SYS_getrandom,
         libc::SYS_clock_gettime,
-        libc::SYS_fcntl,
         libc::SYS_close,
         libc::SYS_sigaltstack,
         libc::SYS_rt_sigprocmask,
@@ -158,12 +168,10 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
         libc::SYS_tgkill,
         libc::SYS_exit,
         libc::SYS_exit_group,
-    ];
-    SeccompFilter::new(
-        allowed.into_iter().map(|call| (call, Vec::new())).collect(),
-        SeccompAction::KillProcess,
-        SeccompAction::Allow,
-        std::env::consts::ARCH.try_into()?,
-    )?
-    .try_into()
+    ] {
+        rules.insert(call, Vec::new());
+    }
+    let architecture = std::env::consts::ARCH.try_into()?;
+    let (others, these) = (SeccompAction::KillProcess, SeccompAction::Allow);
+    SeccompFilter::new(rules, others, these, architecture)?.try_into()
 }

@@ -5,8 +5,6 @@
 pub(crate) mod reg {
     /// rax.
     pub const RAX: u8 = 0;
-    /// rcx.
-    pub const RCX: u8 = 1;
     /// rsp.
     pub const RSP: u8 = 4;
     /// rbp.
@@ -177,11 +175,6 @@ impl Asm {
     /// `mov gs:[off], reg`, 64 bit.
     pub fn store(&mut self, reg: u8, off: usize) {
         self.op_mem(&[0x89], reg, Self::state(off), true, true);
-    }
-
-    /// `mov reg32, gs:[off]`.
-    pub fn load32(&mut self, reg: u8, off: usize) {
-        self.op_mem(&[0x8b], reg, Self::state(off), false, true);
     }
 
     /// `cmp dword gs:[off], imm`.

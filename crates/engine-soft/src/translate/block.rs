@@ -6,10 +6,12 @@ use iced_x86::{
 };
 
 use crate::cpu::View;
-use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, Peeked, SecondPage};
-use crate::translate::classify::{ALL_FLAGS, Class, classify, flags};
-use crate::translate::emit::{Emitter, Slow, SlowKind};
+use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, Peeked, SecondPage, Start};
+use crate::translate::classify::{ALL_FLAGS, Class, classify, flags, is_shift};
+use crate::translate::emit::Emitter;
+use crate::translate::emit_slow::{Slow, SlowKind};
 use crate::translate::exit::{Kind, Record};
+use crate::translate::flags::Flags;
 use crate::translate::group;
 
 /// Most instructions in a block.
@@ -139,6 +141,8 @@ impl Translator {
             holds: 0,
             relied: Vec::new(),
             in_group: false,
+            flags: Flags::Host,
+            needs_flags: false,
         };
         let mut block = emit_block(&mut e, place, &insns, bytes, length, live_out, second);
         block.second = second;
@@ -364,7 +368,8 @@ fn emit_block(
     second: Option<SecondPage>,
 ) -> Block {
     let base = place.rip;
-    let entries = e.prologue(base, place.key.map, insns[0].live != 0);
+    let live = insns[0].live != 0;
+    let entries = e.prologue(base, place.key.map, live, clobbers_first(insns));
     let members = if place.key.ungrouped {
         vec![None; insns.len()]
     } else {
@@ -379,14 +384,18 @@ fn emit_block(
         e.in_group = later.is_some_and(|m| m.check.is_none());
         let from = (insn.i.ip() - base) as usize;
         let raw = &bytes[from..from + insn.i.len()];
-        starts.push((e.hot.pos as u32, (insn.i.ip() & 0xfff) as u16));
+        starts.push(Start {
+            at: e.hot.pos as u32,
+            offset: (insn.i.ip() & 0xfff) as u16,
+            home: false,
+        });
         if let Some(second) = second
             && k + 1 == insns.len()
         {
             e.check_second_page(base, second.map, insn.live != 0);
         }
         let after = insns.get(k + 1).map_or(live_out, |n| n.live);
-        emit_insn(e, insn, raw, after);
+        starts[k].home = emit_insn(e, insn, raw, after);
     }
     let last = &insns[insns.len() - 1];
     if !matches!(
@@ -399,7 +408,14 @@ fn emit_block(
             | Class::EmulateEnd
     ) {
         let next = base.wrapping_add(length as u64);
-        starts.push((e.hot.pos as u32, (next & 0xfff) as u16));
+        starts.push(Start {
+            at: e.hot.pos as u32,
+            offset: (next & 0xfff) as u16,
+            home: false,
+        });
+        if live_out != 0 {
+            e.flags_to_host();
+        }
         e.goto(next, last.i.ip(), 0);
     }
     let end = e.hot.pos as u32;
@@ -409,7 +425,7 @@ fn emit_block(
         let next = if e.relied.contains(&s.insn) {
             0
         } else {
-            starts.get(s.insn + 1).map_or(0, |s| s.0)
+            starts.get(s.insn + 1).map_or(0, |s| s.at)
         };
         e.slow_path(
             s,
@@ -439,9 +455,38 @@ fn emit_block(
     }
 }
 
-fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
+/// Whether the flags that are live at the start of a block are clobbered by a
+/// check before an instruction needs them.
+fn clobbers_first(insns: &[Insn]) -> bool {
+    for insn in insns {
+        match insn.class {
+            Class::Skip => {}
+            Class::Plain if i_touches_flags(insn) => return false,
+            Class::Plain => {}
+            Class::Branch | Class::Jump | Class::Emulate | Class::EmulateEnd => return false,
+            _ => return insn.live != 0,
+        }
+    }
+    false
+}
+
+fn i_touches_flags(insn: &Insn) -> bool {
+    (insn.i.rflags_read() | insn.i.rflags_modified()) & ALL_FLAGS != 0
+}
+
+/// Emits an instruction; whether the guest's flags are at home while its own
+/// bytes run.
+fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) -> bool {
     let i = &insn.i;
     let live = insn.live != 0;
+    let (read, killed) = flags(i, insn.class);
+    let modified = match insn.class {
+        Class::Emulate | Class::EmulateEnd => 0,
+        // Where their effective count is zero, CPUs change flags all the same.
+        _ if is_shift(i.mnemonic()) => ALL_FLAGS,
+        _ => i.rflags_modified() & ALL_FLAGS,
+    };
+    e.needs_flags = read != 0 || modified != 0 && live_after & !killed != 0;
     let keeps = matches!(
         insn.class,
         Class::Skip | Class::Plain | Class::Memory | Class::Branch
@@ -456,8 +501,15 @@ fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
         Class::Push => e.push(i, live),
         Class::Pop => e.pop(i, live),
         Class::Leave => e.leave(live),
-        Class::Branch => e.branch(i, raw),
-        Class::Jump => e.goto(i.near_branch_target(), i.ip(), 0),
+        Class::Branch | Class::Jump => {
+            if live {
+                e.flags_to_host();
+            }
+            match insn.class {
+                Class::Branch => e.branch(i, raw),
+                _ => e.goto(i.near_branch_target(), i.ip(), 0),
+            }
+        }
         Class::Call => e.call(i, live, 0),
         Class::JumpIndirect => e.jump_indirect(i, live),
         Class::CallIndirect => e.call_indirect(i, live),
@@ -465,6 +517,11 @@ fn emit_insn(e: &mut Emitter, insn: &Insn, raw: &[u8], live_after: u32) {
         Class::BitString => e.bit_string(i, live),
         Class::Emulate | Class::EmulateEnd => e.system(i, live_after),
     }
+    let home = live && e.flags == Flags::Home;
+    if modified != 0 {
+        e.flags = Flags::Host;
+    }
+    home
 }
 
 /// Slow paths refer to instructions by index.

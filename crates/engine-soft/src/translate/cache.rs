@@ -119,13 +119,24 @@ pub(crate) struct Block {
     pub end: u32,
     /// Exit that looks its rip up again.
     pub again: u32,
-    /// Where each instruction starts: offset into the cache, offset in page.
-    pub starts: Box<[(u32, u16)]>,
+    /// Its instructions.
+    pub starts: Box<[Start]>,
     pub dead: bool,
     /// The next page, if the last instruction reaches into it.
     pub second: Option<SecondPage>,
     /// Code behind it that told which flags are dead at its end.
     pub peeked: Box<[Peeked]>,
+}
+
+/// An instruction of a block.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Start {
+    /// Where its code starts, as an offset into the cache.
+    pub at: u32,
+    /// Where the guest's instruction starts, as an offset in its page.
+    pub offset: u16,
+    /// The guest's flags are at home while the instruction itself runs.
+    pub home: bool,
 }
 
 /// Bytes of a RAM page that a block relies on without running them.
@@ -296,6 +307,7 @@ impl CodeCache {
         a.bytes(&[0xff, 0x25, 0, 0, 0, 0]);
         a.qword(switch.exit_address());
         let miss = a.pos;
+        crate::translate::flags::restore(&mut a);
         // lea r15, [rip + record]; jmp exit
         a.bytes(&[0x4c, 0x8d, 0x3d]);
         a.dword(5);
@@ -543,13 +555,15 @@ impl Index {
         id
     }
 
-    /// Guest rip of the instruction whose hot code contains this offset.
-    pub fn rip_at(&self, offset: usize) -> Option<u64> {
+    /// Guest rip of the instruction whose hot code contains this offset, and
+    /// whether the flags are at home while it runs.
+    pub fn start_at(&self, offset: usize) -> Option<(u64, bool)> {
         let b = &self.blocks[self.block_at(offset)? as usize];
         let k = b
             .starts
-            .partition_point(|s| (s.0 as usize) <= offset)
+            .partition_point(|s| (s.at as usize) <= offset)
             .checked_sub(1)?;
-        Some((b.rip & !0xfff) | u64::from(b.starts[k].1))
+        let start = b.starts[k];
+        Some((b.rip & !0xfff | u64::from(start.offset), start.home))
     }
 }

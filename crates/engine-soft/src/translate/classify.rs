@@ -438,11 +438,7 @@ pub(crate) fn flags(i: &Instruction, class: Class) -> (u32, u32) {
     }
     let read = i.rflags_read() & ALL_FLAGS;
     let mut killed = i.rflags_modified() & ALL_FLAGS;
-    let shift = matches!(
-        i.mnemonic(),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-    );
-    if shift && i.encoding() == EncodingKind::Legacy {
+    if is_shift(i.mnemonic()) && i.encoding() == EncodingKind::Legacy {
         let last = i.op_count() - 1;
         // A count of zero leaves the flags alone.
         let counted = i.op_kind(last) == OpKind::Immediate8 && i.immediate8() & 31 != 0;
@@ -451,4 +447,13 @@ pub(crate) fn flags(i: &Instruction, class: Class) -> (u32, u32) {
         }
     }
     (read, killed)
+}
+
+/// Shifts and rotates that may have a count of zero.
+pub(crate) fn is_shift(m: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        m,
+        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
+    )
 }

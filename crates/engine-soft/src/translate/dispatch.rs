@@ -220,6 +220,7 @@ impl Core {
     fn flags_out(&mut self) {
         let f = self.cpu.rflags;
         self.cpu.jit.flags_ax = (f & 0xd5) << 8 | f >> 11 & 1;
+        self.cpu.jit.flags_home = self.cpu.jit.flags_ax;
     }
 
     fn handle_exit(&mut self) -> Exec<Step> {
@@ -420,9 +421,9 @@ impl Core {
     #[cold]
     fn undo_branch(&mut self) -> Exec<Step> {
         let at = self.cpu.jit.spill[3] as u32 as usize;
-        let rip = self.shared.code.index.lock().rip_at(at);
+        let start = self.shared.code.index.lock().start_at(at);
         // Not known after the cache was emptied: the fetch faults.
-        if let Some(rip) = rip {
+        if let Some((rip, _)) = start {
             let target = std::mem::replace(&mut self.cpu.rip, rip);
             let i = self.decode_here()?;
             match i.flow_control() {
@@ -445,17 +446,20 @@ impl Core {
 
     /// A hardware exception in generated code: let the interpreter raise it.
     fn host_fault(&mut self) -> Exec<Step> {
-        self.flags_in();
         let pc = self.cpu.jit.fault_pc;
-        let rip = self
+        let start = self
             .shared
             .code
             .offset_of(pc)
-            .and_then(|off| self.shared.code.index.lock().rip_at(off));
-        let Some(rip) = rip else {
+            .and_then(|off| self.shared.code.index.lock().start_at(off));
+        let Some((rip, home)) = start else {
             tracing::error!(pc, "exception in generated code outside any instruction");
             return Err(Trap::Shutdown);
         };
+        if home {
+            self.cpu.jit.flags_ax = self.cpu.jit.flags_home;
+        }
+        self.flags_in();
         self.cpu.rip = rip;
         self.step_one()?;
         Ok(Step::Lookup)

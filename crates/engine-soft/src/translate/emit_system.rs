@@ -7,8 +7,9 @@ use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 use crate::cpu::{Cpu, View, flag, seg};
 use crate::translate::asm::{Ea, cc, reg};
-use crate::translate::emit::SlowKind;
-use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, segment_base, spilled};
+use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, spilled};
+use crate::translate::emit_check::segment_base;
+use crate::translate::emit_slow::SlowKind;
 
 const RFLAGS: usize = offset_of!(Cpu, rflags);
 
@@ -51,6 +52,7 @@ impl Emitter {
                 self.change_view(View::Kernel, i);
             }
             Mnemonic::Clac if self.view == View::Kernel as u8 => {
+                self.flags_to_host();
                 self.goto(i.next_ip(), i.ip(), 0);
             }
             Mnemonic::Pushfq if kernel && free && self.member.is_none() => self.pushfq(),
@@ -104,6 +106,7 @@ impl Emitter {
     fn pushfq(&mut self) {
         const STATUS: u32 = flag::STATUS as u32;
         let place = self.stack_place(-8, true, true);
+        self.flags_to_host();
         self.hot.lea(reg::T0, place.ea(), true);
         // The host's own pushfq, on the host's stack.
         self.hot.store(reg::RSP, TARGET);

@@ -3,6 +3,9 @@
 //! * [`classify`]: what to do with an instruction.
 //! * [`block`]: decode, flag liveness, one block at a time.
 //! * [`emit`] on [`asm`]: the code of single instructions.
+//! * `emit_check`: memory operands; `emit_jump`: jumps and block entries;
+//!   `emit_slow`: what is out of the way of hot code; `flags`: where the
+//!   guest's flags are meanwhile.
 //! * `emit_system`: code for frequent system instructions.
 //! * [`group`]: one check for several accesses.
 //! * [`cache`]: where code lives, and which page it came from.
@@ -15,10 +18,14 @@ pub(crate) mod cache;
 pub(crate) mod classify;
 pub(crate) mod dispatch;
 pub(crate) mod emit;
+mod emit_check;
+mod emit_jump;
+mod emit_slow;
 mod emit_system;
 pub(crate) mod enter;
 pub(crate) mod exit;
 pub(crate) mod fault;
+mod flags;
 pub(crate) mod group;
 
 #[cfg(test)]

@@ -229,3 +229,56 @@ fn bytes_floats_and_vectors() {
         }}"#
     ));
 }
+
+/// Flags that are set before loads, stores, calls, returns and indirect jumps,
+/// and read behind them: no compiler does that, but a CPU must not care.
+#[test]
+fn flags_survive_memory_and_every_kind_of_jump() {
+    let _alone = super::ONE_AT_A_TIME.lock();
+    let source = r#"
+        unsigned long cells[64], sum;
+        __attribute__((naked)) void by_return(void) {
+            __asm__("add %rsi, %rdi; mov cells(,%rcx,8), %rax; mov %rax, cells+8(,%rcx,8); ret");
+        }
+        __attribute__((naked)) void by_thunk(void) {
+            __asm__("cmp %rsi, %rdi; jmp 1f; nop; 1: jmp *table(%rip)");
+        }
+        __attribute__((naked)) void pass(void) { __asm__("push %rdx; pop %rdx; ret"); }
+        void *table = pass;
+        __attribute__((naked)) void partly(void) {
+            __asm__("sub %rsi, %rdi; inc %rdi; mov cells(,%rcx,8), %rax; mov $1f, %rax;"
+                    "test %rcx, %rcx; cmp %rsi, %rdi; inc %rsi; jmp *%rax; nop; 1: push %rax;"
+                    "pop %rax; ret");
+        }
+        static unsigned long flags_after(void (*f)(void), unsigned long a, unsigned long b,
+                                         unsigned long i) {
+            unsigned long seen, carried = 0;
+            __asm__ volatile(
+                "call *%[f]\n"
+                "mov cells(,%%rcx,8), %%r9\n"       /* a check before the first reader */
+                "mov %%r9, cells+16(,%%rcx,8)\n"
+                "adc $0, %[carried]\n"
+                "call *%[f]\n"
+                "pushfq; pop %[seen]\n"
+                : [seen] "=&r"(seen), [carried] "+r"(carried), "+D"(a), "+S"(b)
+                : [f] "r"(f), "c"(i)
+                : "rax", "r9", "memory", "cc");
+            return (seen & 0x8d5) + carried;
+        }
+        static u64 run(void) {
+            unsigned long x = 0x9e3779b97f4a7c15;
+            for (unsigned long n = 0; n < 3000; n++) {
+                unsigned long a = x, b;
+                x ^= x << 13; x ^= x >> 7; x ^= x << 17;
+                b = n & 3 ? x : a;
+                unsigned long i = n & 31;
+                sum = sum * 31 + flags_after(by_return, a, b, i);
+                sum = sum * 31 + flags_after(by_thunk, a, b, i);
+                sum = sum * 31 + flags_after(partly, a, b, i);
+            }
+            return sum;
+        }
+    "#;
+    let sum = both(&format!("{START} {source}"));
+    assert_ne!(sum, 0);
+}
