@@ -48,6 +48,11 @@ const NEEDS: &[Need] = &[
         purpose: "make XFS file systems",
     },
     Need {
+        program: "ssh",
+        package: "openssh-client",
+        purpose: "log in to guests over a published port",
+    },
+    Need {
         program: "gdb",
         package: "gdb",
         purpose: "debug a guest from outside",
