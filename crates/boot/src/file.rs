@@ -209,3 +209,25 @@ impl Read for FromStart<'_> {
         Ok(n)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_and_parts_of_files_end_where_they_end() {
+        let (memory, file) = (b"0123456789".to_vec(), tempfile::tempfile().unwrap());
+        file.write_all_at(b"xx0123456789yy", 0).unwrap();
+        let part = ImageFile::part(Role::Initrd, "p", Arc::new(file), 2, 10).unwrap();
+        let bytes = ImageFile::bytes(Role::Kernel, "b", memory.clone()).unwrap();
+        for image in [part, bytes] {
+            assert_eq!(image.read(10).unwrap(), memory);
+            assert!(image.read(9).is_err());
+            let mut out = [0; 8];
+            assert_eq!(image.read_at(6, &mut out).unwrap(), 4);
+            assert_eq!(&out[..4], b"6789");
+            assert_eq!(image.read_at(u64::MAX, &mut out).unwrap(), 0);
+        }
+        assert!(ImageFile::bytes(Role::Kernel, "b", Vec::new()).is_err());
+    }
+}

@@ -2,7 +2,6 @@
 //! endless walk through a hostile disk an error.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
 use std::io;
 use std::rc::Rc;
 
@@ -76,10 +75,10 @@ impl ReadAt for Window {
 
 /// Unit of the cache, in bytes.
 const CHUNK: u64 = 64 << 10;
+/// Most chunks kept: 4 MiB.
+const MOST_CHUNKS: usize = 64;
 /// What is fetched at once where a file is read from front to back.
 const AHEAD: u64 = 1 << 20;
-/// Most chunks kept: 64 MiB.
-const MOST_CHUNKS: usize = 1024;
 
 /// How much may be read before a disk is taken for a hostile one.
 #[derive(Clone, Copy, Debug)]
@@ -101,14 +100,77 @@ impl Default for Budget {
     }
 }
 
+/// A part of the disk, in memory that is used again.
+#[derive(Default)]
+struct Held {
+    start: u64,
+    data: Vec<u8>,
+    /// When it was last looked at.
+    used: u64,
+}
+
+impl Held {
+    /// The bytes from an offset on, if they begin here.
+    fn from(&self, offset: u64) -> Option<&[u8]> {
+        let at = usize::try_from(offset.checked_sub(self.start)?).ok()?;
+        self.data.get(at..).filter(|rest| !rest.is_empty())
+    }
+
+    fn fill(&mut self, source: &impl ReadAt, start: u64, length: u64) -> io::Result<()> {
+        self.start = start;
+        let length = length.min(source.size().saturating_sub(start));
+        self.data.resize(length as usize, 0);
+        source.read_at(start, &mut self.data).inspect_err(|_| {
+            // What is half filled must not be found.
+            self.data.clear();
+        })
+    }
+}
+
 struct State {
-    chunks: HashMap<u64, Rc<[u8]>>,
-    /// One past the chunk fetched last.
+    /// Chunks here and there.
+    chunks: Vec<Held>,
+    /// Where a file is being read from front to back.
+    stream: Held,
+    /// One past the last bytes that were fetched.
     next: u64,
+    clock: u64,
     left: Budget,
 }
 
-/// A cache over a slow source, with a [`Budget`].
+impl State {
+    /// Copies bytes from an offset on to `out`; how many.
+    fn copy(&mut self, source: &impl ReadAt, offset: u64, out: &mut [u8]) -> io::Result<usize> {
+        self.clock += 1;
+        let clock = self.clock;
+        let take = |mut from: &[u8], out: &mut [u8]| io::Read::read(&mut from, out);
+        if let Some(rest) = self.stream.from(offset) {
+            return take(rest, out);
+        }
+        if let Some(held) = self.chunks.iter_mut().find(|c| c.from(offset).is_some()) {
+            held.used = clock;
+            return take(held.from(offset).unwrap_or_default(), out);
+        }
+        let start = offset / CHUNK * CHUNK;
+        let held = if start == self.next {
+            self.stream.fill(source, start, AHEAD)?;
+            &mut self.stream
+        } else {
+            if self.chunks.len() < MOST_CHUNKS {
+                self.chunks.push(Held::default());
+            }
+            let oldest = self.chunks.iter_mut().min_by_key(|c| c.used);
+            let held = oldest.ok_or(io::ErrorKind::OutOfMemory)?;
+            held.fill(source, start, CHUNK)?;
+            held
+        };
+        held.used = clock;
+        self.next = start + held.data.len() as u64;
+        take(held.from(offset).unwrap_or_default(), out)
+    }
+}
+
+/// A small cache over a slow source, with a [`Budget`].
 pub struct Cached<R> {
     source: R,
     state: RefCell<State>,
@@ -120,32 +182,13 @@ impl<R: ReadAt> Cached<R> {
         Self {
             source,
             state: RefCell::new(State {
-                chunks: HashMap::new(),
+                chunks: Vec::new(),
+                stream: Held::default(),
                 next: u64::MAX,
+                clock: 0,
                 left: budget,
             }),
         }
-    }
-
-    fn chunk(&self, index: u64) -> io::Result<Rc<[u8]>> {
-        let mut state = self.state.borrow_mut();
-        if let Some(chunk) = state.chunks.get(&index) {
-            return Ok(chunk.clone());
-        }
-        let start = index * CHUNK;
-        let want = if index == state.next { AHEAD } else { CHUNK };
-        let length = want.min(self.source.size().saturating_sub(start));
-        let mut data = vec![0; length as usize];
-        self.source.read_at(start, &mut data)?;
-        if state.chunks.len() >= MOST_CHUNKS {
-            state.chunks.clear();
-        }
-        for (at, part) in (index..).zip(data.chunks(CHUNK as usize)) {
-            state.chunks.insert(at, part.into());
-            state.next = at + 1;
-        }
-        let chunk = state.chunks.get(&index).cloned();
-        chunk.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
     }
 
     fn spend(&self, bytes: u64) -> io::Result<()> {
@@ -174,16 +217,12 @@ impl<R: ReadAt> ReadAt for Cached<R> {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         while !out.is_empty() {
-            let chunk = self.chunk(offset / CHUNK)?;
-            let from = (offset % CHUNK) as usize;
-            let n = out.len().min(chunk.len().saturating_sub(from));
-            let part = chunk.get(from..from + n).unwrap_or_default();
-            if part.is_empty() {
+            let mut state = self.state.borrow_mut();
+            let n = state.copy(&self.source, offset, out)?;
+            if n == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            let (now, rest) = out.split_at_mut(n);
-            now.copy_from_slice(part);
-            out = rest;
+            out = out.get_mut(n..).unwrap_or_default();
             offset += n as u64;
         }
         Ok(())

@@ -75,6 +75,7 @@ fn gpt_with_sectors_of_4096_bytes() {
     let image = gpt_4096(dir.path(), 24 * MIB, &part);
     let survey = survey(&image);
     assert_eq!(load(&survey, Some("0")).unwrap().0, b"kernel");
+    assert!(survey.found().notes[0].contains("4096"));
 }
 
 #[test]

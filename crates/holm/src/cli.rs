@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::exit_code;
+use crate::network;
 
 /// Least memory of a machine, in bytes.
 pub const LEAST_MEMORY: u64 = 2 << 20;
@@ -93,6 +94,16 @@ pub struct Run {
     /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly)
     #[arg(long = "disk", value_name = "FILE[,readonly][,serial=S]", value_parser = disk)]
     pub disks: Vec<Disk>,
+
+    /// Network card, up to four (--net user, --net switch=lab,mtu=9000, --net bridge=br0, --net tap=t0,
+    /// --net none); with ,rate=100mbit ,pcap=FILE and more, see docs/network.md; user is the default
+    #[arg(long = "net", value_name = "KIND[=NAME][,OPTION=VALUE…]", value_parser = network::spec)]
+    pub nets: Vec<network::Spec>,
+
+    /// Port of the host, on 127.0.0.1 unless ADDR is given, that leads to a port of the guest on
+    /// its first user network (--publish 2222:22, --publish 0.0.0.0:53:53/udp)
+    #[arg(long, value_name = "[ADDR:]HOST:GUEST[/udp]", value_parser = network::publication)]
+    pub publish: Vec<net::user::Publication>,
 
     /// Keeps the image's disks in this directory: copied there first, used from there later
     /// (--keep ~/my-debian); without it the machine's changes to them are discarded

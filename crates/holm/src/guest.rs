@@ -10,7 +10,7 @@ use boot::BootError;
 use devices::serial::SerialSink;
 use engine::EngineError;
 use engine_soft::SoftEngine;
-use machine::{Consoles, Description, Machine, MachineError, Outcome};
+use machine::{Consoles, Description, Machine, MachineError, NicError, Outcome};
 use parking_lot::Mutex;
 use virtio::console::ConsoleSink;
 
@@ -153,15 +153,19 @@ impl Guest {
             .collect()
     }
 
-    /// Counters of the engine, for people.
+    /// Counters of the engine and the network cards, for people.
     pub fn statistics(&self) -> String {
-        match self.machine.stats() {
+        let mut text: String = match self.machine.stats() {
             Ok(all) => (0..)
                 .zip(&all)
                 .map(|(index, stats)| monitor::statistics(index, stats))
                 .collect(),
-            Err(error) => error.to_string(),
+            Err(error) => format!("{error}\n"),
+        };
+        for (index, port) in self.machine.nics().enumerate() {
+            text.push_str(&monitor::network_card(index, &port.card));
         }
+        text
     }
 }
 
@@ -200,7 +204,9 @@ impl From<MachineError> for Failure {
             MachineError::BootDisk { .. } | MachineError::Boot(_) | MachineError::Disk(_) => {
                 Self::File(text)
             }
-            MachineError::Memory(_)
+            MachineError::Nic(NicError::Capture { .. }) => Self::File(text),
+            MachineError::Nic(_)
+            | MachineError::Memory(_)
             | MachineError::Engine(EngineError::Unavailable { .. })
             | MachineError::Host { .. } => Self::Host(text),
             _ => Self::Internal(text),

@@ -11,6 +11,7 @@ mod exit_code;
 mod failure;
 mod guest;
 mod image;
+mod network;
 mod run;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -2,12 +2,14 @@
 
 use std::fs::File;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use machine::{Boot, Description, Disk, DiskBoot, KernelBoot, OnReset, Outcome};
+use machine::{Boot, Description, Disk, DiskBoot, KernelBoot, MachineError, OnReset, Outcome};
+use sha2::{Digest, Sha256};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 use signal_hook::iterator::Signals;
 
@@ -22,6 +24,7 @@ use crate::exit_code;
 use crate::failure::Failure;
 use crate::guest::{self, Guest};
 use crate::image::{self, Image, Target};
+use crate::network;
 
 /// Time for the guest's last output to reach a slow reader.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -234,7 +237,11 @@ fn ended(outcome: &Outcome) -> u8 {
         }
         Outcome::Failed(error) => {
             terminal::say(&format!("holm: the machine failed: {error}"));
-            exit_code::INTERNAL
+            match error {
+                // The guest made of its disk what does not start again.
+                MachineError::BootDisk { .. } => exit_code::BAD_FILE,
+                _ => exit_code::INTERNAL,
+            }
         }
     }
 }
@@ -301,6 +308,9 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
         cli::OnReset::Exit => OnReset::Exit,
         cli::OnReset::Reboot => OnReset::Reboot,
     };
+    description.nics =
+        network::cards(&arguments.nets, &arguments.publish).map_err(Failure::Usage)?;
+    description.uuid = uuid(arguments.keep.as_deref())?;
     description.disks.extend(disk.map(|file| Disk {
         file,
         read_only: false,
@@ -324,6 +334,30 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
             serial: disk.serial.clone(),
         }));
     Ok((description, own_disks))
+}
+
+/// The UUID of a machine: of one that is kept always the same on this host,
+/// so that its network cards keep their addresses; else a new one.
+fn uuid(keep: Option<&Path>) -> Result<[u8; 16], Failure> {
+    let mut uuid = [0; 16];
+    match keep {
+        Some(directory) => {
+            let path = std::path::absolute(directory).unwrap_or_else(|_| directory.to_path_buf());
+            let host = std::fs::read("/etc/machine-id").unwrap_or_default();
+            let mut hash = Sha256::new();
+            hash.update(&host);
+            hash.update(path.as_os_str().as_encoded_bytes());
+            for (to, from) in uuid.iter_mut().zip(hash.finalize()) {
+                *to = from;
+            }
+        }
+        None => getrandom::fill(&mut uuid)
+            .map_err(|e| Failure::Host(format!("the host gives no random numbers: {e}")))?,
+    }
+    // RFC 9562: version 4 (random) or 8 (of our own making), variant 1.
+    uuid[6] = uuid[6] & 0x0f | if keep.is_some() { 0x80 } else { 0x40 };
+    uuid[8] = uuid[8] & 0x3f | 0x80;
+    Ok(uuid)
 }
 
 /// The kernel of the command line or the image, or else what the disk says.

@@ -205,8 +205,72 @@ fn the_disks_reader_can_do_nothing_but_read() {
         let failed = Reader::of(program).list(size, &|_, _| Ok(()));
         assert!(matches!(failed, Err(ReaderError::Failed(_))), "{failed:?}");
     }
+    // However a reader ends or goes on, it is over and has a reason.
+    let script = directory.path().join("reader");
+    for (text, words) in [
+        ("kill -ABRT $$", "memory"),
+        ("kill -XCPU $$", "time"),
+        ("kill -SYS $$", "must not"),
+        ("kill -SEGV $$", "signal 11"),
+        ("exec sleep 1000", "too long"),
+        ("exec yes RRRRRRRRRRRR >&0", "too long"),
+        ("exec yes A >&0", "gave no answer"),
+        ("printf 'A\\2\\0\\0\\0{}' >&0; sleep 1000", "gave no answer"),
+    ] {
+        // Written by another process: a program that is open for writing, here
+        // or in a fork of another test's thread, cannot be run.
+        let write = "printf '#!/bin/sh\\n%s\\n' \"$1\" > \"$0\"; chmod 755 \"$0\"";
+        tool("sh", &["-c", write, script.to_str().unwrap(), text]);
+        let reader = Reader::of(&script).with_patience(Duration::from_secs(2));
+        match reader.list(size, &|_, _| Ok(())) {
+            Err(ReaderError::Failed(why)) if why.contains(words) => {}
+            other => panic!("{text}: {other:?}"),
+        }
+    }
     let failed = Reader::of("/nowhere").list(size, &|_, _| Ok(()));
     assert!(matches!(failed, Err(ReaderError::Start(_))), "{failed:?}");
+}
+
+/// Damaged disks through the whole way: an answer or an error, never a crash.
+#[test]
+fn damaged_disks_are_read_or_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = disk(directory.path());
+    let content = fs::read(&path).unwrap();
+    let used: Vec<usize> = (0..content.len() / 512)
+        .filter(|n| content[n * 512..(n + 1) * 512].iter().any(|b| *b != 0))
+        .filter(|n| *n < 8192)
+        .collect();
+    let reader = Reader::of(env!("CARGO_BIN_EXE_holm"));
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as usize % below
+    };
+    let (mut good, mut refused) = (0, 0);
+    for _ in 0..40 {
+        let mut damaged = content.clone();
+        for _ in 0..random(20) {
+            let at = used[random(used.len())] * 512 + random(512);
+            damaged[at] = random(256) as u8;
+        }
+        let read = |offset: u64, out: &mut [u8]| {
+            let at = offset as usize;
+            out.copy_from_slice(&damaged[at..at + out.len()]);
+            Ok(())
+        };
+        match reader.load(damaged.len() as u64, &read, None, 64 << 20) {
+            Ok(loaded) => {
+                assert!(loaded.file.metadata().unwrap().len() >= loaded.pieces.kernel);
+                good += 1;
+            }
+            Err(ReaderError::Start(error)) => panic!("{error}"),
+            Err(_) => refused += 1,
+        }
+    }
+    assert!(good > 0 && refused > 0, "{good} {refused}");
 }
 
 fn login(console: &mut Console) {

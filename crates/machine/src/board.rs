@@ -11,6 +11,7 @@ use devices::timer::Clock;
 use disk::{BlockBackend, RawDisk, RawOptions};
 use engine::{Bus, Engine};
 use memory::GuestRam;
+use net::user::{UserNetwork, UserState};
 use serde::{Deserialize, Serialize};
 use virtio::blk::Blk;
 use virtio::console::{Console, ConsoleInput, ConsoleSink};
@@ -19,6 +20,7 @@ use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
 
 use crate::control::{Control, Event};
 use crate::description::Description;
+use crate::nic::{NicPort, OpenNic};
 use crate::outcome::MachineError;
 
 /// Where the guest's consoles lead.
@@ -35,6 +37,7 @@ pub struct Consoles {
 // 24 to 31 the root ports for hot-plug.
 const RNG_SLOT: u8 = 1;
 const CONSOLE_SLOT: u8 = 2;
+const FIRST_NIC_SLOT: u8 = 8;
 const FIRST_DISK_SLOT: u8 = 12;
 
 /// The devices of one machine.
@@ -44,6 +47,14 @@ pub(crate) struct Board {
     /// By PCI slot, ascending.
     functions: Vec<(u8, Arc<VirtioPci>)>,
     console: Option<ConsoleInput>,
+    /// By PCI slot, ascending.
+    nics: Vec<(u8, NicPort)>,
+}
+
+/// What a machine has of the host, opened before anything is built.
+pub(crate) struct Backends {
+    pub disks: Vec<Arc<dyn BlockBackend>>,
+    pub nics: Vec<OpenNic>,
 }
 
 /// The state of all devices.
@@ -53,6 +64,9 @@ pub struct BoardState {
     pub chipset: ChipsetState,
     /// Virtio devices by PCI slot.
     pub virtio: Vec<(u8, VirtioPciState)>,
+    /// User networks by the PCI slot of their card.
+    #[serde(default)]
+    pub user_networks: Vec<(u8, UserState)>,
 }
 
 impl Board {
@@ -76,7 +90,7 @@ impl Board {
         engine: &dyn Engine,
         control: &Arc<Control>,
         consoles: Consoles,
-        disks: Vec<Arc<dyn BlockBackend>>,
+        backends: Backends,
     ) -> Result<Self, MachineError> {
         let clock = Clock::running();
         let chipset = Chipset::new(ChipsetConfig {
@@ -94,6 +108,7 @@ impl Board {
             clock,
             functions: Vec::new(),
             console: None,
+            nics: Vec::new(),
         };
         let mut attach =
             |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
@@ -104,10 +119,16 @@ impl Board {
             input = Some(way_in);
             attach(CONSOLE_SLOT, Box::new(console))?;
         }
-        for (slot, disk) in (FIRST_DISK_SLOT..).zip(disks) {
+        let mut nics = Vec::new();
+        for (slot, nic) in (FIRST_NIC_SLOT..).zip(backends.nics) {
+            attach(slot, Box::new(nic.device))?;
+            nics.push((slot, nic.port));
+        }
+        for (slot, disk) in (FIRST_DISK_SLOT..).zip(backends.disks) {
             attach(slot, Box::new(Blk::new(disk, 1)))?;
         }
         board.console = input;
+        board.nics = nics;
         Ok(board)
     }
 
@@ -159,6 +180,9 @@ impl Board {
     /// Finishes what is in flight; nothing touches guest memory afterwards.
     pub(crate) fn shut_down(&self) {
         self.pause();
+        for (_, nic) in &self.nics {
+            nic.card.close();
+        }
     }
 
     pub(crate) fn save(&self) -> BoardState {
@@ -166,7 +190,21 @@ impl Board {
         BoardState {
             chipset: self.chipset.save(),
             virtio: virtio.collect(),
+            user_networks: self
+                .user_networks()
+                .map(|(slot, network)| (slot, network.save()))
+                .collect(),
         }
+    }
+
+    fn user_networks(&self) -> impl Iterator<Item = (u8, &Arc<UserNetwork>)> {
+        let nics = self.nics.iter();
+        nics.filter_map(|(slot, port)| Some((*slot, port.user.as_ref()?)))
+    }
+
+    /// The network cards.
+    pub(crate) fn nics(&self) -> impl Iterator<Item = &NicPort> {
+        self.nics.iter().map(|(_, port)| port)
     }
 
     /// Takes back a state; the devices stay paused.
@@ -184,6 +222,14 @@ impl Board {
         self.chipset.restore(&state.chipset).map_err(invalid)?;
         for ((_, function), (_, saved)) in self.functions.iter().zip(&state.virtio) {
             function.restore(saved).map_err(invalid)?;
+        }
+        for (slot, network) in self.user_networks() {
+            let saved = state.user_networks.iter().find(|(s, _)| *s == slot);
+            if let Some((_, saved)) = saved {
+                network
+                    .restore(saved.clone())
+                    .map_err(|e| MachineError::State(e.to_string()))?;
+            }
         }
         self.chipset.pci.remap();
         Ok(())

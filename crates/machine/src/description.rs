@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use arch::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 
+use crate::nic::{MOST_NICS, Nic};
+
 /// Version of [`Description`] that this program writes and reads.
 pub const DESCRIPTION_VERSION: u32 = 1;
 
@@ -26,6 +28,9 @@ pub struct Description {
     /// Disks, in the order of their PCI slots.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// Network cards, in the order of their PCI slots.
+    #[serde(default)]
+    pub nics: Vec<Nic>,
     /// What a reset by the guest does.
     #[serde(default)]
     pub on_reset: OnReset,
@@ -193,6 +198,9 @@ pub enum DescriptionError {
     /// More disks than PCI slots.
     #[error("a machine has at most {MOST_DISKS} disks, not {0}")]
     Disks(usize),
+    /// More network cards than PCI slots.
+    #[error("a machine has at most {MOST_NICS} network cards, not {0}")]
+    Nics(usize),
     /// A boot from a disk that is not there.
     #[error("the machine starts from its disk {0}, and it has no such disk; disks count from 0")]
     BootDisk(usize),
@@ -217,6 +225,7 @@ impl Description {
                 ..KernelBoot::default()
             }),
             disks: Vec::new(),
+            nics: Vec::new(),
             on_reset: OnReset::default(),
             debug_exit: false,
             uuid: [0; 16],
@@ -258,6 +267,9 @@ impl Description {
         }
         if self.disks.len() > MOST_DISKS {
             return Err(DescriptionError::Disks(self.disks.len()));
+        }
+        if self.nics.len() > MOST_NICS {
+            return Err(DescriptionError::Nics(self.nics.len()));
         }
         if let Boot::Disk(boot) = &self.boot
             && boot.disk >= self.disks.len()

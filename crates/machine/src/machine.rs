@@ -14,9 +14,10 @@ use memory::GuestRam;
 use parking_lot::{Condvar, Mutex};
 use virtio::console::ConsoleInput;
 
-use crate::board::{Board, Consoles};
+use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, OnReset};
+use crate::nic::{self, NicPort};
 use crate::outcome::{MachineError, Outcome};
 use crate::source::Source;
 use crate::state::{MachineState, STATE_VERSION};
@@ -71,12 +72,15 @@ impl Machine {
         consoles: Consoles,
     ) -> Result<Self, MachineError> {
         description.check()?;
-        let disks = Board::open_disks(&description)?;
-        let source = Source::open(&description, &disks)?;
+        let backends = Backends {
+            disks: Board::open_disks(&description)?,
+            nics: nic::open_all(&description.nics, &description.uuid)?,
+        };
+        let source = Source::open(&description, &backends.disks)?;
         let ram = GuestRam::new(description.memory, LOW_RAM_LIMIT)?;
         let engine = make_engine(ram.clone(), description.cpus, description.cpu_model)?;
         let control = Control::new();
-        let board = Board::new(&description, &ram, &*engine, &control, consoles, disks)?;
+        let board = Board::new(&description, &ram, &*engine, &control, consoles, backends)?;
         engine.connect(board.bus());
         let mut vcpus = Vec::new();
         let mut reset_states = Vec::new();
@@ -218,6 +222,11 @@ impl Machine {
     #[must_use]
     pub fn console(&self) -> Option<&ConsoleInput> {
         self.inner.board.console()
+    }
+
+    /// The network cards, in the order of their description.
+    pub fn nics(&self) -> impl Iterator<Item = &NicPort> {
+        self.inner.board.nics()
     }
 
     /// Number of vCPUs.

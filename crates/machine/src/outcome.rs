@@ -45,6 +45,9 @@ pub enum MachineError {
         /// Why.
         source: bootdisk::ReaderError,
     },
+    /// A network card's network cannot be had.
+    #[error(transparent)]
+    Nic(#[from] crate::nic::NicError),
     /// The host has not enough memory.
     #[error(transparent)]
     Memory(#[from] memory::MemoryError),

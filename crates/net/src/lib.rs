@@ -4,11 +4,20 @@
 //! pair's way to it. Frames cross a link as plain bytes, with the work that
 //! was left to the other side ([`Offload`]), so that a 64 KiB TCP segment
 //! crosses as one frame.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
+pub mod capture;
 mod link;
+mod mac;
 mod offload;
+mod rate;
+pub mod segment;
+pub mod switch;
+pub mod tap;
 pub mod user;
+pub mod vnet;
 
-pub use link::{Frame, Link, LinkError, Network, Sent};
+pub use link::{Frame, Link, LinkError, MAX_FRAME, Network, Sent};
+pub use mac::{MacAddress, MacError};
 pub use offload::{Abilities, Checksum, Offload, Segmentation};
+pub use rate::{Rate, TokenBucket};

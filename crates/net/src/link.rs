@@ -6,13 +6,16 @@ use std::time::Instant;
 
 use crate::{Abilities, Offload};
 
+/// Most bytes of a frame: the largest IP packet and an Ethernet header.
+pub const MAX_FRAME: usize = 65_550;
+
 /// A frame on its way to the guest: an Ethernet header and what follows,
 /// without the checksum at its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Frame<'a> {
     /// Work left to the guest; only what it accepts.
     pub offload: Offload,
-    /// The bytes, at most 65,550.
+    /// The bytes, at most [`MAX_FRAME`].
     pub bytes: &'a [u8],
 }
 
@@ -50,6 +53,16 @@ pub trait Link: Send {
     /// What the guest accepts in frames of [`Self::incoming`].
     fn set_guest_abilities(&mut self, guest: Abilities);
 
+    /// Whether the guest serves this pair now. A link that it does not serve
+    /// brings no frames; its network leads them to the others.
+    ///
+    /// # Errors
+    /// [`LinkError`] if the link has failed for good.
+    fn set_active(&mut self, active: bool) -> Result<(), LinkError> {
+        let _ = active;
+        Ok(())
+    }
+
     /// Takes a frame from the guest. Its bytes and its offload were written by
     /// the guest and are not to be trusted.
     ///
@@ -72,7 +85,8 @@ pub trait Link: Send {
 
     /// Does what is due (time-outs, retransmissions, sockets that became
     /// ready); when it wants to be called again at the latest. Called after
-    /// each wake and before each sleep of the card's thread.
+    /// each wake and before each sleep of the card's thread, and so after each
+    /// batch of [`Self::transmit`].
     fn turn(&mut self, now: Instant) -> Option<Instant>;
 }
 

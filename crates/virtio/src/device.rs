@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::blk::BlkState;
 use crate::console::ConsoleState;
+use crate::net::NetState;
 use crate::queue::{QueueError, VirtQueue};
 use crate::rng::RngState;
 
@@ -79,6 +80,9 @@ pub enum ActivateError {
     /// The disk behind the device.
     #[error(transparent)]
     Disk(#[from] disk::DiskError),
+    /// The network behind the device.
+    #[error(transparent)]
+    Network(#[from] net::LinkError),
     /// No thread for the device's work.
     #[error("cannot start the device's thread: {0}")]
     Thread(std::io::Error),
@@ -139,6 +143,8 @@ pub enum DeviceState {
     Rng(RngState),
     /// Console.
     Console(ConsoleState),
+    /// Network card.
+    Net(NetState),
 }
 
 /// Copies the part of `config` at `offset`; zeroes beyond its end.

@@ -9,6 +9,7 @@
 pub mod blk;
 pub mod console;
 mod device;
+pub mod net;
 mod pci;
 mod queue;
 pub mod rng;

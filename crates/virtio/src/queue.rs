@@ -2,7 +2,7 @@
 //! interrupts out.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use disk::GuestRange;
 use memory::GuestRam;
@@ -154,6 +154,8 @@ pub struct VirtQueue {
     index: u16,
     /// Chains taken and not given back.
     taken: u16,
+    /// Chains given back since the last [`Self::notify`].
+    given: u16,
     broken: bool,
     ram: Arc<GuestRam>,
     signal: Arc<dyn Signal>,
@@ -192,6 +194,7 @@ impl VirtQueue {
             queue,
             index,
             taken: 0,
+            given: 0,
             broken: false,
             ram,
             signal,
@@ -310,9 +313,37 @@ impl VirtQueue {
     /// [`QueueError::Other`].
     pub fn push(&mut self, head: u16, written: u32) -> Result<(), QueueError> {
         self.taken = self.taken.saturating_sub(1);
+        self.given = self.given.wrapping_add(1);
         self.queue
             .add_used(self.ram.vm(), head, written)
             .map_err(other)
+    }
+
+    /// Gives chains back, with the bytes written to each, so that the driver
+    /// sees all of them at once.
+    ///
+    /// # Errors
+    /// [`QueueError::Other`].
+    pub fn push_all(&mut self, chains: &[(u16, u32)]) -> Result<(), QueueError> {
+        let Some((&(head, written), before)) = chains.split_last() else {
+            return Ok(());
+        };
+        let (size, mut next) = (self.queue.size(), self.queue.next_used());
+        for &(head, written) in before {
+            let place = self.queue.used_ring() + 4 + u64::from(next % size.max(1)) * 8;
+            let element = u64::from(written) << 32 | u64::from(head);
+            self.ram
+                .vm()
+                .write_obj(element.to_le(), GuestAddress(place))
+                .map_err(|error| QueueError::Other(error.to_string()))?;
+            next = next.wrapping_add(1);
+        }
+        self.queue.set_next_used(next);
+        let count = u16::try_from(before.len()).unwrap_or(u16::MAX);
+        self.taken = self.taken.saturating_sub(count);
+        self.given = self.given.wrapping_add(count);
+        // Publishes them all with its index.
+        self.push(head, written)
     }
 
     /// Interrupts the guest if it wants to know of what was pushed since the
@@ -321,18 +352,59 @@ impl VirtQueue {
     /// # Errors
     /// [`QueueError::Other`].
     pub fn notify(&mut self) -> Result<(), QueueError> {
-        let ram = self.ram.vm();
-        let mut wanted = self.queue.needs_notification(ram).map_err(other)?;
-        if !self.queue.event_idx_enabled() {
-            let flags: u16 = ram
-                .load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed)
-                .map_err(|error| QueueError::Other(error.to_string()))?;
-            wanted = u16::from_le(flags) & AVAIL_NO_INTERRUPT == 0;
-        }
+        let given = std::mem::take(&mut self.given);
+        // The driver looks at the used ring after it has said what it wants.
+        fence(Ordering::SeqCst);
+        let ring = self.queue.avail_ring();
+        let event_idx = self.queue.event_idx_enabled();
+        let place = match event_idx {
+            true => ring + 4 + u64::from(self.queue.size()) * 2,
+            false => ring,
+        };
+        let value: u16 = self
+            .ram
+            .vm()
+            .load(GuestAddress(place), Ordering::Relaxed)
+            .map_err(|error| QueueError::Other(error.to_string()))?;
+        let value = u16::from_le(value);
+        let wanted = match event_idx {
+            // Virtio 1.2, 2.7.10: whether `used_event` was passed.
+            true => {
+                let since = self.queue.next_used().wrapping_sub(value).wrapping_sub(1);
+                since < given
+            }
+            false => value & AVAIL_NO_INTERRUPT == 0,
+        };
         if wanted {
             self.signal.used(self.index);
         }
         Ok(())
+    }
+
+    /// Asks the driver to notify of buffers beyond those that are available
+    /// now; the index up to which they are. If [`Self::available_index`] is
+    /// another one afterwards, the driver may not notify.
+    ///
+    /// # Errors
+    /// [`QueueError::Other`].
+    pub fn notify_beyond(&mut self) -> Result<u16, QueueError> {
+        let next = self.queue.next_avail();
+        let seen = self.available_index()?;
+        // The event index is where the queue stands.
+        self.queue.set_next_avail(seen);
+        let enabled = self.queue.enable_notification(self.ram.vm());
+        self.queue.set_next_avail(next);
+        enabled.map_err(other)?;
+        Ok(seen)
+    }
+
+    /// Index up to which buffers are available.
+    ///
+    /// # Errors
+    /// [`QueueError::Other`].
+    pub fn available_index(&self) -> Result<u16, QueueError> {
+        let index = self.queue.avail_idx(self.ram.vm(), Ordering::Acquire);
+        Ok(index.map_err(other)?.0)
     }
 
     /// Asks the driver to notify of new buffers; `true` if there are some

@@ -19,7 +19,7 @@ const CONSOLE_SIZE: &[u8] = include_bytes!("../../images/console-size");
 pub(super) const PACKAGES: &[&str] = &["busybox-static"];
 
 /// What the guest loads, in the order in which they need each other.
-const MODULES: [&str; 8] = [
+const MODULES: [&str; 11] = [
     "virtio_ring",
     "virtio",
     "virtio_pci_legacy_dev",
@@ -28,6 +28,9 @@ const MODULES: [&str; 8] = [
     "virtio_blk",
     "virtio-rng",
     "virtio_console",
+    "failover",
+    "net_failover",
+    "virtio_net",
 ];
 
 pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {

@@ -17,8 +17,6 @@ use crate::entry::{BootEntry, Found, Pieces};
 
 /// Time for a survey, on a busy host too.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Time without any word from the child.
-const SILENCE: Duration = Duration::from_secs(60);
 
 /// Reads bytes of the disk at an offset.
 pub type ReadDisk<'a> = &'a dyn Fn(u64, &mut [u8]) -> io::Result<()>;
@@ -110,6 +108,7 @@ pub struct Loaded {
 #[derive(Clone, Debug)]
 pub struct Reader {
     program: PathBuf,
+    patience: Duration,
 }
 
 impl Default for Reader {
@@ -117,6 +116,7 @@ impl Default for Reader {
     fn default() -> Self {
         Self {
             program: "/proc/self/exe".into(),
+            patience: PATIENCE,
         }
     }
 }
@@ -127,7 +127,15 @@ impl Reader {
     pub fn of(program: impl AsRef<OsStr>) -> Self {
         Self {
             program: program.as_ref().into(),
+            patience: PATIENCE,
         }
+    }
+
+    /// Gives it so much time at most; by default two minutes.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
     }
 
     /// Everything that a disk of `size` bytes offers to start.
@@ -208,51 +216,52 @@ impl Reader {
             .spawn()
             .map_err(ReaderError::Start)?;
         let mut child = Ended(child);
-        let answer = converse(&mut ours, question, disk);
+        let answer = self.converse(&mut ours, question, disk);
         let answer = answer.map_err(|error| ReaderError::Failed(child.end(&error)))?;
         Ok((answer, output))
     }
-}
 
-/// Answers the child's reads up to its own answer.
-fn converse(
-    socket: &mut UnixStream,
-    question: &Question,
-    disk: ReadDisk<'_>,
-) -> io::Result<Answer> {
-    let end = Instant::now() + PATIENCE;
-    socket.set_read_timeout(Some(SILENCE))?;
-    socket.set_write_timeout(Some(SILENCE))?;
-    protocol::send(socket, question)?;
-    let mut buffer = Vec::new();
-    loop {
-        if Instant::now() > end {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        let mut tag = [0];
-        socket.read_exact(&mut tag)?;
-        match tag {
-            [ANSWER] => return protocol::receive(socket),
-            [READ] => {}
-            _ => return Err(io::Error::other("its reader speaks another language")),
-        }
-        let (mut offset, mut length) = ([0; 8], [0; 4]);
-        socket.read_exact(&mut offset)?;
-        socket.read_exact(&mut length)?;
-        let (offset, length) = (u64::from_le_bytes(offset), u32::from_le_bytes(length));
-        let end = offset.checked_add(u64::from(length));
-        if length > LONGEST_READ || end.is_none_or(|end| end > question.size) {
-            socket.write_all(&[1])?;
-            continue;
-        }
-        buffer.resize(length as usize + 1, 0);
-        let (status, data) = buffer.split_at_mut(1);
-        match disk(offset, data) {
-            Ok(()) => {
-                status.fill(0);
-                socket.write_all(&buffer)?;
+    /// Answers the child's reads up to its own answer.
+    fn converse(
+        &self,
+        socket: &mut UnixStream,
+        question: &Question,
+        disk: ReadDisk<'_>,
+    ) -> io::Result<Answer> {
+        let end = Instant::now() + self.patience;
+        socket.set_read_timeout(Some(self.patience))?;
+        socket.set_write_timeout(Some(self.patience))?;
+        protocol::send(socket, question)?;
+        let mut buffer = Vec::new();
+        loop {
+            if Instant::now() > end {
+                return Err(io::ErrorKind::TimedOut.into());
             }
-            Err(_) => socket.write_all(&[1])?,
+            let mut tag = [0];
+            socket.read_exact(&mut tag)?;
+            match tag {
+                [ANSWER] => return protocol::receive(socket),
+                [READ] => {}
+                _ => return Err(io::Error::other("it speaks another language")),
+            }
+            let (mut offset, mut length) = ([0; 8], [0; 4]);
+            socket.read_exact(&mut offset)?;
+            socket.read_exact(&mut length)?;
+            let (offset, length) = (u64::from_le_bytes(offset), u32::from_le_bytes(length));
+            let end = offset.checked_add(u64::from(length));
+            if length > LONGEST_READ || end.is_none_or(|end| end > question.size) {
+                socket.write_all(&[1])?;
+                continue;
+            }
+            buffer.resize(length as usize + 1, 0);
+            let (status, data) = buffer.split_at_mut(1);
+            match disk(offset, data) {
+                Ok(()) => {
+                    status.fill(0);
+                    socket.write_all(&buffer)?;
+                }
+                Err(_) => socket.write_all(&[1])?,
+            }
         }
     }
 }
@@ -267,12 +276,20 @@ impl Ended {
             error.kind(),
             io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock
         );
-        if timed_out {
+        // A child that closed the socket is ending; any other one must.
+        let ending = matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof
+                | io::ErrorKind::BrokenPipe
+                | io::ErrorKind::ConnectionReset
+        );
+        if !ending {
             // It may have ended already.
             let _ = self.0.kill();
         }
         match self.0.wait() {
             Ok(_) if timed_out => "reading it took too long".into(),
+            Ok(_) if !ending => format!("its reader gave no answer ({error})"),
             Ok(status) => ended(status, error),
             Err(e) => e.to_string(),
         }

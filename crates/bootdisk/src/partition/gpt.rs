@@ -28,6 +28,13 @@ pub fn read(disk: &Window) -> Table {
                             .into(),
                     );
                 }
+                if sector == 4096 {
+                    notes.push(
+                        "the GPT counts in sectors of 4096 bytes: a guest finds its partitions \
+                         only if the disk is attached with blocks of that size"
+                            .into(),
+                    );
+                }
                 return Table { partitions, notes };
             }
             Err(Some(reason)) => notes.push(format!("{which} GPT: {reason}")),

@@ -2,6 +2,7 @@
 
 use arch::CpuState;
 use engine::VcpuStats;
+use virtio::net::NetHandle;
 
 /// What the monitor shows when it opens, and for `help`.
 pub const HELP: &str = "commands: registers, statistics, power (button), continue, quit; \
@@ -114,6 +115,24 @@ pub fn statistics(index: u32, stats: &VcpuStats) -> String {
     let mut text = format!("vCPU {index}:\n");
     for (name, value) in &stats.counters {
         text.push_str(&format!("  {name:<32} {value:>20}\n"));
+    }
+    text
+}
+
+/// The counters of one network card, for people.
+pub fn network_card(index: usize, card: &NetHandle) -> String {
+    let stats = card.stats();
+    let carrier = if card.link_up() { "up" } else { "down" };
+    let mut text = format!(
+        "network card {index}: {} on {}, {carrier}\n",
+        card.mac(),
+        card.network()
+    );
+    for (name, way) in [("received", stats.received), ("sent", stats.sent)] {
+        text.push_str(&format!(
+            "  {name:<9} {:>12} packets {:>16} bytes {:>8} errors {:>8} drops\n",
+            way.packets, way.bytes, way.errors, way.drops
+        ));
     }
     text
 }
