@@ -326,7 +326,7 @@ impl Neighbours {
         if self.last == Some((address, card)) {
             return false;
         }
-        if card.is_group() {
+        if !card.is_unicast() {
             return false;
         }
         self.last = Some((address, card));
