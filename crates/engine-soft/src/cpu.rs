@@ -289,6 +289,13 @@ pub struct JitState {
     pub exit_addr: u64,
     /// Value of r14 on entry.
     pub operand: u64,
+    /// Iterations of the loop that runs without checks.
+    pub loop_count: u64,
+    /// Value of its counting register at their end.
+    pub loop_limit: u64,
+    /// Host address minus guest address of its streams, or minus the part of
+    /// it that moves.
+    pub loop_streams: [u64; 6],
     /// Spill slots.
     pub spill: [u64; 4],
     /// Host address of a hardware exception inside generated code.

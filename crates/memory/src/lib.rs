@@ -1,7 +1,7 @@
 //! Guest-physical memory.
 //!
-//! One `memfd` backs all of a machine's RAM and is mapped once, contiguously,
-//! into the monitor. RAM appears to the guest as at most two ranges: below the
+//! All of a machine's RAM is one private mapping, in huge pages where the host
+//! has them. RAM appears to the guest as at most two ranges: below the
 //! PCI hole and above 4 GiB ([`GuestRam::low_size`]). Everything that touches
 //! guest memory goes through this crate, so that writes can be tracked
 //! (dirty pages) and watched (pages that hold translated code).

@@ -1,7 +1,5 @@
-//! The machine's RAM: one memfd, one host mapping, two guest ranges.
+//! The machine's RAM: one anonymous host mapping, two guest ranges.
 
-use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd};
 use std::sync::Arc;
 
 use vm_memory::mmap::MmapRegionBuilder;
@@ -47,10 +45,9 @@ pub struct GuestRam {
     base: *mut u8,
     size: u64,
     low_size: u64,
-    file: File,
 }
 
-// SAFETY: `base` points to a MAP_SHARED mapping that lives as long as the
+// SAFETY: `base` points to a mapping that lives as long as the
 // value; concurrent access to guest memory is by volatile or atomic accesses
 // of the users, as with real memory.
 unsafe impl Send for GuestRam {}
@@ -71,22 +68,25 @@ impl GuestRam {
             return Err(MemoryError::BadSize(size));
         }
         let alloc = |source| MemoryError::Allocate { size, source };
-        let file = memfd(size).map_err(alloc)?;
-        // SAFETY: a fresh shared mapping of a file we own; the kernel chooses
-        // the address, nothing is replaced.
+        // SAFETY: a fresh private mapping; the kernel chooses the address,
+        // nothing is replaced.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 size as usize,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_NORESERVE,
-                file.as_raw_fd(),
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
                 0,
             )
         };
         if base == libc::MAP_FAILED {
             return Err(alloc(std::io::Error::last_os_error()));
         }
+        // Guest programs walk large data: with small pages the host's TLB and
+        // caches cost up to a fifth. The kernel may refuse.
+        // SAFETY: the mapping just made; the advice does not change contents.
+        unsafe { libc::madvise(base, size as usize, libc::MADV_HUGEPAGE) };
         let base = base.cast::<u8>();
         let low_size = size.min(low_limit);
         let pages = Pages::new(size);
@@ -102,7 +102,6 @@ impl GuestRam {
             base,
             size,
             low_size,
-            file,
         }))
     }
 
@@ -124,12 +123,6 @@ impl GuestRam {
     /// Bytes of RAM from 4 GiB on.
     pub fn high_size(&self) -> u64 {
         self.size - self.low_size
-    }
-
-    /// The memfd behind RAM; offset 0 is guest-physical 0, and the high range
-    /// follows the low one.
-    pub fn file(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 
     /// Offset into RAM of a guest-physical address, if it is RAM.
@@ -242,18 +235,6 @@ impl Drop for GuestRam {
         // that borrows it outlives `self`.
         unsafe { libc::munmap(self.base.cast(), self.size as usize) };
     }
-}
-
-fn memfd(size: u64) -> std::io::Result<File> {
-    // SAFETY: a constant NUL-terminated name; the result is checked.
-    let fd = unsafe { libc::memfd_create(c"holm-ram".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: `fd` was just created and is owned by nobody else.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len(size)?;
-    Ok(file)
 }
 
 fn region(

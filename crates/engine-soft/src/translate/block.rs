@@ -9,10 +9,12 @@ use crate::cpu::View;
 use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, Peeked, SecondPage, Start};
 use crate::translate::classify::{ALL_FLAGS, Class, classify, flags, is_shift};
 use crate::translate::emit::Emitter;
+use crate::translate::emit_jump::condition;
 use crate::translate::emit_slow::{Slow, SlowKind};
 use crate::translate::exit::{Kind, Record};
 use crate::translate::flags::Flags;
 use crate::translate::group;
+use crate::translate::loops::{self, Plan};
 
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 64;
@@ -370,13 +372,20 @@ fn emit_block(
     let base = place.rip;
     let live = insns[0].live != 0;
     let entries = e.prologue(base, place.key.map, live, clobbers_first(insns));
-    let members = if place.key.ungrouped {
-        vec![None; insns.len()]
+    let (members, plan) = if place.key.ungrouped {
+        (vec![None; insns.len()], None)
     } else {
         let list: Vec<_> = insns.iter().map(|n| (n.i, n.class)).collect();
-        group::find(&list, &mut e.info)
+        let plan = if live || second.is_some() {
+            None
+        } else {
+            loops::plan(&list, base, &mut e.info)
+        };
+        (group::find(&list, &mut e.info), plan)
     };
     let mut starts = Vec::with_capacity(insns.len() + 1);
+    // The jump back of a loop that has a plan.
+    let mut back = 0;
     for (k, insn) in insns.iter().enumerate() {
         e.insn = k;
         e.member = members[k];
@@ -395,6 +404,11 @@ fn emit_block(
             e.check_second_page(base, second.map, insn.live != 0);
         }
         let after = insns.get(k + 1).map_or(live_out, |n| n.live);
+        if plan.is_some() && k + 1 == insns.len() {
+            e.flags_to_host();
+            back = e.hot.jcc(condition(&insn.i));
+            continue;
+        }
         starts[k].home = emit_insn(e, insn, raw, after);
     }
     let last = &insns[insns.len() - 1];
@@ -416,7 +430,13 @@ fn emit_block(
         if live_out != 0 {
             e.flags_to_host();
         }
+        let out = e.hot.pos;
         e.goto(next, last.i.ip(), 0);
+        if let Some(plan) = plan {
+            let setup = e.hot.pos;
+            e.hot.patch_rel(back, setup);
+            emit_loop(e, &plan, insns, bytes, (setup, out), &mut starts);
+        }
     }
     let end = e.hot.pos as u32;
     let slows = std::mem::take(&mut e.slows);
@@ -452,6 +472,41 @@ fn emit_block(
         second: None,
         peeked: Box::default(),
         dead: false,
+    }
+}
+
+/// The body of a loop once more, without checks.
+fn emit_loop(
+    e: &mut Emitter,
+    plan: &Plan,
+    insns: &[Insn],
+    bytes: &[u8],
+    (setup, out): (usize, usize),
+    starts: &mut Vec<Start>,
+) {
+    let mut held = e.loop_setup(plan);
+    let top = e.hot.pos;
+    let base = insns[0].i.ip();
+    e.in_group = false;
+    e.flags = Flags::Host;
+    for (k, insn) in insns.iter().enumerate() {
+        e.insn = k;
+        starts.push(Start {
+            at: e.hot.pos as u32,
+            offset: (insn.i.ip() & 0xfff) as u16,
+            home: false,
+        });
+        if k + 1 == insns.len() {
+            e.loop_end(condition(&insn.i), plan, top, setup, out);
+        } else if insn.class == Class::Memory {
+            e.needs_flags = false;
+            e.loop_access(&insn.i, k, plan, &mut held);
+        } else {
+            let from = (insn.i.ip() - base) as usize;
+            let raw = &bytes[from..from + insn.i.len()];
+            let after = insns[k + 1].live;
+            emit_insn(e, insn, raw, after);
+        }
     }
 }
 

@@ -46,6 +46,8 @@ pub(super) fn spilled(r: u8) -> bool {
 pub(super) struct Place {
     pub(super) base: u8,
     pub(super) index: Option<u8>,
+    /// Log2 of the index's scale.
+    pub(super) scale: u8,
     pub(super) disp: i32,
 }
 
@@ -54,6 +56,7 @@ impl Place {
     pub(super) const CHECKED: Self = Self {
         base: reg::T0,
         index: Some(reg::T1),
+        scale: 0,
         disp: 0,
     };
 
@@ -62,6 +65,7 @@ impl Place {
         Self {
             base: reg::T0,
             index: None,
+            scale: 0,
             disp: 0,
         }
     }
@@ -70,7 +74,7 @@ impl Place {
         Ea {
             base: Some(self.base),
             index: match self.index {
-                Some(i) => Some((i, 0)),
+                Some(i) => Some((i, self.scale)),
                 None => None,
             },
             disp: self.disp,
@@ -278,7 +282,7 @@ impl Emitter {
         let mut o = *i;
         o.set_memory_base(wide(place.base));
         o.set_memory_index(place.index.map_or(Register::None, wide));
-        o.set_memory_index_scale(1);
+        o.set_memory_index_scale(1 << place.scale);
         o.set_memory_displacement64(place.disp as i64 as u64);
         o.set_memory_displ_size(match place.disp {
             0 => 0,
@@ -315,6 +319,7 @@ impl Emitter {
         let at = Place {
             base: address,
             index: None,
+            scale: 0,
             disp: 0,
         };
         self.access(i, at);
@@ -337,6 +342,7 @@ impl Emitter {
         let at = Place {
             base: n,
             index: None,
+            scale: 0,
             disp: 0,
         };
         self.access(i, at);

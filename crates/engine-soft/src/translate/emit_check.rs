@@ -135,7 +135,7 @@ impl Emitter {
         self.check_range(write, size, live, None);
     }
 
-    fn check_range(&mut self, write: bool, size: usize, live: bool, group: Option<u16>) {
+    pub(super) fn check_range(&mut self, write: bool, size: usize, live: bool, group: Option<u16>) {
         let b = bank(self.view, write);
         let retry = self.hot.pos;
         self.holds = 0;
@@ -206,6 +206,7 @@ impl Emitter {
         Place {
             base: reg::T1,
             index: None,
+            scale: 0,
             disp: (address & 0xfff) as i32,
         }
     }
@@ -239,7 +240,7 @@ impl Emitter {
         if let Some(c) = m.check {
             let ea = Ea {
                 base: Some(c.base),
-                index: None,
+                index: c.index,
                 disp: c.low,
             };
             self.move_address(ea, true);

@@ -248,7 +248,7 @@ const fn code_page_slot(rip: u64) -> usize {
 }
 
 /// Condition code of a `jcc`.
-fn condition(i: &Instruction) -> u8 {
+pub(super) fn condition(i: &Instruction) -> u8 {
     use iced_x86::ConditionCode as C;
     match i.condition_code() {
         C::None | C::o => 0,

@@ -1,7 +1,7 @@
-//! One TLB check for several accesses off one base register.
+//! One TLB check for several accesses off the same registers.
 //!
 //! A group is a run of instructions whose memory operands are all `base +
-//! constant`, with nothing between them that needs the scratch registers. Its
+//! index * scale + constant` (most have no index), with nothing between them that needs the scratch registers. Its
 //! first member checks the whole range (which must lie in one page); the
 //! others use the host address that the check left in the scratch registers.
 //! If the check fails for good, the block's ungrouped variant is run instead.
@@ -19,7 +19,9 @@ const MAX_SPAN: i64 = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Check {
     pub base: u8,
-    /// Lowest address, relative to the base register at the first member.
+    /// Register and log2 of its scale.
+    pub index: Option<(u8, u8)>,
+    /// Lowest address, relative to the registers at the first member.
     pub low: i32,
     pub span: u16,
     pub write: bool,
@@ -37,17 +39,20 @@ pub(crate) struct Member {
 }
 
 /// One access of an instruction: offset from the base, size, store.
-struct Access {
-    base: u8,
-    disp: i64,
-    size: i64,
-    write: bool,
+pub(crate) struct Access {
+    pub base: u8,
+    pub index: Option<(u8, u8)>,
+    pub disp: i64,
+    pub size: i64,
+    pub write: bool,
     /// Uses both scratch registers, so that the group ends with it.
     ends: bool,
 }
 
 struct Open {
     base: u8,
+    index: Option<(u8, u8)>,
+    /// What the registers have moved by since the first member.
     delta: i64,
     low: i64,
     high: i64,
@@ -71,6 +76,7 @@ pub(crate) fn find(
                 close(open.take(), &mut out);
                 open = Some(Open {
                     base: a.base,
+                    index: a.index,
                     delta: 0,
                     low: a.disp,
                     high: a.disp + a.size,
@@ -98,7 +104,7 @@ pub(crate) fn find(
 }
 
 fn join(g: &mut Open, k: usize, a: &Access) -> bool {
-    if a.base != g.base {
+    if (a.base, a.index) != (g.base, g.index) {
         return false;
     }
     let at = g.delta + a.disp;
@@ -126,6 +132,7 @@ fn close(g: Option<Open>, out: &mut [Option<Member>]) {
         out[k] = Some(Member {
             check: (m == 0).then_some(Check {
                 base: g.base,
+                index: g.index,
                 low,
                 span: (g.high - g.low) as u16,
                 write: g.write,
@@ -141,6 +148,7 @@ fn access(i: &Instruction, class: Class, info: &mut InstructionInfoFactory) -> O
     let stack = |disp, write, ends| {
         Some(Access {
             base: reg::RSP,
+            index: None,
             disp,
             size: 8,
             write,
@@ -163,15 +171,16 @@ fn access(i: &Instruction, class: Class, info: &mut InstructionInfoFactory) -> O
     }
 }
 
-fn is_scratch(r: Register) -> bool {
+pub(crate) fn is_scratch(r: Register) -> bool {
     r.is_gpr() && (number(r) == reg::T0 || number(r) == reg::T1)
 }
 
-fn operand(i: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access> {
+pub(crate) fn operand(i: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access> {
     let plain_segment = !matches!(i.memory_segment(), Register::FS | Register::GS);
     if !plain_segment
-        || i.memory_index() != Register::None
         || i.memory_base().size() != 8
+        || i.memory_index() != Register::None && i.memory_index().size() != 8
+        || is_scratch(i.memory_index())
         || i.is_ip_rel_memory_operand()
         || is_scratch(i.memory_base())
     {
@@ -201,6 +210,10 @@ fn operand(i: &Instruction, info: &mut InstructionInfoFactory) -> Option<Access>
     });
     Some(Access {
         base: number(i.memory_base()),
+        index: (i.memory_index() != Register::None).then(|| {
+            let scale = i.memory_index_scale().trailing_zeros() as u8;
+            (number(i.memory_index()), scale)
+        }),
         disp: i.memory_displacement64() as i64,
         size: i.memory_size().size() as i64,
         write,
@@ -222,8 +235,8 @@ fn harmless(i: &Instruction, class: Class) -> bool {
     }
 }
 
-/// Follows what the instruction does to the base register; `false`: it is not
-/// known any more.
+/// Follows what the instruction does to the base and index registers; `false`:
+/// it is not known any more.
 fn follow_base(
     g: &mut Open,
     i: &Instruction,
@@ -242,40 +255,61 @@ fn follow_base(
             if g.base == reg::RSP {
                 g.delta += 8;
             }
-            return n != g.base;
+            return n != g.base && g.index.is_none_or(|(index, _)| index != n);
         }
         Class::Skip | Class::Branch => return true,
         _ => {}
     }
+    if let Some((index, scale)) = g.index {
+        match moves_by(index, i, class, info) {
+            // One register in both roles moves twice.
+            Some(by) if by == 0 || index != g.base => g.delta += by << scale,
+            _ => return false,
+        }
+    }
+    match moves_by(g.base, i, class, info) {
+        Some(by) => g.delta += by,
+        None => return false,
+    }
+    g.delta.abs() < 1 << 20
+}
+
+/// By how much the instruction moves a register, if that is a constant.
+pub(crate) fn moves_by(
+    register: u8,
+    i: &Instruction,
+    class: Class,
+    info: &mut InstructionInfoFactory,
+) -> Option<i64> {
     let writes = info.info(i).used_registers().iter().any(|u| {
         u.register().is_gpr()
-            && number(u.register()) == g.base
+            && number(u.register()) == register
             && !matches!(
                 u.access(),
                 OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess
             )
     });
     if !writes {
-        return true;
+        return Some(0);
     }
-    if class != Class::Plain || i.op0_register().size() != 8 || number(i.op0_register()) != g.base {
-        return false;
+    if class != Class::Plain || i.op0_register().size() != 8 || number(i.op0_register()) != register
+    {
+        return None;
     }
     let constant = i.op_count() == 2 && !matches!(i.op1_kind(), OpKind::Register | OpKind::Memory);
-    match i.mnemonic() {
-        Mnemonic::Add if constant => g.delta += i.immediate(1) as i64,
-        Mnemonic::Sub if constant => g.delta -= i.immediate(1) as i64,
-        Mnemonic::Inc => g.delta += 1,
-        Mnemonic::Dec => g.delta -= 1,
+    Some(match i.mnemonic() {
+        Mnemonic::Add if constant => i.immediate(1) as i64,
+        Mnemonic::Sub if constant => -(i.immediate(1) as i64),
+        Mnemonic::Inc => 1,
+        Mnemonic::Dec => -1,
         Mnemonic::Lea
             if i.memory_base().size() == 8
-                && number(i.memory_base()) == g.base
+                && number(i.memory_base()) == register
                 && i.memory_index() == Register::None
                 && !i.is_ip_rel_memory_operand() =>
         {
-            g.delta += i.memory_displacement64() as i64;
+            i.memory_displacement64() as i64
         }
-        _ => return false,
-    }
-    g.delta.abs() < 1 << 20
+        _ => return None,
+    })
 }

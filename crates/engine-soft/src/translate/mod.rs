@@ -8,6 +8,7 @@
 //!   guest's flags are meanwhile.
 //! * `emit_system`: code for frequent system instructions.
 //! * [`group`]: one check for several accesses.
+//! * `loops`: checks once per page in loops.
 //! * [`cache`]: where code lives, and which page it came from.
 //! * [`enter`], [`exit`], [`fault`]: getting in and out.
 //! * [`dispatch`]: running: finding, making and linking blocks.
@@ -27,6 +28,7 @@ pub(crate) mod exit;
 pub(crate) mod fault;
 mod flags;
 pub(crate) mod group;
+mod loops;
 
 #[cfg(test)]
 mod tests;

@@ -282,3 +282,102 @@ fn flags_survive_memory_and_every_kind_of_jump() {
     let sum = both(&format!("{START} {source}"));
     assert_ne!(sum, 0);
 }
+
+/// Loops that run without checks for a page at a time: strides of all kinds,
+/// over page boundaries, with side exits, and stores that later loads see.
+#[test]
+fn loops_over_pages() {
+    let _alone = super::ONE_AT_A_TIME.lock();
+    let source = r#"
+        static u64 loop(const char *name_unused, u64 kind, char *p, char *q, u64 n) {
+            u64 a = 1, b = 0;
+            (void)name_unused;
+            switch (kind) {
+            case 0: __asm__ volatile("1: movzbl (%[p]), %%eax; add %%rax, %[a]; inc %[p]; dec %[n]; jnz 1b"
+                : [a] "+r"(a), [p] "+r"(p), [n] "+r"(n) : : "rax", "memory", "cc"); break;
+            case 1: __asm__ volatile("1: mov -8(%[p]), %%rax; xor %%rax, %[a]; sub $8, %[p]; rol $3, %[a]; sub $8, %[n]; ja 1b"
+                : [a] "+r"(a), [p] "+r"(p), [n] "+r"(n) : : "rax", "memory", "cc"); break;
+            case 2: __asm__ volatile("1: mov (%[p],%[b],4), %%eax; add %%eax, 4(%[q],%[b],4); add $3, %[b]; cmp %[n], %[b]; jb 1b"
+                : [b] "+r"(b) : [p] "r"(p), [q] "r"(q), [n] "r"(n / 4) : "rax", "memory", "cc"); break;
+            case 3: __asm__ volatile("1: mov (%[p],%[b]), %%al; cmp $0x5c, %%al; je 2f; mov %%al, 1(%[q],%[b]);"
+                " add $1, %[b]; cmp %[n], %[b]; jne 1b; 2:"
+                : [b] "+r"(b) : [p] "r"(p), [q] "r"(q), [n] "r"(n) : "rax", "memory", "cc"); break;
+            case 4: __asm__ volatile("1: movups (%[p]), %%xmm0; movups 16(%[p]), %%xmm1; paddd %%xmm1, %%xmm0;"
+                " movups %%xmm0, 24(%[p]); movups %%xmm1, (%[q],%[b],8); add $7, %[p]; add $2, %[b]; cmp %[n], %[b]; jb 1b"
+                : [b] "+r"(b), [p] "+r"(p) : [q] "r"(q), [n] "r"(n / 8) : "xmm0", "xmm1", "memory", "cc"); break;
+            case 5: __asm__ volatile("1: addq $1, (%[p]); mov 64(%[p]), %%rax; lea 120(%[p]), %[p]; mov %%rax, (%[q]);"
+                " adc %%rax, 8(%[q]); add %%rax, %[a]; sub $120, %[n]; jg 1b"
+                : [a] "+r"(a), [p] "+r"(p), [n] "+r"(n) : [q] "r"(q) : "rax", "memory", "cc"); break;
+            case 6: __asm__ volatile("1: mov (%[p]), %%rax; lock xadd %%rax, (%[q]); mov (%[q]), %%rdx; mov %%rdx, 8(%[p]);"
+                " mov -40(%%rsp), %%rdx; add %%rdx, %[a]; add $16, %[p]; add $8, %[q]; sub $16, %[n]; jnz 1b"
+                : [a] "+r"(a), [p] "+r"(p), [q] "+r"(q), [n] "+r"(n) : : "rax", "rdx", "memory", "cc"); break;
+            }
+            return a + b;
+        }
+        static u64 run(void) {
+            u64 sum = 0, x = 1;
+            for (u64 i = 0; i < sizeof heap; i += 8) {
+                x ^= x << 13; x ^= x >> 7; x ^= x << 17;
+                *(u64 *)(heap + i) = x;
+            }
+            for (u64 round = 0; round < 40; round++)
+                for (u64 kind = 0; kind < 7; kind++) {
+                    u64 from = (x * (round + 3) >> 20) % 40000, to = (x * (kind + 7) >> 24) % 50000;
+                    u64 n = ((x >> round) % 2000 + 2) * 16;
+                    from = (from & ~15ul) + (round & 1) * (round % 13);
+                    if (kind == 1) from += n;
+                    sum = sum * 31 + loop("", kind, heap + 4096 + from, heap + 400000 + to, n);
+                }
+            for (u64 i = 0; i < sizeof heap; i += 8) sum = sum * 33 + *(u64 *)(heap + i);
+            return sum;
+        }
+    "#;
+    let sum = both(&format!("{START} {source}"));
+    assert_ne!(sum, 0);
+}
+
+/// A loop that runs off the end of what is mapped stops at the very access.
+#[test]
+fn a_fault_in_a_loop_is_precise() {
+    let _alone = super::ONE_AT_A_TIME.lock();
+    for step in [8, 24, 56] {
+        let program = compile(&format!(
+            r#"__attribute__((naked)) void _start(void) {{ __asm__(
+                "mov $0x7f0000, %ebx; mov $0x300000, %ecx; xor %eax, %eax;"
+                "1: inc %rax; mov %rax, (%rcx); add (%rbx), %rax; mov %rax, 8(%rbx);"
+                "add ${step}, %rbx; add $16, %rcx; cmp $-1, %rax; jne 1b; hlt"); }}"#
+        ));
+        let (mut a, mut b) = (core64(&program), core64(&program));
+        let stop = loop {
+            if let Err(e) = a.step_one() {
+                break e;
+            }
+        };
+        let mut stack = vec![0u8; 64 << 10];
+        crate::translate::fault::use_signal_stack(&mut stack).unwrap();
+        crate::translate::enter::point_gs(b.cpu.as_ptr()).unwrap();
+        crate::native::enter_thread(&mut b);
+        let other = loop {
+            let ran = match b.run_translated() {
+                Ok(Next::Check) => Ok(()),
+                Ok(Next::Interpret) => b.step_one(),
+                Err(e) => Err(e),
+            };
+            if let Err(e) = ran {
+                break e;
+            }
+        };
+        crate::native::leave_thread(&mut b);
+        crate::translate::fault::drop_signal_stack();
+        assert_eq!(stop, other);
+        assert_eq!(
+            (a.cpu.rip, a.cpu.gpr),
+            (b.cpu.rip, b.cpu.gpr),
+            "step {step}"
+        );
+        let (mut ma, mut mb) = (vec![0; 6 << 20], vec![0; 6 << 20]);
+        a.ram.read(0x20_0000, &mut ma).unwrap();
+        b.ram.read(0x20_0000, &mut mb).unwrap();
+        assert!(ma == mb, "memory differs, step {step}");
+    }
+}
