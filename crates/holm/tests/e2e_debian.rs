@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{BOOT, SOON, holm, image};
+use common::{BOOT, SOON, image};
 use debian::{OFF, logged_in, power_off, sh};
 use terminal::Terminal;
 
