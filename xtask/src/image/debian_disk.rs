@@ -42,6 +42,7 @@ pub(super) const PACKAGES: &[&str] = &[
     "procps",
     "python3-minimal",
     "qemu-guest-agent",
+    "sudo",
     "systemd",
     "systemd-resolved",
     "systemd-sysv",
