@@ -53,6 +53,16 @@ const NEEDS: &[Need] = &[
         purpose: "log in to guests over a published port",
     },
     Need {
+        program: "ip",
+        package: "iproute2",
+        purpose: "make taps and bridges in a network of their own",
+    },
+    Need {
+        program: "unshare",
+        package: "util-linux",
+        purpose: "make that network",
+    },
+    Need {
         program: "gdb",
         package: "gdb",
         purpose: "debug a guest from outside",

@@ -45,7 +45,7 @@ impl Place {
         Self::prepare_under(&runtime(), name)
     }
 
-    fn prepare_under(runtime: &Path, name: &SwitchName) -> Result<Self, SwitchError> {
+    pub(super) fn prepare_under(runtime: &Path, name: &SwitchName) -> Result<Self, SwitchError> {
         let mut path = runtime.to_path_buf();
         for part in ["holm", "switch", name.as_str()] {
             path.push(part);

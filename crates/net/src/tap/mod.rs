@@ -194,8 +194,8 @@ impl Tap {
             Err(TapError::Open { source, .. }) => return Err(failed("making a tap")(source)),
             Err(error) => return Err(error),
         };
-        // A bridge without an address of its own takes the lowest of its
-        // ports': this one is above all others.
+        // A bridge whose address was never set takes the lowest of its ports':
+        // this one is above all others.
         let mut random = [0; 5];
         getrandom::fill(&mut random)
             .map_err(|e| failed("choosing an address")(io::Error::other(e.to_string())))?;
@@ -207,9 +207,18 @@ impl Tap {
         interfaces
             .set_mtu(&tap.name, mtu)
             .map_err(failed("setting the tap's MTU"))?;
+        let address = interfaces
+            .address(bridge)
+            .map_err(failed("reading its address"))?;
         interfaces
             .add_to_bridge(bridge, &tap.name)
             .map_err(failed("adding the tap"))?;
+        // Without other ports it takes even that one, and none when that goes.
+        if interfaces.address(bridge).ok() != Some(address) {
+            interfaces
+                .set_address(bridge, address)
+                .map_err(failed("keeping its address"))?;
+        }
         interfaces
             .set_up(&tap.name, true)
             .map_err(failed("bringing the tap up"))?;

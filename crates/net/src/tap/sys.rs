@@ -167,6 +167,11 @@ impl Interfaces {
         Ok(())
     }
 
+    pub fn address(&self, name: &InterfaceName) -> io::Result<MacAddress> {
+        let [_, _, a, b, c, d, e, f, ..] = self.ask(name, libc::SIOCGIFHWADDR, &[])?;
+        Ok(MacAddress([a, b, c, d, e, f]))
+    }
+
     pub fn set_address(&self, name: &InterfaceName, mac: MacAddress) -> io::Result<()> {
         let mut data = [0; 8];
         data[..2].copy_from_slice(&libc::ARPHRD_ETHER.to_ne_bytes());
