@@ -125,10 +125,12 @@ impl Worker {
     /// `wait` says for what to wait.
     fn work(&mut self, settings: &Settings, wait: &mut Wait) -> Result<bool, Stop> {
         let active = self.is_active(settings);
-        let mut busy = active && self.receive(settings, wait)?;
-        busy |= self.transmit(wait)?;
+        // First, so that what became ready is seen before a sleep: nothing
+        // announces it a second time.
         let now = Instant::now();
         let due = self.link.as_mut().and_then(|link| link.turn(now));
+        let mut busy = self.transmit(wait)?;
+        busy |= active && self.receive(settings, wait)?;
         if busy {
             return Ok(true);
         }
