@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::agent;
 use crate::exit_code;
+use crate::named;
 use crate::network;
 use crate::peripherals;
 
@@ -77,6 +78,51 @@ pub enum Command {
     /// Example: holm fsthaw web1.agent
     #[command(after_help = exit_code::AGENT_HELP)]
     Fsthaw(agent::Target),
+    /// Lists the running machines of this user that have names
+    ///
+    /// Example: holm ls -o json
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Ls(named::List),
+    /// Shows a running machine
+    ///
+    /// Example: holm show web1
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Show(named::Show),
+    /// Prints a machine's counters in Prometheus' form
+    ///
+    /// Example: holm metrics web1
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Metrics(named::Show),
+    /// Shuts a machine down by its power button, and by force after a time
+    ///
+    /// Example: holm stop web1 --wait 2m
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Stop(named::Stop),
+    /// Stops a machine's CPUs, devices and clock until `holm resume`
+    ///
+    /// Example: holm pause web1
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Pause(named::Named),
+    /// Lets a paused machine go on
+    ///
+    /// Example: holm resume web1
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Resume(named::Named),
+    /// Resets a machine, as its reset button would
+    ///
+    /// Example: holm reset web1
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Reset(named::Named),
+    /// Cuts a machine's power
+    ///
+    /// Example: holm kill web1
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Kill(named::Named),
+    /// Raises a non-maskable interrupt in a machine
+    ///
+    /// Example: holm nmi web1
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Nmi(named::Named),
     /// Says what this host offers and which CPU engine `auto` takes, and why
     ///
     /// Example: holm doctor -o json
@@ -160,6 +206,11 @@ pub struct Run {
     /// Lets the guest end the machine with a status, by a write to port 0xf4
     #[arg(long)]
     pub debug_exit: bool,
+
+    /// Gives the machine a name, by which `holm ls`, `show`, `pause`, `stop`, `exec` and others
+    /// find it (--name web1)
+    #[arg(long, value_name = "NAME", value_parser = named::place::name)]
+    pub name: Option<String>,
 
     /// Serves GDB there, on this host only unless an address is given; with wait the guest
     /// starts when GDB has come (--gdb 1234,wait)

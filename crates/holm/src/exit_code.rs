@@ -26,6 +26,16 @@ pub const ENDED_BY_SIGNAL: u8 = 22;
 /// The guest's agent cannot be reached or refused.
 pub const AGENT: u8 = 24;
 
+/// A running machine cannot be found or refused.
+pub const CONTROL: u8 = 26;
+
+/// The table for commands on running machines.
+pub const CONTROL_HELP: &str = "Exit status:
+  0    done
+  2    wrong command line
+  18   internal failure
+  26   no machine of that name runs, or it refused";
+
 /// The table for the commands through the guest's agent.
 pub const AGENT_HELP: &str = "Exit status:
   0    done; of `holm exec`, whatever the program ended with

@@ -118,6 +118,16 @@ impl Guest {
         Ok(address)
     }
 
+    /// Serves the machine's control socket at a new Unix socket.
+    ///
+    /// # Errors
+    /// [`Failure::Host`] if there cannot be one at that path.
+    pub fn serve_control(&self, path: &Path) -> Result<OwnSocket, Failure> {
+        let (listener, own) = peripherals::listen(path)?;
+        self.machine.serve_control(listener)?;
+        Ok(own)
+    }
+
     /// Offers the guest's agent at a new Unix socket.
     ///
     /// # Errors

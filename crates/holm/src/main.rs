@@ -12,6 +12,7 @@ mod exit_code;
 mod failure;
 mod guest;
 mod image;
+mod named;
 mod network;
 mod peripherals;
 mod run;
@@ -19,6 +20,7 @@ mod run;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use clap::Parser;
+use machine_protocol::Request;
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Arguments, Command};
@@ -45,6 +47,15 @@ fn main() -> ! {
         Command::Cp(arguments) => agent::copy(arguments),
         Command::Fsfreeze(target) => agent::freeze(target, true),
         Command::Fsthaw(target) => agent::freeze(target, false),
+        Command::Ls(arguments) => named::list(arguments),
+        Command::Show(arguments) => named::show(arguments),
+        Command::Metrics(arguments) => named::metrics(arguments),
+        Command::Stop(arguments) => named::stop(arguments),
+        Command::Pause(machine) => named::ask(machine, &Request::Pause {}),
+        Command::Resume(machine) => named::ask(machine, &Request::Resume {}),
+        Command::Reset(machine) => named::ask(machine, &Request::Reset {}),
+        Command::Kill(machine) => named::ask(machine, &Request::Kill {}),
+        Command::Nmi(machine) => named::ask(machine, &Request::Nmi {}),
         Command::Doctor(doctor) => doctor::run(doctor),
     }))
     .unwrap_or(exit_code::INTERNAL);

@@ -24,6 +24,7 @@ use crate::exit_code;
 use crate::failure::Failure;
 use crate::guest::{self, Guest};
 use crate::image::{self, Image, Target};
+use crate::named;
 use crate::network;
 
 /// Time for the guest's last output to reach a slow reader.
@@ -67,6 +68,11 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
     let deadline = arguments.timeout.map(|timeout| Instant::now() + timeout);
     let on_stdio = arguments.serial == Serial::Stdio;
     // What the files and the host cannot do is said before the terminal changes.
+    let claim = arguments
+        .name
+        .as_deref()
+        .map(named::place::Claim::take)
+        .transpose()?;
     let (description, own_disks) = describe(arguments)?;
     let engine = engine_choice::decide(arguments.engine)?;
     let internal = |what: &str, error: io::Error| Failure::Internal(format!("{what}: {error}"));
@@ -85,9 +91,14 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         let address = guest.serve_gdb(gdb)?;
         terminal::say(&format!("holm: GDB is served at {address}"));
     }
-    let agent_socket = arguments.peripherals.agent_socket.as_deref();
-    let agent_socket = agent_socket.map(|path| guest.serve_agent(path));
+    let by_name = claim.as_ref().map(|claim| claim.agent());
+    let agent_socket = arguments.peripherals.agent_socket.clone().or(by_name);
+    let agent_socket = agent_socket.map(|path| guest.serve_agent(&path));
     let _agent_socket = agent_socket.transpose()?;
+    let control_socket = claim
+        .as_ref()
+        .map(|claim| guest.serve_control(&claim.control()));
+    let _control_socket = control_socket.transpose()?;
     watch_signals(events.clone()).map_err(|e| internal("watching for signals", e))?;
     let raw = match on_stdio {
         true => RawMode::enter().map_err(|e| internal("setting the terminal to raw mode", e))?,

@@ -9,6 +9,7 @@
 mod agent;
 mod board;
 mod control;
+mod control_socket;
 pub mod description;
 mod gdb;
 mod machine;

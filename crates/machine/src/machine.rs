@@ -2,7 +2,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,7 @@ pub(crate) struct Inner {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// One reboot, pause, resume, save or restore at a time.
     operation: Mutex<()>,
+    started: OnceLock<Instant>,
     outcome: Mutex<Option<Arc<Outcome>>>,
     ended: Condvar,
 }
@@ -100,6 +101,7 @@ impl Machine {
             reset_states,
             threads: Mutex::default(),
             operation: Mutex::default(),
+            started: OnceLock::new(),
             outcome: Mutex::default(),
             ended: Condvar::new(),
         });
@@ -130,6 +132,7 @@ impl Machine {
                 source,
             })?;
         *supervisor = Some(thread);
+        let _ = self.inner.started.set(Instant::now());
         self.inner.control.release();
         Ok(())
     }
@@ -174,20 +177,12 @@ impl Machine {
 
     /// Stops all vCPUs, devices and the guest's clock; returns when they stand.
     pub fn pause(&self) {
-        let _one = self.inner.operation.lock();
-        if !self.inner.control.is_paused() {
-            self.inner.control.set_paused(true);
-            self.inner.board.pause();
-        }
+        self.inner.pause();
     }
 
     /// Ends [`Self::pause`].
     pub fn resume(&self) {
-        let _one = self.inner.operation.lock();
-        if self.inner.control.is_paused() {
-            self.inner.board.resume();
-            self.inner.control.set_paused(false);
-        }
+        self.inner.resume();
     }
 
     /// Ends the machine at once, as if its power were cut.
@@ -235,6 +230,21 @@ impl Machine {
             Some(agent) => agent.serve(listener),
             None => Ok(()),
         }
+    }
+
+    /// Serves `machine-protocol` to local clients at a Unix socket, until the
+    /// machine ends.
+    ///
+    /// # Errors
+    /// [`MachineError::Host`]: no thread.
+    pub fn serve_control(&self, listener: UnixListener) -> Result<(), MachineError> {
+        let machine = Arc::downgrade(&self.inner);
+        let thread = std::thread::Builder::new().name("control".into());
+        let spawned = thread.spawn(move || crate::control_socket::serve(&listener, &machine));
+        spawned.map(drop).map_err(|source| MachineError::Host {
+            what: "thread for the control socket",
+            source,
+        })
     }
 
     /// The network cards, in the order of their description.
@@ -366,6 +376,41 @@ impl Inner {
 
     pub(crate) fn cpus(&self) -> u32 {
         self.description.cpus
+    }
+
+    pub(crate) fn description(&self) -> &Description {
+        &self.description
+    }
+
+    pub(crate) fn engine_name(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    pub(crate) fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// Since the guest was started.
+    pub(crate) fn uptime(&self) -> Option<Duration> {
+        self.started.get().map(Instant::elapsed)
+    }
+
+    /// See [`Machine::pause`].
+    pub(crate) fn pause(&self) {
+        let _one = self.operation.lock();
+        if !self.control.is_paused() {
+            self.control.set_paused(true);
+            self.board.pause();
+        }
+    }
+
+    /// See [`Machine::resume`].
+    pub(crate) fn resume(&self) {
+        let _one = self.operation.lock();
+        if self.control.is_paused() {
+            self.board.resume();
+            self.control.set_paused(false);
+        }
     }
 
     /// Loads the kernel; the states in which the vCPUs start.

@@ -57,6 +57,17 @@ pub enum NicNetwork {
     Switch(SwitchName),
 }
 
+impl std::fmt::Display for NicNetwork {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::User(_) => f.write_str("user"),
+            Self::Tap(name) => write!(f, "tap={name}"),
+            Self::Bridge(name) => write!(f, "bridge={name}"),
+            Self::Switch(name) => write!(f, "switch={name}"),
+        }
+    }
+}
+
 /// A user network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -18,7 +18,8 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Which machine, and how patiently.
 #[derive(Args, Debug)]
 pub struct Target {
-    /// The machine: the socket it serves its agent at (`holm run --agent-socket`)
+    /// The machine: its name (`holm run --name`), or the socket it serves its agent at
+    /// (`--agent-socket`)
     #[arg(value_name = "MACHINE")]
     pub machine: PathBuf,
 
@@ -110,13 +111,14 @@ fn connect(target: &Target) -> Result<Client, Problem> {
 }
 
 fn connect_to(machine: &std::path::Path, wait: Option<Duration>) -> Result<Client, Problem> {
+    let connect = || Client::connect(&crate::named::place::agent(machine));
     let Some(patience) = wait else {
-        return Ok(Client::connect(machine)?);
+        return Ok(connect()?);
     };
     let deadline = Instant::now() + patience;
     // The machine itself may just be starting.
     let mut client = loop {
-        match Client::connect(machine) {
+        match connect() {
             Err(_) if Instant::now() < deadline => std::thread::sleep(AGAIN),
             result => break result?,
         }

@@ -1,0 +1,146 @@
+//! The client of a machine's control socket.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use machine_protocol::{Description, Hello, Metrics, PROTOCOL_VERSION, Reply, Request};
+
+use super::place;
+
+/// How long a machine may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest answer.
+const ANSWER_MAX: u64 = 8 << 20;
+
+/// Why a machine did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// No such machine.
+    #[error("no machine named {0:?} runs; `holm ls` lists those that do")]
+    NoMachine(String),
+    /// The connection failed.
+    #[error("talking to machine {name:?}: {source}")]
+    Connection {
+        /// Its name.
+        name: String,
+        /// The host's error.
+        source: io::Error,
+    },
+    /// Another version of holm runs it.
+    #[error(
+        "machine {name:?} speaks protocol {found} (holm {holm}), and this holm {PROTOCOL_VERSION}; use the holm that runs it"
+    )]
+    Version {
+        /// Its name.
+        name: String,
+        /// Its protocol.
+        found: u32,
+        /// Its version.
+        holm: String,
+    },
+    /// It refused.
+    #[error("machine {name:?}: {message}")]
+    Refused {
+        /// Its name.
+        name: String,
+        /// Why.
+        message: String,
+    },
+}
+
+/// A connection to a machine.
+pub struct Client {
+    name: String,
+    stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    /// Connects to the machine of this name.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn connect(name: &str) -> Result<Self, ControlError> {
+        let stream = UnixStream::connect(place::control(name))
+            .map_err(|_| ControlError::NoMachine(name.into()))?;
+        let mut client = Self {
+            name: name.into(),
+            stream: BufReader::new(stream),
+        };
+        let timed = client.stream.get_ref();
+        let set = timed
+            .set_read_timeout(Some(PATIENCE))
+            .and_then(|()| timed.set_write_timeout(Some(PATIENCE)));
+        set.map_err(|source| client.broken(source))?;
+        let hello: Hello = client.receive()?;
+        if hello.protocol != PROTOCOL_VERSION {
+            return Err(ControlError::Version {
+                name: client.name,
+                found: hello.protocol,
+                holm: hello.holm,
+            });
+        }
+        Ok(client)
+    }
+
+    fn broken(&self, source: io::Error) -> ControlError {
+        ControlError::Connection {
+            name: self.name.clone(),
+            source,
+        }
+    }
+
+    fn receive<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ControlError> {
+        let mut line = String::new();
+        let read = (&mut self.stream).take(ANSWER_MAX).read_line(&mut line);
+        match read {
+            Ok(0) => Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
+            Ok(_) => serde_json::from_str(&line).map_err(|e| self.broken(e.into())),
+            Err(e) => Err(self.broken(e)),
+        }
+    }
+
+    /// Asks for something.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn ask(&mut self, request: &Request) -> Result<Reply, ControlError> {
+        let mut line = serde_json::to_vec(request).map_err(|e| self.broken(e.into()))?;
+        line.push(b'\n');
+        let sent = self.stream.get_mut().write_all(&line);
+        sent.map_err(|source| self.broken(source))?;
+        match self.receive()? {
+            Reply::Error { message, .. } => Err(ControlError::Refused {
+                name: self.name.clone(),
+                message,
+            }),
+            reply => Ok(reply),
+        }
+    }
+
+    fn strange(&self) -> ControlError {
+        self.broken(io::Error::other("it gave an answer to something else"))
+    }
+
+    /// What the machine is and does.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn describe(&mut self) -> Result<Description, ControlError> {
+        match self.ask(&Request::Describe {})? {
+            Reply::Description(description) => Ok(description),
+            _ => Err(self.strange()),
+        }
+    }
+
+    /// Its counters.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn metrics(&mut self) -> Result<Metrics, ControlError> {
+        match self.ask(&Request::Metrics {})? {
+            Reply::Metrics(metrics) => Ok(metrics),
+            _ => Err(self.strange()),
+        }
+    }
+}

@@ -1,0 +1,243 @@
+//! The messages of a machine's control socket.
+//!
+//! A connection carries lines of JSON. The machine speaks first ([`Hello`]);
+//! then each [`Request`] line gets one [`Reply`] line, in order. Lines longer
+//! than [`LINE_MAX`], requests and fields that are not known are refused by
+//! name, and the connection goes on.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the messages. A machine and a client must have the same.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// Longest line, in bytes, its end included.
+pub const LINE_MAX: usize = 64 << 10;
+
+/// The machine's first line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`] of the machine.
+    pub protocol: u32,
+    /// Version of the holm that runs it.
+    pub holm: String,
+}
+
+/// What is asked of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "request", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Request {
+    /// What it is and what it is doing: [`Description`].
+    Describe {},
+    /// Stops its vCPUs, devices and clock; answered when they stand.
+    Pause {},
+    /// Ends a pause.
+    Resume {},
+    /// Presses the ACPI power button; the guest decides what follows.
+    PowerButton {},
+    /// Resets it, as its reset button would.
+    Reset {},
+    /// Ends it at once, as if its power were cut.
+    Kill {},
+    /// Raises a non-maskable interrupt on its first vCPU.
+    Nmi {},
+    /// Its counters: [`Metrics`].
+    Metrics {},
+}
+
+/// The answer to a request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// To [`Request::Describe`].
+    Description(Description),
+    /// To [`Request::Metrics`].
+    Metrics(Metrics),
+    /// It is not done.
+    Error {
+        /// Which kind of failure, for programs.
+        code: ErrorCode,
+        /// What failed, for people.
+        message: String,
+    },
+}
+
+/// Kinds of failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// Not a line of JSON, or longer than [`LINE_MAX`].
+    Malformed,
+    /// A request or a field that this machine does not know.
+    Unknown,
+    /// The machine has ended or could not do it.
+    Failed,
+}
+
+/// What a machine is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// Assembled, not yet started.
+    Created,
+    /// Running.
+    Running,
+    /// Paused by a request.
+    Paused,
+    /// Ended; the process is about to go.
+    Ended,
+}
+
+/// A machine, as it describes itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// Its process on the host.
+    pub pid: u32,
+    /// What it is doing.
+    pub state: RunState,
+    /// `soft` or `kvm`.
+    pub engine: String,
+    /// Number of vCPUs.
+    pub cpus: u32,
+    /// RAM in bytes.
+    pub memory: u64,
+    /// Its disks' files.
+    pub disks: Vec<String>,
+    /// Its network cards: where they lead.
+    pub nics: Vec<String>,
+    /// Seconds since it was started.
+    pub uptime_seconds: u64,
+    /// System UUID, in hexadecimal.
+    pub uuid: String,
+}
+
+/// Counters of a machine by name, with units in the names, as in Prometheus.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Samples by metric; a metric's samples differ in their labels.
+    pub samples: BTreeMap<String, Vec<Sample>>,
+}
+
+/// One value of a metric.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sample {
+    /// Label and value, such as `vcpu` and `0`.
+    pub labels: Vec<(String, String)>,
+    /// The value.
+    pub value: u64,
+}
+
+impl Metrics {
+    /// Adds a value.
+    pub fn add(&mut self, name: &str, labels: &[(&str, String)], value: u64) {
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), v.clone()));
+        self.samples
+            .entry(name.to_owned())
+            .or_default()
+            .push(Sample {
+                labels: labels.collect(),
+                value,
+            });
+    }
+
+    /// In Prometheus' text format, every metric untyped.
+    #[must_use]
+    pub fn to_prometheus(&self) -> String {
+        let mut text = String::new();
+        for (name, samples) in &self.samples {
+            text.push_str(&format!("# TYPE {name} untyped\n"));
+            for sample in samples {
+                let labels: Vec<String> = sample
+                    .labels
+                    .iter()
+                    .map(|(k, v)| {
+                        format!("{k}=\"{}\"", v.replace('\\', "\\\\").replace('"', "\\\""))
+                    })
+                    .collect();
+                let labels = match labels.is_empty() {
+                    true => String::new(),
+                    false => format!("{{{}}}", labels.join(",")),
+                };
+                text.push_str(&format!("{name}{labels} {}\n", sample.value));
+            }
+        }
+        text
+    }
+}
+
+/// A line that is not a request.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct BadRequest {
+    /// Malformed or unknown.
+    pub code: ErrorCode,
+    /// What is wrong, with the name of what is not known.
+    pub message: String,
+}
+
+/// Reads a request from a line.
+///
+/// # Errors
+/// [`BadRequest`].
+pub fn parse_request(line: &str) -> Result<Request, BadRequest> {
+    let value: serde_json::Value = serde_json::from_str(line).map_err(|e| BadRequest {
+        code: ErrorCode::Malformed,
+        message: format!("the request is no line of JSON: {e}"),
+    })?;
+    serde_json::from_value(value).map_err(|e| BadRequest {
+        code: ErrorCode::Unknown,
+        message: format!(
+            "this machine (protocol {PROTOCOL_VERSION}) does not know the request: {e}"
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_have_the_documented_form_and_others_are_refused_by_name() {
+        let line = serde_json::to_string(&Request::PowerButton {}).unwrap();
+        assert_eq!(line, r#"{"request":"power-button"}"#);
+        assert_eq!(parse_request(&line).unwrap(), Request::PowerButton {});
+        let unknown = parse_request(r#"{"request":"fly"}"#).unwrap_err();
+        assert_eq!(unknown.code, ErrorCode::Unknown);
+        assert!(unknown.message.contains("fly"), "{unknown}");
+        let field = parse_request(r#"{"request":"pause","for":3}"#).unwrap_err();
+        assert_eq!(field.code, ErrorCode::Unknown);
+        assert!(field.message.contains("for"), "{field}");
+        for bad in ["", "{", "[]x", "\u{0}"] {
+            assert_eq!(parse_request(bad).unwrap_err().code, ErrorCode::Malformed);
+        }
+        assert_eq!(parse_request("[1]").unwrap_err().code, ErrorCode::Unknown);
+    }
+
+    #[test]
+    fn replies_survive_json() {
+        let mut metrics = Metrics::default();
+        metrics.add("holm_vcpu_interrupts_total", &[("vcpu", "1".into())], 7);
+        metrics.add("holm_memory_bytes", &[], 1 << 30);
+        for reply in [
+            Reply::Done,
+            Reply::Metrics(metrics.clone()),
+            Reply::Error {
+                code: ErrorCode::Failed,
+                message: "x".into(),
+            },
+        ] {
+            let text = serde_json::to_string(&reply).unwrap();
+            assert_eq!(serde_json::from_str::<Reply>(&text).unwrap(), reply);
+        }
+        let text = metrics.to_prometheus();
+        assert!(
+            text.contains("holm_vcpu_interrupts_total{vcpu=\"1\"} 7\n"),
+            "{text}"
+        );
+        assert!(text.contains("\nholm_vcpu") && text.contains("holm_memory_bytes 1073741824\n"));
+    }
+}

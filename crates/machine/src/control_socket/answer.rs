@@ -1,0 +1,82 @@
+//! What each request does.
+
+use machine_protocol::{Description, ErrorCode, Metrics, Reply, Request, RunState};
+
+use crate::control::Event;
+use crate::machine::Inner;
+
+/// Does a request; never waits for the guest.
+pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
+    if machine.control().has_ended() {
+        return Reply::Error {
+            code: ErrorCode::Failed,
+            message: "the machine has ended".into(),
+        };
+    }
+    match request {
+        Request::Describe {} => return Reply::Description(describe(machine)),
+        Request::Metrics {} => return metrics(machine),
+        Request::Pause {} => machine.pause(),
+        Request::Resume {} => machine.resume(),
+        Request::PowerButton {} => machine.board().press_power_button(),
+        Request::Reset {} => machine.control().post(Event::Reset),
+        Request::Kill {} => machine.control().post(Event::Stop),
+        Request::Nmi {} => machine.control().nmi(0),
+    }
+    Reply::Done
+}
+
+fn describe(machine: &Inner) -> Description {
+    let d = machine.description();
+    let state = match machine.control().is_paused() {
+        true => RunState::Paused,
+        false if machine.uptime().is_none() => RunState::Created,
+        false => RunState::Running,
+    };
+    Description {
+        pid: std::process::id(),
+        state,
+        engine: machine.engine_name().into(),
+        cpus: d.cpus,
+        memory: d.memory,
+        disks: d
+            .disks
+            .iter()
+            .map(|disk| disk.file.display().to_string())
+            .collect(),
+        nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
+        uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
+        uuid: d.uuid.iter().map(|b| format!("{b:02x}")).collect(),
+    }
+}
+
+fn metrics(machine: &Inner) -> Reply {
+    let mut metrics = Metrics::default();
+    for vcpu in 0..machine.cpus() {
+        let Some(stats) = machine.control().on_vcpu(vcpu, |v| v.stats()) else {
+            return Reply::Error {
+                code: ErrorCode::Failed,
+                message: "the machine has ended".into(),
+            };
+        };
+        for (name, value) in stats.counters {
+            let name = format!("holm_vcpu_{name}_total");
+            metrics.add(&name, &[("vcpu", vcpu.to_string())], value);
+        }
+    }
+    metrics.add("holm_memory_size_bytes", &[], machine.description().memory);
+    if let Some(uptime) = machine.uptime() {
+        metrics.add("holm_uptime_seconds", &[], uptime.as_secs());
+    }
+    for (index, port) in machine.board().nics().enumerate() {
+        let stats = port.card.stats();
+        for (direction, d) in [("received", stats.received), ("sent", stats.sent)] {
+            let labels = [("nic", index.to_string()), ("direction", direction.into())];
+            metrics.add("holm_nic_packets_total", &labels, d.packets);
+            metrics.add("holm_nic_bytes_total", &labels, d.bytes);
+            metrics.add("holm_nic_errors_total", &labels, d.errors);
+            metrics.add("holm_nic_drops_total", &labels, d.drops);
+        }
+    }
+    Reply::Metrics(metrics)
+}
