@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::agent;
 use crate::exit_code;
 use crate::network;
+use crate::peripherals;
 
 /// Least memory of a machine, in bytes.
 pub const LEAST_MEMORY: u64 = 2 << 20;
@@ -46,6 +48,35 @@ pub enum Command {
     ///   holm boot-entries debian-disk -o json
     #[command(verbatim_doc_comment, after_help = exit_code::LIST_HELP)]
     BootEntries(BootEntries),
+    /// Runs a program in a machine, through qemu-guest-agent in the guest
+    ///
+    /// Output comes while the program runs; the status is the program's, or 128 and the number
+    /// of the signal that ended it.
+    ///
+    /// Examples:
+    ///   holm exec web1.agent -- systemctl is-system-running
+    ///   echo SELECT 1 | holm exec -i web1.agent -- psql
+    #[command(verbatim_doc_comment, after_help = exit_code::AGENT_HELP)]
+    Exec(agent::Exec),
+    /// Copies a file into a machine or out of it, through qemu-guest-agent in the guest
+    ///
+    /// The file has its contents whole or not at all, and its mode.
+    ///
+    /// Examples:
+    ///   holm cp site.tar web1.agent:/var/tmp/site.tar
+    ///   holm cp web1.agent:/var/log/syslog syslog
+    #[command(verbatim_doc_comment, after_help = exit_code::AGENT_HELP)]
+    Cp(agent::Copy),
+    /// Freezes the file systems of a machine: nothing is written until `holm fsthaw`
+    ///
+    /// Example: holm fsfreeze web1.agent
+    #[command(after_help = exit_code::AGENT_HELP)]
+    Fsfreeze(agent::Target),
+    /// Thaws the file systems of a machine
+    ///
+    /// Example: holm fsthaw web1.agent
+    #[command(after_help = exit_code::AGENT_HELP)]
+    Fsthaw(agent::Target),
     /// Says what this host offers and which CPU engine `auto` takes, and why
     ///
     /// Example: holm doctor -o json
@@ -134,6 +165,10 @@ pub struct Run {
     /// starts when GDB has come (--gdb 1234,wait)
     #[arg(long, value_name = "[ADDR:]PORT[,wait]", value_parser = gdb)]
     pub gdb: Option<Gdb>,
+
+    /// What ties the guest to its host
+    #[command(flatten)]
+    pub peripherals: peripherals::Options,
 
     /// What a reset by the guest does (--on-reset reboot)
     #[arg(long, value_enum, default_value_t = OnReset::Exit)]

@@ -23,6 +23,16 @@ pub const ENDED_BY_USER: u8 = 20;
 /// SIGHUP, SIGINT or SIGTERM ended the machine.
 pub const ENDED_BY_SIGNAL: u8 = 22;
 
+/// The guest's agent cannot be reached or refused.
+pub const AGENT: u8 = 24;
+
+/// The table for the commands through the guest's agent.
+pub const AGENT_HELP: &str = "Exit status:
+  0    done; of `holm exec`, whatever the program ended with
+  2    wrong command line
+  14   a file of this host cannot be read or written
+  24   the guest's agent cannot be reached, or refused";
+
 /// What a value written to the debug-exit port (0xf4) gives; as with QEMU's
 /// isa-debug-exit, of which the host's shell sees the low eight bits.
 pub fn debug_exit(value: u32) -> u8 {

@@ -1,6 +1,7 @@
 //! The thin layer between the command line and crate `machine`.
 
 use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
@@ -20,6 +21,7 @@ use crate::console::monitor;
 use crate::console::output::Output;
 use crate::engine_choice::EngineKind;
 use crate::failure::Failure;
+use crate::peripherals::{self, OwnSocket};
 use crate::run::Event;
 
 /// A machine with the first serial port as its console.
@@ -114,6 +116,16 @@ impl Guest {
         let address = listener.local_addr().map_err(refused)?;
         self.machine.serve_gdb(listener, gdb.wait)?;
         Ok(address)
+    }
+
+    /// Offers the guest's agent at a new Unix socket.
+    ///
+    /// # Errors
+    /// [`Failure::Host`] if there cannot be one at that path.
+    pub fn serve_agent(&self, path: &Path) -> Result<OwnSocket, Failure> {
+        let (listener, own) = peripherals::listen(path)?;
+        self.machine.serve_agent(listener)?;
+        Ok(own)
     }
 
     /// Runs it to its end.

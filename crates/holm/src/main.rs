@@ -1,6 +1,7 @@
 //! `holm`: the command line.
 #![forbid(unsafe_code)]
 
+mod agent;
 mod boot_entries;
 mod cli;
 mod console;
@@ -12,6 +13,7 @@ mod failure;
 mod guest;
 mod image;
 mod network;
+mod peripherals;
 mod run;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -39,6 +41,10 @@ fn main() -> ! {
     let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {
         Command::Run(run) => run::run(run),
         Command::BootEntries(entries) => boot_entries::run(entries),
+        Command::Exec(arguments) => agent::exec(arguments),
+        Command::Cp(arguments) => agent::copy(arguments),
+        Command::Fsfreeze(target) => agent::freeze(target, true),
+        Command::Fsthaw(target) => agent::freeze(target, false),
         Command::Doctor(doctor) => doctor::run(doctor),
     }))
     .unwrap_or(exit_code::INTERNAL);

@@ -85,6 +85,9 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         let address = guest.serve_gdb(gdb)?;
         terminal::say(&format!("holm: GDB is served at {address}"));
     }
+    let agent_socket = arguments.peripherals.agent_socket.as_deref();
+    let agent_socket = agent_socket.map(|path| guest.serve_agent(path));
+    let _agent_socket = agent_socket.transpose()?;
     watch_signals(events.clone()).map_err(|e| internal("watching for signals", e))?;
     let raw = match on_stdio {
         true => RawMode::enter().map_err(|e| internal("setting the terminal to raw mode", e))?,
@@ -303,6 +306,7 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
     let mut description = Description::new(arguments.cpus, arguments.memory, "");
     description.boot = boot(arguments, image.as_ref())?;
     description.cpu_model = guest::cpu_model(arguments.cpu);
+    description.peripherals = arguments.peripherals.describe();
     description.debug_exit = arguments.debug_exit;
     description.on_reset = match arguments.on_reset {
         cli::OnReset::Exit => OnReset::Exit,

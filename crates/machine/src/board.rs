@@ -22,6 +22,7 @@ use crate::control::{Control, Event};
 use crate::description::Description;
 use crate::nic::{NicPort, OpenNic};
 use crate::outcome::MachineError;
+use crate::peripherals::Handles;
 
 /// Where the guest's consoles lead.
 #[derive(Clone)]
@@ -47,6 +48,7 @@ pub(crate) struct Board {
     /// By PCI slot, ascending.
     functions: Vec<(u8, Arc<VirtioPci>)>,
     console: Option<ConsoleInput>,
+    peripherals: Handles,
     /// By PCI slot, ascending.
     nics: Vec<(u8, NicPort)>,
 }
@@ -108,6 +110,7 @@ impl Board {
             clock,
             functions: Vec::new(),
             console: None,
+            peripherals: Handles::default(),
             nics: Vec::new(),
         };
         let mut attach =
@@ -119,6 +122,7 @@ impl Board {
             input = Some(way_in);
             attach(CONSOLE_SLOT, Box::new(console))?;
         }
+        let peripherals = Handles::attach(&description.peripherals, &mut attach)?;
         let mut nics = Vec::new();
         for (slot, nic) in (FIRST_NIC_SLOT..).zip(backends.nics) {
             attach(slot, Box::new(nic.device))?;
@@ -128,6 +132,7 @@ impl Board {
             attach(slot, Box::new(Blk::new(disk, 1)))?;
         }
         board.console = input;
+        board.peripherals = peripherals;
         board.nics = nics;
         Ok(board)
     }
@@ -179,6 +184,7 @@ impl Board {
 
     /// Finishes what is in flight; nothing touches guest memory afterwards.
     pub(crate) fn shut_down(&self) {
+        self.peripherals.end();
         self.pause();
         for (_, nic) in &self.nics {
             nic.card.close();
@@ -241,6 +247,11 @@ impl Board {
 
     pub(crate) fn serial_input(&self, bytes: &[u8]) -> usize {
         self.chipset.serial.push_input(bytes)
+    }
+
+    /// The host's ends of the devices of [`crate::Peripherals`].
+    pub(crate) fn peripherals(&self) -> &Handles {
+        &self.peripherals
     }
 
     /// The input of the virtio console, if there is one.

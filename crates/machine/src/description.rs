@@ -6,6 +6,7 @@ use arch::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 
 use crate::nic::{MOST_NICS, Nic};
+use crate::peripherals::Peripherals;
 
 /// Version of [`Description`] that this program writes and reads.
 pub const DESCRIPTION_VERSION: u32 = 1;
@@ -28,6 +29,9 @@ pub struct Description {
     /// Disks, in the order of their PCI slots.
     #[serde(default)]
     pub disks: Vec<Disk>,
+    /// What ties the guest to its host.
+    #[serde(default)]
+    pub peripherals: Peripherals,
     /// Network cards, in the order of their PCI slots.
     #[serde(default)]
     pub nics: Vec<Nic>,
@@ -225,6 +229,7 @@ impl Description {
                 ..KernelBoot::default()
             }),
             disks: Vec::new(),
+            peripherals: Peripherals::default(),
             nics: Vec::new(),
             on_reset: OnReset::default(),
             debug_exit: false,

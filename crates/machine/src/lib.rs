@@ -6,6 +6,7 @@
 //! machine through [`Machine`].
 #![forbid(unsafe_code)]
 
+mod agent;
 mod board;
 mod control;
 pub mod description;
@@ -13,6 +14,7 @@ mod gdb;
 mod machine;
 mod nic;
 mod outcome;
+mod peripherals;
 mod source;
 mod state;
 
@@ -23,5 +25,6 @@ pub use devices::serial::SerialSink;
 pub use machine::{Machine, MakeEngine, RunState};
 pub use nic::{MOST_NICS, Nic, NicCapture, NicError, NicNetwork, NicPort, NicReach, UserNic};
 pub use outcome::{MachineError, Outcome};
+pub use peripherals::Peripherals;
 pub use state::MachineState;
 pub use virtio::console::{ConsoleInput, ConsoleSink};

@@ -1,6 +1,7 @@
 //! One machine: assembly, life and death.
 
 use std::net::TcpListener;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -222,6 +223,18 @@ impl Machine {
     #[must_use]
     pub fn console(&self) -> Option<&ConsoleInput> {
         self.inner.board.console()
+    }
+
+    /// Offers the guest's agent to local clients at a Unix socket (crate
+    /// `agent` has the client). Nothing happens if the machine has no channel.
+    ///
+    /// # Errors
+    /// [`MachineError::Host`]: no thread.
+    pub fn serve_agent(&self, listener: UnixListener) -> Result<(), MachineError> {
+        match &self.inner.board.peripherals().agent {
+            Some(agent) => agent.serve(listener),
+            None => Ok(()),
+        }
     }
 
     /// The network cards, in the order of their description.

@@ -19,11 +19,11 @@ use crate::queue::{Chain, QueueError, VirtQueue, read, skip, write};
 const RECEIVE: u16 = 0;
 /// Transmit queue of port 0.
 const TRANSMIT: u16 = 1;
-const QUEUE_SIZE: u16 = 128;
+pub(crate) const QUEUE_SIZE: u16 = 128;
 /// Chains served on the vCPU's own time.
 const BUDGET: u32 = 4 * QUEUE_SIZE as u32;
 /// Input kept while the guest has no buffers for it.
-const INPUT_MAX: usize = 64 * 1024;
+pub(crate) const INPUT_MAX: usize = 64 * 1024;
 
 const FEATURE_SIZE: u64 = 1 << 0;
 const FEATURE_EMERGENCY_WRITE: u64 = 1 << 2;
@@ -35,6 +35,11 @@ pub trait ConsoleSink: Send + Sync {
     /// The guest wrote this. Called on a vCPU thread; blocking holds the
     /// guest's output back.
     fn output(&self, data: &[u8]);
+    /// Whether it takes output now. Output that it does not take stays with
+    /// the guest, until the host asks for it.
+    fn ready(&self) -> bool {
+        true
+    }
     /// [`ConsoleInput::push`] took less than offered, and has room again.
     fn input_ready(&self) {}
 }
@@ -52,18 +57,20 @@ struct Port {
     later: Arc<AtomicBool>,
 }
 
+/// The way from the host to the guest.
 #[derive(Default)]
-struct Receive {
-    queue: Option<VirtQueue>,
+pub(crate) struct Receive {
+    pub queue: Option<VirtQueue>,
     chain: Chain,
-    pending: VecDeque<u8>,
+    pub pending: VecDeque<u8>,
     /// Input was refused for want of room.
     refused: bool,
 }
 
+/// The way from the guest to the host.
 #[derive(Default)]
-struct Transmit {
-    queue: Option<VirtQueue>,
+pub(crate) struct Transmit {
+    pub queue: Option<VirtQueue>,
     chain: Chain,
     data: Vec<u8>,
 }
@@ -97,13 +104,7 @@ impl ConsoleInput {
     /// Gives the guest input; the number of bytes taken. The rest must wait
     /// until [`ConsoleSink::input_ready`].
     pub fn push(&self, data: &[u8]) -> usize {
-        let mut receive = self.0.receive.lock();
-        let room = INPUT_MAX.saturating_sub(receive.pending.len());
-        let count = room.min(data.len());
-        receive.pending.extend(data.iter().take(count));
-        receive.refused |= count < data.len();
-        receive.serve();
-        count
+        self.0.receive.lock().push(data)
     }
 
     /// The size of the terminal has changed.
@@ -120,11 +121,7 @@ impl Doorbell for Port {
     fn ring(&self, queue: u16) {
         match queue {
             RECEIVE => {
-                let mut receive = self.receive.lock();
-                receive.serve();
-                let room = receive.pending.len() < INPUT_MAX;
-                let tell = room && std::mem::take(&mut receive.refused);
-                drop(receive);
+                let tell = self.receive.lock().more_buffers();
                 if tell {
                     self.sink.input_ready();
                 }
@@ -140,21 +137,37 @@ impl Doorbell for Port {
 impl Port {
     /// Sends out what is available; `false` if there may be more.
     fn transmit_some(&self) -> bool {
-        let mut transmit = self.transmit.lock();
-        match transmit.serve(&*self.sink) {
-            Ok(done) => done,
-            Err(error) => {
-                if let Some(queue) = &mut transmit.queue {
-                    queue.break_off();
-                    queue.signal().needs_reset(&error.to_string());
-                }
-                true
-            }
-        }
+        self.transmit.lock().serve(&*self.sink)
     }
 }
 
 impl Receive {
+    /// Takes input for the guest; the number of bytes there was room for.
+    pub fn push(&mut self, data: &[u8]) -> usize {
+        let mut taken = 0;
+        loop {
+            let rest = data.get(taken..).unwrap_or_default();
+            let room = INPUT_MAX.saturating_sub(self.pending.len());
+            let count = room.min(rest.len());
+            if count == 0 {
+                // Only now: what was just moved to the guest made room that
+                // no notification would tell of.
+                self.refused |= !rest.is_empty();
+                return taken;
+            }
+            self.pending.extend(rest.iter().take(count));
+            taken += count;
+            self.serve();
+        }
+    }
+
+    /// The guest has given buffers; whether to tell the host of room that it
+    /// was refused before.
+    pub fn more_buffers(&mut self) -> bool {
+        self.serve();
+        self.pending.len() < INPUT_MAX && std::mem::take(&mut self.refused)
+    }
+
     /// Moves pending input to the guest's buffers.
     fn serve(&mut self) {
         if let Err(error) = self.try_serve()
@@ -207,13 +220,24 @@ fn take_input(queue: &VirtQueue, chain: &mut Chain, pending: &mut VecDeque<u8>) 
 }
 
 impl Transmit {
-    fn serve(&mut self, sink: &dyn ConsoleSink) -> Result<bool, QueueError> {
+    /// Gives the sink what is available; `false` if there may be more.
+    pub fn serve(&mut self, sink: &dyn ConsoleSink) -> bool {
+        self.try_serve(sink).unwrap_or_else(|error| {
+            if let Some(queue) = &mut self.queue {
+                queue.break_off();
+                queue.signal().needs_reset(&error.to_string());
+            }
+            true
+        })
+    }
+
+    fn try_serve(&mut self, sink: &dyn ConsoleSink) -> Result<bool, QueueError> {
         let Some(queue) = self.queue.as_mut().filter(|queue| !queue.is_broken()) else {
             return Ok(true);
         };
         let mut left = BUDGET;
         loop {
-            while left > 0 && queue.pop(&mut self.chain)? {
+            while left > 0 && sink.ready() && queue.pop(&mut self.chain)? {
                 left -= 1;
                 let mut rest = &mut self.chain.readable[..];
                 self.data.resize(4096, 0);
@@ -231,7 +255,7 @@ impl Transmit {
             if left == 0 {
                 return Ok(false);
             }
-            if !queue.enable_notification()? {
+            if !queue.enable_notification()? || !sink.ready() {
                 return Ok(true);
             }
         }

@@ -8,6 +8,7 @@ use memory::GuestRam;
 use serde::{Deserialize, Serialize};
 
 use crate::blk::BlkState;
+use crate::channel::ChannelState;
 use crate::console::ConsoleState;
 use crate::net::NetState;
 use crate::queue::{QueueError, VirtQueue};
@@ -143,6 +144,8 @@ pub enum DeviceState {
     Rng(RngState),
     /// Console.
     Console(ConsoleState),
+    /// Named channel.
+    Channel(ChannelState),
     /// Network card.
     Net(NetState),
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod blk;
+pub mod channel;
 pub mod console;
 mod device;
 pub mod net;

@@ -9,6 +9,7 @@ use disk::{RawDisk, RawOptions};
 use driver::{Driver, EVENT_IDX, INDIRECT_DESC};
 use proptest::prelude::*;
 use virtio::blk::Blk;
+use virtio::channel::{Channel, ChannelSink};
 use virtio::console::{Console, ConsoleSink};
 use virtio::rng::Rng;
 
@@ -17,6 +18,9 @@ const DATA: u64 = 0x20_0000;
 struct Nowhere;
 impl ConsoleSink for Nowhere {
     fn output(&self, _data: &[u8]) {}
+}
+impl ChannelSink for Nowhere {
+    fn guest_open(&self, _open: bool) {}
 }
 
 type Descriptor = (u64, u32, u16, u16);
@@ -70,9 +74,14 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// Plays on the last of the queues.
 fn play(driver: &mut Driver, queues: u16, acts: &[Act]) {
-    driver.start(EVENT_IDX | INDIRECT_DESC, queues, 16);
-    let queue = usize::from(queues) - 1;
+    play_on(driver, 0, queues, usize::from(queues) - 1, acts);
+}
+
+/// Plays on a queue, with features of the device.
+fn play_on(driver: &mut Driver, features: u64, queues: u16, queue: usize, acts: &[Act]) {
+    driver.start(EVENT_IDX | INDIRECT_DESC | features, queues, 16);
     for act in acts {
         match *act {
             Act::Descriptor(at, entry) => driver.put_descriptor(queue, at, entry),
@@ -106,7 +115,7 @@ fn play(driver: &mut Driver, queues: u16, acts: &[Act]) {
         }
     }
     // Whatever happened: after a reset the device works.
-    driver.start(0, queues, 16);
+    driver.start(features, queues, 16);
 }
 
 proptest! {
@@ -131,6 +140,19 @@ proptest! {
         let mut driver = Driver::new(Rng::new());
         play(&mut driver, 1, &acts);
         prop_assert_eq!(driver.run(0, &[(DATA, 32, true)]), 32);
+    }
+
+    #[test]
+    fn a_channel_survives(queue in 2..6usize, acts in proptest::collection::vec(act(), 1..60)) {
+        const MULTIPORT: u64 = 2;
+        let (channel, input) = Channel::new("fuzz", Arc::new(Nowhere));
+        let mut driver = Driver::new(channel);
+        input.push(&[1; 300]);
+        play_on(&mut driver, MULTIPORT, 6, queue, &acts);
+        driver.ram.write(DATA, &[0, 0, 0, 0, 0, 0, 1, 0]).unwrap();
+        prop_assert_eq!(driver.run(3, &[(DATA, 8, false)]), 0);
+        prop_assert_eq!(driver.run(2, &[(DATA, 64, true)]), 8);
+        prop_assert_eq!(driver.run(5, &[(DATA, 32, false)]), 0);
     }
 
     #[test]

@@ -36,6 +36,7 @@ pub(super) const PACKAGES: &[&str] = &[
     "procps",
     "less",
     "python3-minimal",
+    "qemu-guest-agent",
     "stress-ng",
 ];
 pub(super) const NEEDS: &[Need] = &[

@@ -134,18 +134,20 @@ impl Worker {
     /// `wait` says for what to wait.
     fn work(&mut self, settings: &Settings, wait: &mut Wait, spin: Duration) -> Result<bool, Stop> {
         let active = self.is_active(settings);
-        let mut busy = active && self.receive(settings, wait)?;
-        busy |= self.transmit(wait)?;
+        // First, so that what became ready is seen before a sleep: nothing
+        // announces it a second time.
         let now = Instant::now();
-        let due = self.link.as_mut().and_then(|link| link.turn(now));
-        if busy || (wait.link && self.spin(spin)?) {
+        let mut due = self.link.as_mut().and_then(|link| link.turn(now));
+        let mut busy = self.transmit(wait)?;
+        busy |= active && self.receive(settings, wait)?;
+        if busy || (wait.link && self.spin(spin, &mut due)?) {
             return Ok(true);
         }
         self.transmitter.notify()?;
         if let Some(due) = due {
             wait.at_most(due);
         }
-        if self.transmitter.is_waiting() && !wait.link {
+        if self.transmitter.is_waiting() {
             wait.at_most(now + RETRY);
         }
         Ok(self.receiver.listen()? || self.listen(wait)?)
@@ -153,24 +155,27 @@ impl Worker {
 
     /// Looks for frames for a while; whether there are any. Meanwhile the
     /// driver need not ring, and need not hear of what was sent.
-    fn spin(&mut self, time: Duration) -> Result<bool, Stop> {
+    fn spin(&mut self, time: Duration, due: &mut Option<Instant>) -> Result<bool, Stop> {
         if time.is_zero() {
             return Ok(false);
         }
-        let end = Instant::now() + time;
+        let mut now = Instant::now();
+        let end = now + time;
         loop {
             for _ in 0..32 {
                 std::hint::spin_loop();
             }
-            let link = self.link.as_mut();
-            let incoming = link.map(|link| link.incoming().map(|frame| frame.is_some()));
-            if incoming.transpose().map_err(Stop::Link)? == Some(true) {
-                return Ok(true);
+            if let Some(link) = &mut self.link {
+                *due = link.turn(now);
+                if link.incoming().map_err(Stop::Link)?.is_some() {
+                    return Ok(true);
+                }
             }
             if !self.transmitter.is_waiting() && self.transmitter.has_frames() {
                 return Ok(true);
             }
-            if self.stop.load(Ordering::Relaxed) || Instant::now() >= end {
+            now = Instant::now();
+            if self.stop.load(Ordering::Relaxed) || now >= end {
                 return Ok(false);
             }
         }

@@ -1,0 +1,236 @@
+//! The agent's commands that Holm uses.
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::{Deserialize, Serialize};
+
+use crate::client::{AgentError, Client, Nothing};
+
+/// A process in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Process(pub i64);
+
+/// How a process in the guest is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecStatus {
+    /// It has ended.
+    pub exited: bool,
+    /// The status it ended with.
+    pub status: Option<i32>,
+    /// The signal it ended by.
+    pub signal: Option<i32>,
+    /// What it printed, if that was captured.
+    pub output: Vec<u8>,
+    /// Its error output, if that was captured.
+    pub error: Vec<u8>,
+}
+
+/// An open file in the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GuestFile(i64);
+
+#[derive(Serialize)]
+struct Exec<'a> {
+    path: &'a str,
+    arg: &'a [&'a str],
+    #[serde(rename = "capture-output")]
+    capture: bool,
+}
+
+#[derive(Deserialize)]
+struct Pid {
+    pid: i64,
+}
+
+#[derive(Deserialize)]
+struct Status {
+    exited: bool,
+    exitcode: Option<i32>,
+    signal: Option<i32>,
+    #[serde(rename = "out-data")]
+    out: Option<String>,
+    #[serde(rename = "err-data")]
+    err: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Handle {
+    handle: i64,
+}
+
+impl Client {
+    /// Starts a program (a path, or a name to look for in the agent's PATH).
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn exec(
+        &mut self,
+        program: &str,
+        arguments: &[&str],
+        capture: bool,
+    ) -> Result<Process, AgentError> {
+        let arguments = Exec {
+            path: program,
+            arg: arguments,
+            capture,
+        };
+        let pid: Pid = self.call("guest-exec", arguments)?;
+        Ok(Process(pid.pid))
+    }
+
+    /// How a process is; once it has exited the agent forgets it.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn exec_status(&mut self, process: Process) -> Result<ExecStatus, AgentError> {
+        const COMMAND: &str = "guest-exec-status";
+        #[derive(Serialize)]
+        struct Which {
+            pid: i64,
+        }
+        let status: Status = self.call(COMMAND, Which { pid: process.0 })?;
+        Ok(ExecStatus {
+            exited: status.exited,
+            status: status.exitcode,
+            signal: status.signal,
+            output: decode(COMMAND, status.out)?,
+            error: decode(COMMAND, status.err)?,
+        })
+    }
+
+    /// Freezes all file systems of the guest; how many.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn freeze(&mut self) -> Result<i64, AgentError> {
+        self.call("guest-fsfreeze-freeze", Nothing {})
+    }
+
+    /// Thaws them; how many.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn thaw(&mut self) -> Result<i64, AgentError> {
+        self.call("guest-fsfreeze-thaw", Nothing {})
+    }
+
+    /// Opens a file, `mode` as for fopen.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn open(&mut self, path: &str, mode: &str) -> Result<GuestFile, AgentError> {
+        #[derive(Serialize)]
+        struct Open<'a> {
+            path: &'a str,
+            mode: &'a str,
+        }
+        Ok(GuestFile(
+            self.call("guest-file-open", Open { path, mode })?,
+        ))
+    }
+
+    /// Reads at most `count` bytes; none at the end of the file.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn read(&mut self, file: GuestFile, count: usize) -> Result<Vec<u8>, AgentError> {
+        const COMMAND: &str = "guest-file-read";
+        #[derive(Serialize)]
+        struct Read {
+            handle: i64,
+            count: usize,
+        }
+        #[derive(Deserialize)]
+        struct Data {
+            #[serde(rename = "buf-b64")]
+            data: String,
+        }
+        let handle = file.0;
+        let data: Data = self.call(COMMAND, Read { handle, count })?;
+        let bytes = decode(COMMAND, Some(data.data))?;
+        if bytes.len() > count {
+            return Err(AgentError::Answer {
+                command: COMMAND,
+                text: format!("{} bytes where {count} were asked for", bytes.len()),
+            });
+        }
+        Ok(bytes)
+    }
+
+    /// Writes all bytes.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn write(&mut self, file: GuestFile, mut data: &[u8]) -> Result<(), AgentError> {
+        const COMMAND: &str = "guest-file-write";
+        #[derive(Serialize)]
+        struct Write {
+            handle: i64,
+            #[serde(rename = "buf-b64")]
+            data: String,
+        }
+        #[derive(Deserialize)]
+        struct Written {
+            count: usize,
+        }
+        while !data.is_empty() {
+            let handle = file.0;
+            let encoded = BASE64.encode(data);
+            let written: Written = self.call(
+                COMMAND,
+                Write {
+                    handle,
+                    data: encoded,
+                },
+            )?;
+            data = data
+                .get(written.count..)
+                .filter(|_| written.count > 0)
+                .ok_or_else(|| AgentError::Answer {
+                    command: COMMAND,
+                    text: format!("{} bytes written of {}", written.count, data.len()),
+                })?;
+        }
+        Ok(())
+    }
+
+    /// Closes a file, after which its data is with the guest's kernel.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn close(&mut self, file: GuestFile) -> Result<(), AgentError> {
+        let handle = file.0;
+        self.call::<_, serde::de::IgnoredAny>("guest-file-close", Handle { handle })?;
+        Ok(())
+    }
+
+    /// Starts reading after the end of a file anew, which has grown.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn seek(&mut self, file: GuestFile, offset: u64) -> Result<(), AgentError> {
+        #[derive(Serialize)]
+        struct Seek {
+            handle: i64,
+            offset: u64,
+            whence: u8,
+        }
+        let (handle, whence) = (file.0, 0);
+        let arguments = Seek {
+            handle,
+            offset,
+            whence,
+        };
+        self.call::<_, serde::de::IgnoredAny>("guest-file-seek", arguments)?;
+        Ok(())
+    }
+}
+
+fn decode(command: &'static str, text: Option<String>) -> Result<Vec<u8>, AgentError> {
+    BASE64
+        .decode(text.unwrap_or_default())
+        .map_err(|e| AgentError::Answer {
+            command,
+            text: e.to_string(),
+        })
+}

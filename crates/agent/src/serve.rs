@@ -1,0 +1,92 @@
+//! A link offered to local clients on a Unix socket.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::link::{Link, LinkError, RawChannel};
+
+/// Most bytes of a request.
+pub const REQUEST_MAX: u64 = 16 << 20;
+/// Clients served at once; more have to wait.
+const CLIENTS_MAX: usize = 32;
+/// Time for an answer. Freezing waits for all that is being written.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Serves clients until the listener fails or the machine has ended. Each
+/// client has a thread; their requests take turns.
+pub fn serve<C: RawChannel + 'static>(listener: &UnixListener, link: &Arc<Mutex<Link<C>>>) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    while let Ok((stream, _)) = listener.accept() {
+        while clients.load(Ordering::SeqCst) >= CLIENTS_MAX {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        clients.fetch_add(1, Ordering::SeqCst);
+        let (link, count) = (link.clone(), clients.clone());
+        let spawned = std::thread::Builder::new()
+            .name("agent-client".into())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                // A client that goes in the middle is its own affair.
+                let _ = client(&stream, &link);
+                count.fetch_sub(1, Ordering::SeqCst);
+            });
+        if spawned.is_err() {
+            clients.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+fn client<C: RawChannel>(stream: &UnixStream, link: &Mutex<Link<C>>) -> Result<(), std::io::Error> {
+    let mut requests = BufReader::new(stream);
+    let mut out = stream;
+    loop {
+        let mut line = Vec::new();
+        let length = (&mut requests)
+            .take(REQUEST_MAX)
+            .read_until(b'\n', &mut line)?;
+        if length == 0 {
+            return Ok(());
+        }
+        if line.pop() != Some(b'\n') {
+            out.write_all(&refusal("the request is longer than 16 MiB or has no end"))?;
+            return Ok(());
+        }
+        // Whole values only: what follows half of one would be lost.
+        if serde_json::from_slice::<serde::de::IgnoredAny>(&line).is_err() {
+            out.write_all(&refusal("the request is not JSON"))?;
+            continue;
+        }
+        let result = link.lock().call(&line, PATIENCE);
+        match result {
+            Ok(mut answer) => {
+                answer.push(b'\n');
+                out.write_all(&answer)?;
+            }
+            Err(error) => out.write_all(&refusal_of(error))?,
+        }
+    }
+}
+
+fn refusal_of(error: LinkError) -> Vec<u8> {
+    let class = match error {
+        LinkError::NoAgent => "HolmNoAgent",
+        LinkError::Timeout => "HolmTimeout",
+        LinkError::TooLong => "HolmTooLong",
+        LinkError::Ended => "HolmEnded",
+    };
+    answer(class, &error.to_string())
+}
+
+fn refusal(what: &str) -> Vec<u8> {
+    answer("HolmRequest", what)
+}
+
+fn answer(class: &str, text: &str) -> Vec<u8> {
+    let value = serde_json::json!({"error": {"class": class, "desc": text}});
+    format!("{value}\n").into_bytes()
+}

@@ -1,0 +1,126 @@
+//! Commands through the guest's agent: `exec`, `cp`, `fsfreeze`, `fsthaw`.
+
+mod copy;
+mod exec;
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use agent::{AgentError, Client};
+use clap::Args;
+
+use crate::console::terminal;
+use crate::exit_code;
+
+/// Time between attempts to reach a machine.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// Which machine, and how patiently.
+#[derive(Args, Debug)]
+pub struct Target {
+    /// The machine: the socket it serves its agent at (`holm run --agent-socket`)
+    #[arg(value_name = "MACHINE")]
+    pub machine: PathBuf,
+
+    /// Waits so long for the guest's agent to start (--wait 2m)
+    #[arg(long, value_name = "DURATION", value_parser = crate::cli::duration)]
+    pub wait: Option<Duration>,
+}
+
+/// `holm exec`.
+#[derive(Args, Debug)]
+pub struct Exec {
+    /// Machine and patience
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Passes standard input on, to its end
+    #[arg(short, long)]
+    pub interactive: bool,
+
+    /// Program and arguments; no shell looks at them
+    #[arg(value_name = "COMMAND", required = true, last = true)]
+    pub command: Vec<String>,
+}
+
+/// `holm cp`.
+#[derive(Args, Debug)]
+pub struct Copy {
+    /// Source: a file of the host, or MACHINE:/PATH of the guest
+    #[arg(value_name = "FROM")]
+    pub from: String,
+
+    /// Destination, a file name: of the host, or MACHINE:/PATH of the guest
+    #[arg(value_name = "TO")]
+    pub to: String,
+
+    /// Waits so long for the guest's agent to start (--wait 2m)
+    #[arg(long, value_name = "DURATION", value_parser = crate::cli::duration)]
+    pub wait: Option<Duration>,
+}
+
+/// Runs a program in the guest; its status.
+pub fn exec(arguments: &Exec) -> u8 {
+    finish(connect(&arguments.target).and_then(|mut client| exec::run(&mut client, arguments)))
+}
+
+/// Copies a file.
+pub fn copy(arguments: &Copy) -> u8 {
+    finish(copy::run(arguments).map(|()| exit_code::SUCCESS))
+}
+
+/// Freezes or thaws the guest's file systems.
+pub fn freeze(target: &Target, freeze: bool) -> u8 {
+    finish(connect(target).and_then(|mut client| {
+        let (count, done) = match freeze {
+            true => (client.freeze()?, "frozen"),
+            false => (client.thaw()?, "thawed"),
+        };
+        terminal::say(&format!("{count} file systems {done}"));
+        Ok(exit_code::SUCCESS)
+    }))
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Problem {
+    #[error("{0}")]
+    Usage(String),
+    #[error("{what}: {error}")]
+    File { what: String, error: std::io::Error },
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    #[error("{0}")]
+    Guest(String),
+}
+
+fn finish(result: Result<u8, Problem>) -> u8 {
+    result.unwrap_or_else(|problem| {
+        terminal::say(&format!("holm: {problem}"));
+        match problem {
+            Problem::Usage(_) => exit_code::USAGE,
+            Problem::File { .. } => exit_code::BAD_FILE,
+            Problem::Agent(_) | Problem::Guest(_) => exit_code::AGENT,
+        }
+    })
+}
+
+fn connect(target: &Target) -> Result<Client, Problem> {
+    connect_to(&target.machine, target.wait)
+}
+
+fn connect_to(machine: &std::path::Path, wait: Option<Duration>) -> Result<Client, Problem> {
+    let Some(patience) = wait else {
+        return Ok(Client::connect(machine)?);
+    };
+    let deadline = Instant::now() + patience;
+    // The machine itself may just be starting.
+    let mut client = loop {
+        match Client::connect(machine) {
+            Err(_) if Instant::now() < deadline => std::thread::sleep(AGAIN),
+            result => break result?,
+        }
+    };
+    client.wait(deadline.saturating_duration_since(Instant::now()))?;
+    Ok(client)
+}

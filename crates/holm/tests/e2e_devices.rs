@@ -1,0 +1,245 @@
+//! The devices that tie a Debian guest to its host, on one boot: the agent's
+//! channel first, for everything else is done through it.
+
+mod common;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{BOOT, holm, image};
+
+struct Machine {
+    holm: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Machine {
+    fn start(options: impl Fn(&Path) -> Vec<String>) -> Self {
+        image("debian");
+        let directory = tempfile::tempdir().unwrap();
+        let holm = holm()
+            .args([
+                "run",
+                "debian",
+                "--memory",
+                "1G",
+                "--cpus",
+                "2",
+                "--timeout",
+                "20m",
+            ])
+            .arg("--serial")
+            .arg(format!(
+                "file={}",
+                directory.path().join("serial").display()
+            ))
+            .arg("--agent-socket")
+            .arg(directory.path().join("agent"))
+            .args(options(directory.path()))
+            .stdin(Stdio::null())
+            .stderr(std::fs::File::create(directory.path().join("errors")).unwrap())
+            .spawn()
+            .unwrap();
+        let machine = Self { holm, directory };
+        let up = machine
+            .holm(&["exec", "--wait", "4m"], &["true"])
+            .status()
+            .unwrap();
+        assert!(up.success(), "{}", machine.serial());
+        machine
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn serial(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(self.path("serial")).unwrap_or_default()).into()
+    }
+
+    /// `holm COMMAND... MACHINE -- WORDS...`.
+    fn holm(&self, command: &[&str], words: &[&str]) -> Command {
+        let mut holm = holm();
+        holm.args(command).arg(self.path("agent"));
+        if !words.is_empty() {
+            holm.arg("--").args(words);
+        }
+        holm
+    }
+
+    /// Runs a script in the guest; what it printed. It must succeed.
+    fn sh(&self, script: &str) -> String {
+        let output = self
+            .holm(&["exec"], &["sh", "-c", script])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success(),
+            "{script}: {:?}\n{text}{errors}",
+            output.status
+        );
+        text
+    }
+
+    /// What comes of a file in the guest.
+    fn place(&self, path: &str) -> String {
+        format!("{}:{path}", self.path("agent").display())
+    }
+
+    fn power_off(mut self) {
+        let _ = self.holm(&["exec"], &["systemctl", "poweroff"]).output();
+        let end = Instant::now() + BOOT;
+        let status = loop {
+            if let Some(status) = self.holm.try_wait().unwrap() {
+                break status;
+            }
+            assert!(Instant::now() < end, "no end: {}", self.serial());
+            std::thread::sleep(Duration::from_millis(50));
+        };
+        assert_eq!(status.code(), Some(0), "{}", self.serial());
+        assert!(!self.path("agent").exists(), "the socket is left behind");
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Ended already is as good.
+        let _ = self.holm.kill();
+        let _ = self.holm.wait();
+    }
+}
+
+#[test]
+fn the_guest_and_its_host_work_together() {
+    let machine = Machine::start(|_| Vec::new());
+    programs_run(&machine);
+    files_are_copied(&machine);
+    file_systems_freeze(&machine);
+    assert_eq!(machine.sh("dmesg | grep -E 'BUG|WARNING|Oops' || true"), "");
+    machine.power_off();
+}
+
+fn programs_run(machine: &Machine) {
+    let script = "echo out; echo err >&2; exit 7";
+    let output = machine
+        .holm(&["exec"], &["sh", "-c", script])
+        .output()
+        .unwrap();
+    assert_eq!(
+        (&*output.stdout, &*output.stderr),
+        (&b"out\n"[..], &b"err\n"[..])
+    );
+    assert_eq!(output.status.code(), Some(7));
+    let killed = machine
+        .holm(&["exec"], &["sh", "-c", "kill -9 $$"])
+        .status()
+        .unwrap();
+    assert_eq!(killed.code(), Some(137));
+    // No shell sees the arguments.
+    let output = machine
+        .holm(&["exec"], &["echo", "$HOME", "a  b"])
+        .output()
+        .unwrap();
+    assert_eq!(&*output.stdout, b"$HOME a  b\n");
+    // Much input, and output while the program runs.
+    let mut child = machine
+        .holm(
+            &["exec", "-i"],
+            &[
+                "sh",
+                "-c",
+                "sha256sum; echo first; while :; do sleep 1; done",
+            ],
+        )
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let data: Vec<u8> = (0..3_000_000u32)
+        .map(|n| (n.wrapping_mul(n) >> 7) as u8)
+        .collect();
+    child.stdin.take().unwrap().write_all(&data).unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert_eq!(
+        lines.next().unwrap().unwrap(),
+        format!("{}  -", sha256(&data))
+    );
+    assert_eq!(lines.next().unwrap().unwrap(), "first");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let missing = machine
+        .holm(&["exec"], &["no-such-program"])
+        .output()
+        .unwrap();
+    assert_eq!(missing.status.code(), Some(127));
+    assert_eq!(machine.sh("seq 200000 | tail -n 1"), "200000\n");
+}
+
+fn sha256(data: &[u8]) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), data).unwrap();
+    sum(file.path())
+}
+
+fn sum(path: &Path) -> String {
+    let output = Command::new("sha256sum").arg(path).output().unwrap();
+    String::from_utf8_lossy(&output.stdout)[..64].into()
+}
+
+fn files_are_copied(machine: &Machine) {
+    use std::os::unix::fs::PermissionsExt;
+    let here = machine.path("here");
+    let data: Vec<u8> = (0..9_000_001u32)
+        .map(|n| (n.wrapping_mul(n) >> 5) as u8)
+        .collect();
+    std::fs::write(&here, data).unwrap();
+    std::fs::set_permissions(&here, std::fs::Permissions::from_mode(0o751)).unwrap();
+    let there = machine.place("/var/tmp/there file");
+    let copied = holm()
+        .arg("cp")
+        .args([here.to_str().unwrap(), &there])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    assert_eq!(
+        machine.sh("cd /var/tmp; stat -c %a 'there file'; sha256sum <'there file'"),
+        format!("751\n{}  -\n", sum(&here))
+    );
+    let back = machine.path("back");
+    let copied = holm()
+        .arg("cp")
+        .args([&there, back.to_str().unwrap()])
+        .status()
+        .unwrap();
+    assert!(copied.success());
+    assert_eq!(sum(&back), sum(&here));
+    assert_eq!(back.metadata().unwrap().permissions().mode() & 0o777, 0o751);
+    // A device has no end: it is refused, and nothing is left.
+    let bad = holm()
+        .args([
+            "cp",
+            &machine.place("/dev/zero"),
+            machine.path("zero").to_str().unwrap(),
+        ])
+        .output()
+        .unwrap();
+    assert_eq!(bad.status.code(), Some(24));
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("/dev/zero"));
+    assert!(!machine.path("zero").exists());
+}
+
+fn file_systems_freeze(machine: &Machine) {
+    assert!(machine.holm(&["fsfreeze"], &[]).status().unwrap().success());
+    let refused = machine.holm(&["exec"], &["true"]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(24));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("frozen"));
+    assert!(machine.holm(&["fsthaw"], &[]).status().unwrap().success());
+    assert_eq!(
+        machine.sh("echo written > /var/tmp/after; cat /var/tmp/after"),
+        "written\n"
+    );
+}

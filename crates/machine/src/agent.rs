@@ -1,0 +1,164 @@
+//! The host's end of the channel to the guest's agent.
+
+use std::collections::VecDeque;
+use std::os::unix::net::UnixListener;
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
+
+use agent::{Link, LinkError, RawChannel};
+use parking_lot::{Condvar, Mutex};
+use virtio::channel::{ChannelInput, ChannelSink};
+use virtio::console::ConsoleSink;
+
+use crate::outcome::MachineError;
+
+/// Output of the guest that is kept until somebody takes it; more waits in
+/// the guest.
+const OUTPUT_MAX: usize = 1 << 20;
+
+#[derive(Default)]
+struct State {
+    output: VecDeque<u8>,
+    guest_open: bool,
+    ended: bool,
+    /// How often the device has told of room for input.
+    room: u64,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Output, room for input, opening, closing.
+    changed: Condvar,
+    input: OnceLock<ChannelInput>,
+}
+
+/// The agent channel of one machine. Clones are the same channel.
+#[derive(Clone, Default)]
+pub(crate) struct AgentChannel(Arc<Shared>);
+
+impl AgentChannel {
+    /// For the device.
+    pub fn sink(&self) -> Arc<dyn ChannelSink> {
+        self.0.clone()
+    }
+
+    /// The device's way in.
+    pub fn connect(&self, input: ChannelInput) {
+        // Once: there is one device.
+        let _ = self.0.input.set(input);
+    }
+
+    /// Nobody waits for this guest any longer.
+    pub fn end(&self) {
+        self.0.state.lock().ended = true;
+        self.0.changed.notify_all();
+    }
+
+    /// Serves clients at a Unix socket, in a thread of its own.
+    ///
+    /// # Errors
+    /// [`MachineError::Host`]: no thread.
+    pub fn serve(&self, listener: UnixListener) -> Result<(), MachineError> {
+        let link = Arc::new(Mutex::new(Link::new(self.clone())));
+        let thread = std::thread::Builder::new().name("agent".into());
+        let spawned = thread.spawn(move || agent::serve(&listener, &link));
+        spawned.map(drop).map_err(|source| MachineError::Host {
+            what: "thread for the guest's agent",
+            source,
+        })
+    }
+}
+
+impl ConsoleSink for Shared {
+    fn output(&self, data: &[u8]) {
+        let mut state = self.state.lock();
+        // One descriptor chain may go beyond the limit; it is bounded, too.
+        if state.output.len() < 2 * OUTPUT_MAX {
+            state.output.extend(data);
+        }
+        self.changed.notify_all();
+    }
+
+    fn ready(&self) -> bool {
+        self.state.lock().output.len() < OUTPUT_MAX
+    }
+
+    fn input_ready(&self) {
+        self.state.lock().room += 1;
+        self.changed.notify_all();
+    }
+}
+
+impl ChannelSink for Shared {
+    fn guest_open(&self, open: bool) {
+        let mut state = self.state.lock();
+        state.guest_open = open;
+        if !open {
+            state.output.clear();
+        }
+        self.changed.notify_all();
+    }
+}
+
+impl Shared {
+    /// Waits for a change; fails when there is nothing to wait for.
+    fn wait(
+        &self,
+        state: &mut parking_lot::MutexGuard<'_, State>,
+        deadline: Instant,
+    ) -> Result<(), LinkError> {
+        if state.ended {
+            return Err(LinkError::Ended);
+        }
+        if !state.guest_open {
+            return Err(LinkError::NoAgent);
+        }
+        if self.changed.wait_until(state, deadline).timed_out() {
+            return Err(LinkError::Timeout);
+        }
+        Ok(())
+    }
+}
+
+impl RawChannel for AgentChannel {
+    fn is_open(&self) -> bool {
+        let state = self.0.state.lock();
+        state.guest_open && !state.ended
+    }
+
+    fn send(&mut self, mut data: &[u8], deadline: Instant) -> Result<(), LinkError> {
+        let Some(input) = self.0.input.get() else {
+            return Err(LinkError::NoAgent);
+        };
+        loop {
+            let room = self.0.state.lock().room;
+            data = data.get(input.push(data)..).unwrap_or_default();
+            if data.is_empty() {
+                return Ok(());
+            }
+            let mut state = self.0.state.lock();
+            while state.room == room {
+                self.0.wait(&mut state, deadline)?;
+            }
+        }
+    }
+
+    fn receive(&mut self, into: &mut [u8], deadline: Instant) -> Result<usize, LinkError> {
+        let mut state = self.0.state.lock();
+        while state.output.is_empty() {
+            self.0.wait(&mut state, deadline)?;
+        }
+        let was_full = state.output.len() >= OUTPUT_MAX;
+        let count = into.len().min(state.output.len());
+        for (to, from) in into.iter_mut().zip(state.output.drain(..count)) {
+            *to = from;
+        }
+        let again = was_full && state.output.len() < OUTPUT_MAX;
+        drop(state);
+        if let Some(input) = self.0.input.get().filter(|_| again) {
+            input.output_ready();
+        }
+        Ok(count)
+    }
+}
