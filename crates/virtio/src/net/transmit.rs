@@ -10,6 +10,10 @@ use crate::queue::{self, Chain, QueueError, VirtQueue};
 
 /// Shorter ones have no Ethernet header.
 const SHORTEST: usize = 14;
+/// Bytes given back of which the driver is told at once.
+const PROMPT: usize = 8192;
+/// Rounds of the thread after which it is told in any case.
+const ROUNDS: u32 = 8;
 
 /// A transmit queue.
 pub(super) struct Transmitter {
@@ -20,7 +24,18 @@ pub(super) struct Transmitter {
     waiting: Option<Waiting>,
     segmenter: Segmenter,
     used: Vec<(u16, u32)>,
+    /// What was given back without an interrupt.
+    silent: Option<Silent>,
     quiet: bool,
+}
+
+/// What a driver was not told of yet.
+#[derive(Clone, Copy, Default)]
+struct Silent {
+    bytes: usize,
+    frames: usize,
+    /// Rounds of the thread since.
+    rounds: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -65,6 +80,7 @@ impl Transmitter {
             waiting: None,
             segmenter: Segmenter::default(),
             used: Vec::new(),
+            silent: None,
             quiet: false,
         }
     }
@@ -167,14 +183,39 @@ impl Transmitter {
         Ok(all)
     }
 
-    /// Gives back what was sent, and interrupts if the driver wants that.
-    pub(super) fn give_back(&mut self) -> Result<(), QueueError> {
-        if self.used.is_empty() {
+    /// Gives back what was sent, these bytes of it. A driver that has sent
+    /// much may wait for room: it is told at once, others later.
+    pub(super) fn give_back(&mut self, bytes: usize) -> Result<(), QueueError> {
+        let frames = self.used.len();
+        if frames > 0 {
+            self.queue.push_all(&self.used)?;
+            self.used.clear();
+            self.silent.get_or_insert_default();
+        }
+        let Some(silent) = &mut self.silent else {
+            return Ok(());
+        };
+        silent.bytes += bytes;
+        silent.frames += frames;
+        silent.rounds += 1;
+        let many = silent.frames >= usize::from(self.queue.size() / 4);
+        if silent.bytes < PROMPT && !many && silent.rounds < ROUNDS {
             return Ok(());
         }
-        self.queue.push_all(&self.used)?;
-        self.used.clear();
-        self.queue.notify()
+        self.notify()
+    }
+
+    /// Interrupts for what was given back, if the driver wants that.
+    pub(super) fn notify(&mut self) -> Result<(), QueueError> {
+        match self.silent.take() {
+            Some(_) => self.queue.notify(),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there is a frame to be taken.
+    pub(super) fn has_frames(&self) -> bool {
+        self.queue.has_available() == Ok(true)
     }
 
     /// Asks for a notification of the next frame; `true` if there is one.
@@ -186,7 +227,8 @@ impl Transmitter {
     /// The queue, with a frame that waits put back.
     pub(super) fn into_queue(mut self) -> VirtQueue {
         // A queue that cannot be used says so to its next user.
-        let _ = self.give_back();
+        let _ = self.give_back(PROMPT);
+        let _ = self.notify();
         if self.waiting.is_some() {
             self.queue.undo_pop();
         }
