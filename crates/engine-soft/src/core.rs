@@ -256,6 +256,7 @@ impl Shared {
                 debugger: crate::debugger::Debugger::default(),
                 stats: Stats::default(),
             };
+            core.cpu.pauses_left = 1;
             core.power_on();
             cores.push(core);
         }
@@ -329,6 +330,20 @@ impl Core {
         self.shared
             .bus()
             .pio_write(port, &value.to_le_bytes()[..size]);
+    }
+
+    /// `pause`: the guest waits for another vCPU, which may need the host's CPU
+    /// that this one runs on.
+    pub(crate) fn pause(&mut self) {
+        /// As many take some 50 microseconds.
+        const BEFORE_OTHERS: u32 = 2048;
+        match self.cpu.pauses_left {
+            0 | 1 => {
+                self.cpu.pauses_left = BEFORE_OTHERS;
+                std::thread::yield_now();
+            }
+            left => self.cpu.pauses_left = left - 1,
+        }
     }
 
     /// This vCPU's signal.

@@ -200,6 +200,8 @@ pub struct Cpu {
     pub pending: AtomicU32,
     /// Not 0: an interrupt waits for RFLAGS.IF.
     pub interrupt_waits: u32,
+    /// `pause` instructions until the host's CPU is given to others.
+    pub pauses_left: u32,
     /// Guest MXCSR.
     pub mxcsr: u32,
     /// Segment registers; see [`seg`].

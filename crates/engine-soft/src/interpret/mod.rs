@@ -178,7 +178,8 @@ fn common(core: &mut Core, i: &Instruction, next: u64) -> Exec {
         M::Cmc => core.cpu.rflags ^= flag::CF,
         M::Cld => core.cpu.rflags &= !flag::DF,
         M::Std => core.cpu.rflags |= flag::DF,
-        M::Pause | M::Reservednop => {}
+        M::Pause => core.pause(),
+        M::Reservednop => {}
         M::Lfence | M::Mfence | M::Sfence => fence(Ordering::SeqCst),
         M::Pushfq => stack::push_flags(core, 8)?,
         M::Popfq => stack::pop_flags(core, 8)?,

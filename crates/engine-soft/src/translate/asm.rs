@@ -19,6 +19,8 @@ pub(crate) mod reg {
 pub(crate) mod cc {
     /// Not zero.
     pub const NE: u8 = 5;
+    /// Zero.
+    pub const E: u8 = 4;
     /// No carry.
     pub const AE: u8 = 3;
     /// Above (unsigned).

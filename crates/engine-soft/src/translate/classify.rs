@@ -235,6 +235,7 @@ fn ends_block(m: Mnemonic) -> bool {
             | M::Clwb
             | M::Ldmxcsr
             | M::Vldmxcsr
+            | M::Pause
     )
 }
 
@@ -308,7 +309,6 @@ fn legacy_known(i: &Instruction) -> bool {
             | M::Lfence
             | M::Mfence
             | M::Sfence
-            | M::Pause
             | M::Stmxcsr
     );
     integer || i.is_jcc_short_or_near() || is_setcc_or_cmov(i.mnemonic()) || vector_known(i)
@@ -432,7 +432,15 @@ pub(crate) fn flags(i: &Instruction, class: Class) -> (u32, u32) {
     if matches!(class, Class::Emulate | Class::EmulateEnd) {
         let transparent = matches!(
             i.mnemonic(),
-            M::Cli | M::Sti | M::Cld | M::Swapgs | M::Stac | M::Clac | M::Rdtsc | M::Rdtscp
+            M::Cli
+                | M::Sti
+                | M::Cld
+                | M::Swapgs
+                | M::Stac
+                | M::Clac
+                | M::Rdtsc
+                | M::Rdtscp
+                | M::Pause
         );
         return (if transparent { 0 } else { ALL_FLAGS }, 0);
     }

@@ -26,6 +26,7 @@ impl Emitter {
         let kernel = self.view != View::User as u8;
         let free = live_after == 0;
         match i.mnemonic() {
+            Mnemonic::Pause => self.pause(!free),
             Mnemonic::Rdtsc if free => self.rdtsc(),
             Mnemonic::Swapgs if kernel => self.swapgs(),
             Mnemonic::Cli if kernel && free => self.change_rflags(0, flag::IF),
@@ -58,6 +59,21 @@ impl Emitter {
             Mnemonic::Pushfq if kernel && free && self.member.is_none() => self.pushfq(),
             _ => self.emulate(),
         }
+    }
+
+    /// `pause`: after many of them in a row the interpreter gives the host's
+    /// CPU to others, such as the vCPU that this one waits for.
+    fn pause(&mut self, live: bool) {
+        self.guarded(live, |e| {
+            let left = state(offset_of!(Cpu, pauses_left));
+            // sub dword gs:[left], 1
+            e.hot.op_mem(&[0x83], 5, left, false, true);
+            e.hot.byte(1);
+            let jump = e.hot.jcc(cc::E);
+            let resume = !e.in_group;
+            e.slow(jump, SlowKind::Emulate { resume });
+        });
+        self.hot.bytes(&[0xf3, 0x90]);
     }
 
     /// Sets and clears bits of RFLAGS that generated code does not keep in
