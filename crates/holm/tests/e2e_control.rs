@@ -74,7 +74,7 @@ fn a_named_machine_is_found_paused_measured_and_ended() {
         "a paused machine takes no interrupts"
     );
     assert_eq!(ask(runtime, &["resume", "one"]).status.code(), Some(0));
-    console.type_line("echo still $((6*7))").unwrap();
+    console.send("echo still $((6*7))\n").unwrap();
     console.expect("still 42", SOON).unwrap();
     assert!(interrupts(runtime) > before);
 
