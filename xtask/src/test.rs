@@ -48,6 +48,11 @@ const NEEDS: &[Need] = &[
         purpose: "make XFS file systems",
     },
     Need {
+        program: "ssh",
+        package: "openssh-client",
+        purpose: "log in to guests over a published port",
+    },
+    Need {
         program: "ip",
         package: "iproute2",
         purpose: "make taps and bridges in a network of their own",

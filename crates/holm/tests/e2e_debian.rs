@@ -1,6 +1,8 @@
 //! A whole Debian: systemd to the login prompt, programs, disks, power.
 
 mod common;
+#[path = "common/debian.rs"]
+mod debian;
 #[path = "common/terminal.rs"]
 mod terminal;
 
@@ -8,47 +10,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use common::{BOOT, Console, SOON, base64, holm, image};
+use common::{BOOT, SOON, image};
+use debian::{OFF, logged_in, power_off, sh};
 use terminal::Terminal;
-
-/// Time for a clean shutdown.
-const OFF: Duration = Duration::from_secs(120);
-
-fn logged_in(options: &[&str]) -> Console {
-    image("debian");
-    let mut console = Console::start(holm().args(["run", "debian"]).args(options)).unwrap();
-    console.expect("debian login: ", BOOT).unwrap();
-    console.send("root\n").unwrap();
-    console.expect("root@debian:~# ", BOOT).unwrap();
-    console.send("stty -echo\n").unwrap();
-    console.expect("# ", SOON).unwrap();
-    console
-}
-
-/// Runs a script; what it printed, and its status.
-fn sh(console: &mut Console, script: &str, patience: Duration) -> (String, i32) {
-    let script = base64(script.as_bytes());
-    console
-        .send(&format!(
-            "echo; echo BEGIN; echo {script} | base64 -d | sh; echo END $?\n"
-        ))
-        .unwrap();
-    console.expect("\nBEGIN\r\n", SOON).unwrap();
-    let output = console.expect("END ", patience).unwrap();
-    let status = console
-        .expect("\r\n", SOON)
-        .unwrap()
-        .trim()
-        .parse()
-        .unwrap();
-    (output.replace("\r\n", "\n"), status)
-}
-
-fn power_off(mut console: Console) {
-    console.send("systemctl poweroff\n").unwrap();
-    let (status, rest) = console.finish(OFF).unwrap();
-    assert_eq!(status.code(), Some(0), "{rest}");
-}
 
 #[test]
 fn boots_logs_in_and_runs_debians_programs() {

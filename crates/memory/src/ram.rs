@@ -313,7 +313,7 @@ fn region(
         Tracker::new(pages.clone(), offset as usize),
     )
     .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-    .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE);
+    .with_mmap_flags(libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE);
     // SAFETY: the range lies in the mapping that `GuestRam::new` made and that
     // lives as long as the `GuestRam` that owns this region.
     let builder = unsafe { builder.with_raw_mmap_pointer(base.add(offset as usize)) };

@@ -72,7 +72,11 @@ fn initramfs(workloads: &Path, busybox: &Path, init: &Path) -> Result<Vec<u8>> {
     archive.directory("bench");
     let mut programs: Vec<PathBuf> = fs::read_dir(workloads)?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.extension().is_none() && path.file_name() != Some("Makefile".as_ref()))
+        .filter(|path| {
+            // Guests of the network's benchmark fetch their program.
+            let other = ["Makefile", "netload"].map(|name| Some(name.as_ref()));
+            path.extension().is_none() && !other.contains(&path.file_name())
+        })
         .collect();
     programs.sort();
     for program in programs {

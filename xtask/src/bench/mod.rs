@@ -3,6 +3,7 @@
 
 mod build;
 mod figures;
+mod net;
 mod report;
 mod sides;
 
@@ -52,11 +53,11 @@ pub const KERNEL: [&str; 4] = ["sysloop", "forkexec", "pingpong", "fault"];
 /// Outside the groups' means.
 pub const MORE: [&str; 1] = ["membw"];
 /// Measurements that are no workloads.
-pub const OTHER: [&str; 3] = ["boot", "memory", "smp"];
+pub const OTHER: [&str; 4] = ["boot", "memory", "smp", "net"];
 
 #[derive(Args)]
 pub struct Bench {
-    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`
+    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     only: Vec<String>,
     /// How often each is measured
@@ -134,6 +135,7 @@ fn measure(sides: &Sides, name: &str, tcg: bool, figures: &mut Figures) -> Resul
             "boot" => sides.boot(side, figures)?,
             "memory" => sides.memory(side, figures)?,
             "smp" => sides.smp(side, figures)?,
+            "net" => sides.net(side, figures)?,
             _ => sides.workload(side, name, figures)?,
         }
     }

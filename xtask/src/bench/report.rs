@@ -19,6 +19,10 @@ pub fn text(figures: &Figures) -> String {
         ("CPU-bound, seconds (medians)", &CPU[..]),
         ("kernel-bound, seconds (medians)", &KERNEL[..]),
         ("memory bandwidth, seconds (medians)", &MORE[..]),
+        (
+            "user network, seconds for 1 GiB and for 10,000 round trips (medians)",
+            &["net"],
+        ),
     ] {
         group(&mut text, figures, title, workloads);
     }

@@ -35,7 +35,7 @@ impl fmt::Display for Side {
 }
 
 /// Time for any one run.
-const PATIENCE: Duration = Duration::from_secs(1200);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1200);
 /// MiB of a guest that computes; and of one that only boots.
 const MEMORY: u32 = 1024;
 const BOOT_MEMORY: u32 = 256;
@@ -55,10 +55,10 @@ enum Machine {
 
 /// Everything needed to run the sides.
 pub struct Sides {
-    holm: PathBuf,
-    parts: Parts,
-    options: Vec<String>,
-    scale: u32,
+    pub(super) holm: PathBuf,
+    pub(super) parts: Parts,
+    pub(super) options: Vec<String>,
+    pub(super) scale: u32,
 }
 
 impl Sides {

@@ -243,43 +243,12 @@ impl Interpreter<'_> {
                 context.status = !context.status;
                 Ok(flow)
             }
-            Statement::If(arms, otherwise) => {
-                for (condition, body) in arms {
-                    let flow = self.block(context, condition)?;
-                    if flow != Flow::Next {
-                        return Ok(flow);
-                    }
-                    if context.status {
-                        return self.block(context, body);
-                    }
-                }
-                context.status = true;
-                match otherwise {
-                    Some(body) => self.block(context, body),
-                    None => Ok(Flow::Next),
-                }
-            }
+            Statement::If(arms, otherwise) => self.choice(context, arms, otherwise.as_ref()),
             Statement::While {
                 condition,
                 until,
                 body,
-            } => {
-                loop {
-                    self.step(1)?;
-                    let flow = self.block(context, condition)?;
-                    if flow != Flow::Next {
-                        return Ok(flow);
-                    }
-                    if context.status == *until {
-                        break;
-                    }
-                    if let Some(flow) = after_round(self.block(context, body)?) {
-                        return Ok(flow);
-                    }
-                }
-                context.status = true;
-                Ok(Flow::Next)
-            }
+            } => self.rounds(context, condition, *until, body),
             Statement::For {
                 variable,
                 words,
@@ -308,6 +277,54 @@ impl Interpreter<'_> {
                 Ok(Flow::Next)
             }
         }
+    }
+
+    /// `if`.
+    fn choice(
+        &mut self,
+        context: &mut Context,
+        arms: &[(Block, Block)],
+        otherwise: Option<&Block>,
+    ) -> Result<Flow, GrubError> {
+        for (condition, body) in arms {
+            let flow = self.block(context, condition)?;
+            if flow != Flow::Next {
+                return Ok(flow);
+            }
+            if context.status {
+                return self.block(context, body);
+            }
+        }
+        context.status = true;
+        match otherwise {
+            Some(body) => self.block(context, body),
+            None => Ok(Flow::Next),
+        }
+    }
+
+    /// `while` and `until`.
+    fn rounds(
+        &mut self,
+        context: &mut Context,
+        condition: &Block,
+        until: bool,
+        body: &Block,
+    ) -> Result<Flow, GrubError> {
+        loop {
+            self.step(1)?;
+            let flow = self.block(context, condition)?;
+            if flow != Flow::Next {
+                return Ok(flow);
+            }
+            if context.status == until {
+                break;
+            }
+            if let Some(flow) = after_round(self.block(context, body)?) {
+                return Ok(flow);
+            }
+        }
+        context.status = true;
+        Ok(Flow::Next)
     }
 
     /// Calls a function of the script; `None` if there is none of this name.

@@ -11,6 +11,7 @@
 //! * `loops`: checks once per page in loops.
 //! * [`cache`]: where code lives, and which page it came from.
 //! * [`enter`], [`exit`], [`fault`]: getting in and out.
+//! * `fetch`: the instruction at rip, for the interpreter.
 //! * [`dispatch`]: running: finding, making and linking blocks.
 
 pub(crate) mod asm;
@@ -26,6 +27,7 @@ mod emit_system;
 pub(crate) mod enter;
 pub(crate) mod exit;
 pub(crate) mod fault;
+mod fetch;
 mod flags;
 pub(crate) mod group;
 mod loops;

@@ -146,6 +146,17 @@ impl Context {
         Ok(())
     }
 
+    /// Goes on hearing of a socket of [`Self::watch_level`], or stops.
+    pub fn watch_again(&self, socket: impl AsFd, token: Token, on: bool) {
+        let flags = if on {
+            EventFlags::IN
+        } else {
+            EventFlags::empty()
+        };
+        // It was added before, so only a lack of memory makes this fail.
+        let _ = epoll::modify(&self.epoll, socket, EventData::new_u64(token.pack()), flags);
+    }
+
     /// Calls the token's owner at `when`, or soon after.
     pub fn arm(&mut self, when: Instant, token: Token) {
         self.timers.push(Reverse((when, token)));
@@ -315,7 +326,7 @@ impl Neighbours {
         if self.last == Some((address, card)) {
             return false;
         }
-        if card.is_group() {
+        if !card.is_unicast() {
             return false;
         }
         self.last = Some((address, card));

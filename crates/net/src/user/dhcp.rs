@@ -118,7 +118,7 @@ impl<'a> Message<'a> {
             }
             options = options.get(2 + length..)?;
         }
-        (!message.card.is_group()).then_some(message)
+        message.card.is_unicast().then_some(message)
     }
 
     /// The answer's kind, and the address given.

@@ -16,6 +16,8 @@ use super::publication::Publication;
 use super::slab::{Id, Slab};
 use super::{UserError, tcp, udp};
 
+/// How long a door stays shut when not even a refusal is possible.
+const SHUT: Duration = Duration::from_millis(200);
 /// Most connections accepted at once, so that others get their turn.
 const AT_ONCE: usize = 64;
 
@@ -105,7 +107,8 @@ impl Doors {
             .collect()
     }
 
-    fn tell(&self) {
+    /// Tells the card's thread that something has changed.
+    pub fn tell(&self) {
         // Only a counter at its limit makes this fail, and then it is readable.
         let _ = rustix::io::write(&self.changed, &1u64.to_ne_bytes());
     }
@@ -215,12 +218,22 @@ impl Porter {
                 Err(Errno::MFILE | Errno::NFILE) => {
                     context.counters.limited.one();
                     if !self.turn_away(&socket) {
+                        self.set_open(context, id, false);
+                        let later = context.now + SHUT;
+                        context.arm(later, Token::Listener(id));
                         return;
                     }
                 }
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
                 Err(_) => return,
             }
+        }
+    }
+
+    /// Hears of connections that wait at a door, or not.
+    pub fn set_open(&mut self, context: &Context, id: Id, open: bool) {
+        if let Some(served) = self.served.get_mut(id) {
+            context.watch_again(&served.socket, Token::Listener(id), open);
         }
     }
 

@@ -37,4 +37,3 @@ pub use network::{UserNetwork, UserState};
 pub use policy::{Flow, FlowPolicy, Open, Target, Transport, Verdict};
 pub use publication::Publication;
 pub use stack::UserLink;
-pub use wire::Mac;

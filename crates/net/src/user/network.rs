@@ -139,8 +139,8 @@ impl UserNetwork {
         }
     }
 
-    /// Takes back a saved state, before [`Network::open`]: leases go on, and
-    /// the guest's connections of then are reset.
+    /// Takes back a saved state: leases go on, and the guest's connections of
+    /// then are reset.
     ///
     /// # Errors
     /// [`UserError::Version`].
@@ -150,6 +150,7 @@ impl UserNetwork {
         }
         *self.shared.leases.lock() = state.leases.clone();
         *self.shared.restored.lock() = Some(state);
+        self.shared.doors.tell();
         Ok(())
     }
 }

@@ -151,7 +151,7 @@ impl UserLink {
             }
             IpAddr::V6(a) => a.is_multicast(),
         };
-        if group || ethernet.destination.is_group() {
+        if group || ethernet.destination.is_multicast() {
             self.context.counters.dropped_group.one();
             return Some(());
         }
@@ -241,6 +241,9 @@ impl UserLink {
     }
 
     fn event(&mut self, token: Token, event: &Event) {
+        if token == Token::Publications {
+            self.recall();
+        }
         let context = &mut self.context;
         match token {
             Token::Tcp(id) => self.tcp.event(context, id, event.flags),
@@ -256,6 +259,7 @@ impl UserLink {
     fn time(&mut self, token: Token) {
         match token {
             Token::Tcp(id) => self.tcp.time(&mut self.context, id),
+            Token::Listener(id) => self.porter.set_open(&self.context, id, true),
             Token::Advertise => ndp::advertise_later(&mut self.context),
             Token::Sweep => self.sweep(),
             _ => {}

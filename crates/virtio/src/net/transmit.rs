@@ -10,6 +10,8 @@ use crate::queue::{self, Chain, QueueError, VirtQueue};
 
 /// Shorter ones have no Ethernet header.
 const SHORTEST: usize = 14;
+/// Bytes given back of which the driver is told at once.
+const PROMPT: usize = 8192;
 
 /// A transmit queue.
 pub(super) struct Transmitter {
@@ -20,6 +22,8 @@ pub(super) struct Transmitter {
     waiting: Option<Waiting>,
     segmenter: Segmenter,
     used: Vec<(u16, u32)>,
+    /// Bytes given back without an interrupt; `None`: nothing was.
+    silent: Option<usize>,
     quiet: bool,
 }
 
@@ -65,6 +69,7 @@ impl Transmitter {
             waiting: None,
             segmenter: Segmenter::default(),
             used: Vec::new(),
+            silent: None,
             quiet: false,
         }
     }
@@ -167,14 +172,33 @@ impl Transmitter {
         Ok(all)
     }
 
-    /// Gives back what was sent, and interrupts if the driver wants that.
-    pub(super) fn give_back(&mut self) -> Result<(), QueueError> {
+    /// Gives back what was sent, these bytes of it. A driver that has sent
+    /// much may wait for room: it is told at once, others later.
+    pub(super) fn give_back(&mut self, bytes: usize) -> Result<(), QueueError> {
         if self.used.is_empty() {
             return Ok(());
         }
         self.queue.push_all(&self.used)?;
         self.used.clear();
-        self.queue.notify()
+        let silent = self.silent.unwrap_or(0) + bytes;
+        self.silent = Some(silent);
+        if silent < PROMPT {
+            return Ok(());
+        }
+        self.notify()
+    }
+
+    /// Interrupts for what was given back, if the driver wants that.
+    pub(super) fn notify(&mut self) -> Result<(), QueueError> {
+        match self.silent.take() {
+            Some(_) => self.queue.notify(),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether there is a frame to be taken.
+    pub(super) fn has_frames(&self) -> bool {
+        self.queue.has_available() == Ok(true)
     }
 
     /// Asks for a notification of the next frame; `true` if there is one.
@@ -186,7 +210,8 @@ impl Transmitter {
     /// The queue, with a frame that waits put back.
     pub(super) fn into_queue(mut self) -> VirtQueue {
         // A queue that cannot be used says so to its next user.
-        let _ = self.give_back();
+        let _ = self.give_back(PROMPT);
+        let _ = self.notify();
         if self.waiting.is_some() {
             self.queue.undo_pop();
         }

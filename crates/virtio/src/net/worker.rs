@@ -19,6 +19,12 @@ use crate::queue::{QueueError, VirtQueue};
 const BATCH: usize = 64;
 /// How often a frame is tried again that nothing announces room for.
 const RETRY: Duration = Duration::from_millis(1);
+/// Longest time to look for work before sleeping.
+const SPIN_MAX: Duration = Duration::from_micros(150);
+/// A sleep so short, with the time it takes to wake, was not worth it.
+const SHORT_SLEEP: Duration = Duration::from_micros(300);
+/// First such time when looking begins to pay.
+const SPIN_FIRST: Duration = Duration::from_micros(20);
 
 /// The state of the thread.
 pub(super) struct Worker {
@@ -67,6 +73,7 @@ impl Worker {
         let mut settings = self.shared.settings();
         let mut version = None;
         let mut broken = false;
+        let mut spin = Duration::ZERO;
         while !self.stop.load(Ordering::SeqCst) {
             let now = self.shared.version();
             if version != Some(now) {
@@ -76,7 +83,7 @@ impl Worker {
             }
             let mut wait = Wait::default();
             if !broken {
-                match self.work(&settings, &mut wait) {
+                match self.work(&settings, &mut wait, spin) {
                     Ok(true) => continue,
                     Ok(false) => {}
                     Err(Stop::Queue(error)) => {
@@ -90,7 +97,9 @@ impl Worker {
                     }
                 }
             }
+            let asleep = Instant::now();
             self.sleep(&wait);
+            spin = next_spin(spin, asleep.elapsed());
         }
         Left {
             index: self.index,
@@ -123,22 +132,53 @@ impl Worker {
 
     /// Moves frames both ways; `false` if there is nothing to do, and then
     /// `wait` says for what to wait.
-    fn work(&mut self, settings: &Settings, wait: &mut Wait) -> Result<bool, Stop> {
+    fn work(&mut self, settings: &Settings, wait: &mut Wait, spin: Duration) -> Result<bool, Stop> {
         let active = self.is_active(settings);
-        let mut busy = active && self.receive(settings, wait)?;
-        busy |= self.transmit(wait)?;
+        // First, so that what became ready is seen before a sleep: nothing
+        // announces it a second time.
         let now = Instant::now();
-        let due = self.link.as_mut().and_then(|link| link.turn(now));
-        if busy {
+        let mut due = self.link.as_mut().and_then(|link| link.turn(now));
+        let mut busy = self.transmit(wait)?;
+        busy |= active && self.receive(settings, wait)?;
+        if busy || (wait.link && self.spin(spin, &mut due)?) {
             return Ok(true);
         }
+        self.transmitter.notify()?;
         if let Some(due) = due {
             wait.at_most(due);
         }
-        if self.transmitter.is_waiting() && !wait.link {
+        if self.transmitter.is_waiting() {
             wait.at_most(now + RETRY);
         }
         Ok(self.receiver.listen()? || self.listen(wait)?)
+    }
+
+    /// Looks for frames for a while; whether there are any. Meanwhile the
+    /// driver need not ring, and need not hear of what was sent.
+    fn spin(&mut self, time: Duration, due: &mut Option<Instant>) -> Result<bool, Stop> {
+        if time.is_zero() {
+            return Ok(false);
+        }
+        let mut now = Instant::now();
+        let end = now + time;
+        loop {
+            for _ in 0..32 {
+                std::hint::spin_loop();
+            }
+            if let Some(link) = &mut self.link {
+                *due = link.turn(now);
+                if link.incoming().map_err(Stop::Link)?.is_some() {
+                    return Ok(true);
+                }
+            }
+            if !self.transmitter.is_waiting() && self.transmitter.has_frames() {
+                return Ok(true);
+            }
+            now = Instant::now();
+            if self.stop.load(Ordering::Relaxed) || now >= end {
+                return Ok(false);
+            }
+        }
     }
 
     /// Asks for notifications of frames, but for none that cannot go yet.
@@ -197,6 +237,7 @@ impl Worker {
     /// Frames from the guest.
     fn transmit(&mut self, wait: &mut Wait) -> Result<bool, Stop> {
         let mut busy = false;
+        let mut sent = 0;
         for _ in 0..BATCH {
             if let Some(left) = limited(&mut self.transmit_rate) {
                 wait.transmit_limited = true;
@@ -209,12 +250,13 @@ impl Worker {
             match self.transmitter.next(link, &self.ram, counters)? {
                 Next::Went(bytes) => {
                     busy = true;
+                    sent += bytes;
                     spend(&mut self.transmit_rate, bytes);
                 }
                 Next::Full | Next::Nothing => break,
             }
         }
-        self.transmitter.give_back()?;
+        self.transmitter.give_back(sent)?;
         Ok(busy)
     }
 
@@ -262,5 +304,17 @@ fn limited(rate: &mut Option<TokenBucket>) -> Option<Duration> {
 fn spend(rate: &mut Option<TokenBucket>, bytes: usize) {
     if let Some(rate) = rate {
         rate.spend(bytes, Instant::now());
+    }
+}
+
+/// How long to look for work before the next sleep: longer when the last
+/// sleep was so short that looking would have met its end, else shorter.
+fn next_spin(spin: Duration, slept: Duration) -> Duration {
+    if slept <= SHORT_SLEEP {
+        (spin * 2).clamp(SPIN_FIRST, SPIN_MAX)
+    } else if spin > SPIN_FIRST {
+        spin / 2
+    } else {
+        Duration::ZERO
     }
 }

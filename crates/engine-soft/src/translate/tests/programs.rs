@@ -62,15 +62,22 @@ fn compile(source: &str) -> Vec<u8> {
     std::fs::read(&o).unwrap()
 }
 
-/// A core in 64-bit mode, ring 0, first 8 MiB mapped to themselves.
+/// A core in 64-bit mode, ring 0, first 8 MiB mapped to themselves, but for
+/// the 2 MiB from `TEXT` on, whose neighbouring pages are exchanged.
 fn core64(program: &[u8]) -> Core {
     let ram = GuestRam::new(8 << 20, 8 << 20).unwrap();
-    ram.write(TEXT, program).unwrap();
+    for (page, bytes) in (TEXT >> 12..).zip(program.chunks(4096)) {
+        ram.write((page ^ 1) << 12, bytes).unwrap();
+    }
     let table = |at: u64, value: u64| ram.write(at, &value.to_le_bytes()).unwrap();
     table(0x1000, 0x2003);
     table(0x2000, 0x3003);
     for i in 0..4 {
         table(0x3000 + i * 8, i << 21 | 0x83);
+    }
+    table(0x3000 + (TEXT >> 21) * 8, 0x4003);
+    for i in 0..512 {
+        table(0x4000 + i * 8, (TEXT + ((i ^ 1) << 12)) | 3);
     }
     core64_on(ram)
 }
@@ -98,7 +105,8 @@ fn core64_on(ram: Arc<GuestRam>) -> Core {
 /// Whether the program has reached its final `hlt`.
 fn ended(core: &Core) -> bool {
     let mut byte = [0];
-    core.ram.read(core.cpu.rip, &mut byte).unwrap();
+    let exchanged = u64::from(core.cpu.rip >> 21 == TEXT >> 21) << 12;
+    core.ram.read(core.cpu.rip ^ exchanged, &mut byte).unwrap();
     byte[0] == 0xf4
 }
 

@@ -1,10 +1,7 @@
 //! Ethernet frames.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 use super::{array, be16, put};
+use crate::MacAddress as Mac;
 
 /// Values of the type field.
 pub mod kind {
@@ -14,33 +11,6 @@ pub mod kind {
     pub const ARP: u16 = 0x0806;
     /// IPv6.
     pub const IPV6: u16 = 0x86dd;
-}
-
-/// The address of a card.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Mac(pub [u8; 6]);
-
-impl Mac {
-    /// All cards.
-    pub const BROADCAST: Self = Self([0xff; 6]);
-
-    /// Addresses a group.
-    pub const fn is_group(self) -> bool {
-        self.0[0] & 1 != 0
-    }
-}
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-impl fmt::Debug for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
 }
 
 /// A frame's header, and what follows.

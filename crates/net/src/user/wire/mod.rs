@@ -7,7 +7,8 @@ mod ethernet;
 mod ip;
 mod tcp;
 
-pub use ethernet::{Ethernet, Mac, kind};
+pub use crate::MacAddress as Mac;
+pub use ethernet::{Ethernet, kind};
 pub use ip::{Fragment, Ip, IpHeader, protocol};
 pub use tcp::{Tcp, TcpHeader, flag};
 
