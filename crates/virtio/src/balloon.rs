@@ -18,7 +18,7 @@ use crate::device::{
 use crate::queue::{Chain, QueueError, VirtQueue, read, skip};
 
 const INFLATE: u16 = 0;
-const DEFLATE: u16 = 1;
+// Queue 1 deflates.
 const STATISTICS: u16 = 2;
 const REPORTING: u16 = 3;
 const QUEUES: u16 = 4;
