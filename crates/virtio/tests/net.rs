@@ -5,6 +5,7 @@ mod driver;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use driver::{Driver, EVENT_IDX, INDIRECT_DESC, wait_for};
@@ -47,6 +48,7 @@ struct Wire {
     active: Mutex<Vec<bool>>,
     bell: Mutex<Vec<Arc<OwnedFd>>>,
     fails: Mutex<bool>,
+    turns: AtomicUsize,
 }
 
 struct TestNetwork(Arc<Wire>, u16);
@@ -143,6 +145,7 @@ impl Link for TestLink {
         self.bell.as_fd()
     }
     fn turn(&mut self, _now: Instant) -> Option<Instant> {
+        self.wire.turns.fetch_add(1, Ordering::Relaxed);
         let _ = rustix::io::read(&self.bell, &mut [0; 8]);
         None
     }
@@ -227,6 +230,7 @@ fn frames_cross_both_ways_and_are_counted() {
     assert_eq!(driver.bytes(DATA + 0x1000, 12), header);
     assert_eq!(driver.bytes(DATA + 0x100c, 700), inward);
     wait_for("an interrupt", || driver.sink.take(0x41) > 0);
+    wait_for("one for the frame sent", || driver.sink.take(0x42) > 0);
     let stats = handle.stats();
     assert_eq!((stats.sent.packets, stats.sent.bytes), (1, 500));
     assert_eq!((stats.received.packets, stats.received.bytes), (1, 700));
@@ -462,6 +466,9 @@ fn a_rate_is_kept() {
         "{:?}",
         start.elapsed()
     );
+    // It sleeps while it waits for the rate.
+    let turns = wire.turns.load(Ordering::Relaxed);
+    assert!(turns < 30_000, "{turns} turns");
     let start = Instant::now();
     for _ in 0..31 {
         wire.send(&frame(MAC.0, 1000));

@@ -6,6 +6,7 @@ mod figures;
 mod net;
 mod report;
 mod sides;
+mod switch;
 
 use std::process::ExitCode;
 
@@ -17,6 +18,7 @@ use crate::image::{self, Name};
 use crate::up;
 use figures::Figures;
 use sides::{Side, Sides};
+use switch::Switch;
 
 const NEEDS: &[Need] = &[
     Need {
@@ -53,11 +55,11 @@ pub const KERNEL: [&str; 4] = ["sysloop", "forkexec", "pingpong", "fault"];
 /// Outside the groups' means.
 pub const MORE: [&str; 1] = ["membw"];
 /// Measurements that are no workloads.
-pub const OTHER: [&str; 4] = ["boot", "memory", "smp", "net"];
+pub const OTHER: [&str; 5] = ["boot", "memory", "smp", "net", "switch"];
 
 #[derive(Args)]
 pub struct Bench {
-    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`
+    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`, `switch`
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     only: Vec<String>,
     /// How often each is measured
@@ -101,12 +103,25 @@ pub fn bench(arguments: &Bench) -> Result<ExitCode> {
     let holm = host::build_holm()?;
     let image = image::make(Name::Tiny, false)?;
     let parts = build::parts(&image)?;
+    let switch = match chosen.contains(&"switch") {
+        true => Some(Switch::new(
+            holm.clone(),
+            arguments.options.clone(),
+            &image,
+        )?),
+        false => None,
+    };
     let sides = Sides::new(holm, parts, arguments.options.clone(), arguments.scale);
     let mut figures = Figures::default();
     for repetition in 1..=arguments.reps {
         for name in &chosen {
             eprintln!("xtask: {name} ({repetition} of {})", arguments.reps);
-            measure(&sides, name, !arguments.without_tcg, &mut figures)?;
+            measure(
+                (&sides, switch.as_ref()),
+                name,
+                !arguments.without_tcg,
+                &mut figures,
+            )?;
         }
     }
     let wrong = figures.wrong();
@@ -124,7 +139,12 @@ pub fn bench(arguments: &Bench) -> Result<ExitCode> {
     })
 }
 
-fn measure(sides: &Sides, name: &str, tcg: bool, figures: &mut Figures) -> Result<()> {
+fn measure(
+    (sides, switch): (&Sides, Option<&Switch>),
+    name: &str,
+    tcg: bool,
+    figures: &mut Figures,
+) -> Result<()> {
     let all: &[Side] = if tcg {
         &[Side::Native, Side::Holm, Side::Tcg]
     } else {
@@ -136,6 +156,11 @@ fn measure(sides: &Sides, name: &str, tcg: bool, figures: &mut Figures) -> Resul
             "memory" => sides.memory(side, figures)?,
             "smp" => sides.smp(side, figures)?,
             "net" => sides.net(side, figures)?,
+            "switch" => {
+                if let Some(switch) = switch {
+                    switch.measure(side, figures)?;
+                }
+            }
             _ => sides.workload(side, name, figures)?,
         }
     }

@@ -53,6 +53,12 @@ pub fn text(figures: &Figures) -> String {
     plain(
         &mut text,
         figures,
+        "two guests on a switch (tcg: on a socket), medians",
+        "switch",
+    );
+    plain(
+        &mut text,
+        figures,
         "two independent processes, seconds until both are done",
         "smp",
     );

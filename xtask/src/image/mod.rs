@@ -23,6 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::host;
 use apt::Apt;
 
+pub use cpio::Archive;
 pub use tiny::base;
 
 /// Metapackage of the kernel of all images.
@@ -133,6 +134,18 @@ pub fn busybox(path: &Path) -> Result<()> {
     Apt::open(false)?.unpack("busybox-static", &unpacked)?;
     fs::copy(unpacked.join("bin/busybox"), path).context("copying busybox")?;
     fs::remove_dir_all(&unpacked).context("removing the unpacked package")
+}
+
+/// Unpacks packages of the guests' release into a directory, for programs
+/// outside an image.
+///
+/// # Errors
+/// If a package cannot be had.
+pub fn unpack(packages: &[&str], into: &Path) -> Result<()> {
+    let apt = Apt::open(false)?;
+    packages
+        .iter()
+        .try_for_each(|package| apt.unpack(package, into))
 }
 
 /// SHA-256 over all that determines the image's content.

@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::process::{Command, Stdio};
 
+use net::user::Pinging;
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use serde::Serialize;
@@ -97,6 +98,7 @@ pub fn findings() -> Vec<Finding> {
     vec![
         user_namespaces(),
         tun(),
+        ping(),
         io_uring(),
         huge_pages(),
         userfaultfd(),
@@ -113,6 +115,21 @@ fn finding(name: &'static str, purpose: &'static str, result: Result<String, Str
         detail,
         purpose,
     }
+}
+
+fn ping() -> Finding {
+    let result = match net::user::pinging() {
+        Pinging::Sockets => Ok("the kernel gives ping sockets".into()),
+        Pinging::Raw => Ok("a raw socket was opened (CAP_NET_RAW)".into()),
+        Pinging::Prohibited => {
+            Err("neither a ping socket nor a raw one; see sysctl net.ipv4.ping_group_range".into())
+        }
+    };
+    finding(
+        "ping",
+        "guests of --net user that ping the world (all else works without)",
+        result,
+    )
 }
 
 fn user_namespaces() -> Finding {

@@ -12,6 +12,8 @@ use crate::queue::{self, Chain, QueueError, VirtQueue};
 const SHORTEST: usize = 14;
 /// Bytes given back of which the driver is told at once.
 const PROMPT: usize = 8192;
+/// Rounds of the thread after which it is told in any case.
+const ROUNDS: u32 = 8;
 
 /// A transmit queue.
 pub(super) struct Transmitter {
@@ -22,9 +24,18 @@ pub(super) struct Transmitter {
     waiting: Option<Waiting>,
     segmenter: Segmenter,
     used: Vec<(u16, u32)>,
-    /// Bytes given back without an interrupt; `None`: nothing was.
-    silent: Option<usize>,
+    /// What was given back without an interrupt.
+    silent: Option<Silent>,
     quiet: bool,
+}
+
+/// What a driver was not told of yet.
+#[derive(Clone, Copy, Default)]
+struct Silent {
+    bytes: usize,
+    frames: usize,
+    /// Rounds of the thread since.
+    rounds: u32,
 }
 
 #[derive(Clone, Copy)]
@@ -175,14 +186,20 @@ impl Transmitter {
     /// Gives back what was sent, these bytes of it. A driver that has sent
     /// much may wait for room: it is told at once, others later.
     pub(super) fn give_back(&mut self, bytes: usize) -> Result<(), QueueError> {
-        if self.used.is_empty() {
-            return Ok(());
+        let frames = self.used.len();
+        if frames > 0 {
+            self.queue.push_all(&self.used)?;
+            self.used.clear();
+            self.silent.get_or_insert_default();
         }
-        self.queue.push_all(&self.used)?;
-        self.used.clear();
-        let silent = self.silent.unwrap_or(0) + bytes;
-        self.silent = Some(silent);
-        if silent < PROMPT {
+        let Some(silent) = &mut self.silent else {
+            return Ok(());
+        };
+        silent.bytes += bytes;
+        silent.frames += frames;
+        silent.rounds += 1;
+        let many = silent.frames >= usize::from(self.queue.size() / 4);
+        if silent.bytes < PROMPT && !many && silent.rounds < ROUNDS {
             return Ok(());
         }
         self.notify()

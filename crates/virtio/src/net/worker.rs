@@ -140,7 +140,9 @@ impl Worker {
         let mut due = self.link.as_mut().and_then(|link| link.turn(now));
         let mut busy = self.transmit(wait)?;
         busy |= active && self.receive(settings, wait)?;
-        if busy || (wait.link && self.spin(spin, &mut due)?) {
+        // A frame that waits for the rate is no reason to stay awake.
+        let look = wait.link && !wait.transmit_limited;
+        if busy || (look && self.spin(spin, &mut due)?) {
             return Ok(true);
         }
         self.transmitter.notify()?;

@@ -165,7 +165,7 @@ impl Connection {
             self.rx.ack_now = true;
             return Fate::Keep;
         }
-        if let Some((data, fin)) = self.rx.fresh(segment.seq, segment.payload, fin) {
+        if let Some((data, fin)) = self.rx.fresh(segment.seq, segment.payload, fin, budget) {
             if data.is_empty() && !fin {
                 return Fate::Keep;
             }
@@ -174,7 +174,7 @@ impl Connection {
             };
             let writable = &mut self.writable;
             let mut done = self.rx.deliver(socket, writable, budget, data, fin, now);
-            while let (Ok(()), Some(data)) = (&done, self.rx.was_early()) {
+            while let (Ok(()), Some(data)) = (&done, self.rx.was_early(budget)) {
                 done = self.rx.deliver(socket, writable, budget, &data, false, now);
                 self.rx.ack_now = true;
             }

@@ -172,7 +172,7 @@ impl Table {
         self.by_ends.remove(&ends);
         context.connections.lock().remove(&ends);
         connection.abort();
-        self.budget.used = self.budget.used.saturating_sub(connection.rx.pending.len());
+        self.budget.used = self.budget.used.saturating_sub(connection.rx.held());
         for segment in connection.tx.queue.drain(..) {
             if let Some(buffer) = segment.buffer {
                 self.pool.give(buffer);

@@ -14,8 +14,9 @@ use super::sequence::{after, distance, room};
 pub const WINDOW: usize = 1 << 20;
 /// Scale of our windows.
 pub const SCALE: u8 = 7;
-/// Most bytes kept that came before others that were lost.
+/// Most bytes, and most parts, kept that came before others that were lost.
 const EARLY: usize = 256 << 10;
+const EARLY_PARTS: usize = 64;
 /// How long an acknowledgement waits for data to go with.
 const DELAY: Duration = Duration::from_millis(4);
 /// Bytes that are acknowledged without delay.
@@ -116,12 +117,13 @@ impl Receiver {
         seq: u32,
         payload: &'a [u8],
         fin: bool,
+        budget: &mut Budget,
     ) -> Option<(&'a [u8], bool)> {
         let length = payload.len() + usize::from(fin);
         let old = distance(seq, self.next);
         let Ok(skip) = usize::try_from(old) else {
             self.ack_now = true;
-            self.keep_early(seq, payload);
+            self.keep_early(seq, payload, budget);
             return None;
         };
         if self.finished || (skip > 0 && skip >= length) {
@@ -138,22 +140,35 @@ impl Receiver {
         Some((data, fin))
     }
 
-    fn keep_early(&mut self, seq: u32, payload: &[u8]) {
-        let held: usize = self.early.iter().map(|(_, data)| data.len()).sum();
+    fn keep_early(&mut self, seq: u32, payload: &[u8], budget: &mut Budget) {
         let inside = distance(after(seq, payload.len()), self.edge) >= 0;
         let known = self.early.iter().any(|(at, _)| *at == seq);
-        if inside && !known && !payload.is_empty() && held + payload.len() <= EARLY {
+        let fits = self.early.len() < EARLY_PARTS
+            && self.early_bytes() + payload.len() <= EARLY
+            && payload.len() <= budget.left();
+        if inside && !known && !payload.is_empty() && fits {
+            budget.used += payload.len();
             self.early.push((seq, payload.to_vec()));
         }
     }
 
+    fn early_bytes(&self) -> usize {
+        self.early.iter().map(|(_, data)| data.len()).sum()
+    }
+
+    /// Bytes that are kept here, of the budget.
+    pub fn held(&self) -> usize {
+        self.pending.len() + self.early_bytes()
+    }
+
     /// Data that came early and is next now.
-    pub fn was_early(&mut self) -> Option<Vec<u8>> {
+    pub fn was_early(&mut self, budget: &mut Budget) -> Option<Vec<u8>> {
         loop {
             let next = self.next;
             let reached = |(at, _): &(u32, Vec<u8>)| distance(*at, next) >= 0;
             let place = self.early.iter().position(reached)?;
             let (at, mut data) = self.early.swap_remove(place);
+            budget.used = budget.used.saturating_sub(data.len());
             let old = room(at, next) as usize;
             if old < data.len() {
                 data.drain(..old);
