@@ -1,5 +1,7 @@
 //! The agent's commands that Holm uses.
 
+use std::collections::BTreeMap;
+
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
@@ -58,7 +60,36 @@ struct Handle {
     handle: i64,
 }
 
+/// How the machine's balloon is, in bytes.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Balloon {
+    /// Memory of the machine.
+    pub memory: u64,
+    /// The guest's driver works.
+    pub driver: bool,
+    /// Asked for.
+    pub target: u64,
+    /// In the balloon.
+    pub actual: u64,
+    /// Reported free and given back since the machine started.
+    pub reported: u64,
+    /// What the guest says of its memory.
+    pub statistics: BTreeMap<String, Option<u64>>,
+}
+
 impl Client {
+    /// Asks the guest to do with `memory` bytes, if given; how the balloon is.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn balloon(&mut self, memory: Option<u64>) -> Result<Balloon, AgentError> {
+        #[derive(Serialize)]
+        struct Target {
+            memory: Option<u64>,
+        }
+        self.call("holm-balloon", Target { memory })
+    }
+
     /// Starts a program (a path, or a name to look for in the agent's PATH).
     ///
     /// # Errors

@@ -15,9 +15,9 @@ mod link;
 mod serve;
 
 pub use client::{AgentError, Client, Fault};
-pub use commands::{ExecStatus, GuestFile, Process};
+pub use commands::{Balloon, ExecStatus, GuestFile, Process};
 pub use link::{Link, LinkError, RawChannel};
-pub use serve::{REQUEST_MAX, serve};
+pub use serve::{Local, REQUEST_MAX, serve};
 
 /// Name of the channel in the guest.
 pub const CHANNEL: &str = "org.qemu.guest_agent.0";

@@ -17,22 +17,31 @@ const CLIENTS_MAX: usize = 32;
 /// Time for an answer. Freezing waits for all that is being written.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Answers requests that are for the machine and not for its guest: the
+/// commands that begin with `holm-`, given with their whole line; the JSON of
+/// the result, or what is wrong.
+pub type Local = dyn Fn(&str, &[u8]) -> Result<String, String> + Send + Sync;
+
 /// Serves clients until the listener fails or the machine has ended. Each
 /// client has a thread; their requests take turns.
-pub fn serve<C: RawChannel + 'static>(listener: &UnixListener, link: &Arc<Mutex<Link<C>>>) {
+pub fn serve<C: RawChannel + 'static>(
+    listener: &UnixListener,
+    link: &Arc<Mutex<Link<C>>>,
+    local: &Arc<Local>,
+) {
     let clients = Arc::new(AtomicUsize::new(0));
     while let Ok((stream, _)) = listener.accept() {
         while clients.load(Ordering::SeqCst) >= CLIENTS_MAX {
             std::thread::sleep(Duration::from_millis(20));
         }
         clients.fetch_add(1, Ordering::SeqCst);
-        let (link, count) = (link.clone(), clients.clone());
+        let (link, local, count) = (link.clone(), local.clone(), clients.clone());
         let spawned = std::thread::Builder::new()
             .name("agent-client".into())
             .stack_size(256 << 10)
             .spawn(move || {
                 // A client that goes in the middle is its own affair.
-                let _ = client(&stream, &link);
+                let _ = client(&stream, &link, &*local);
                 count.fetch_sub(1, Ordering::SeqCst);
             });
         if spawned.is_err() {
@@ -41,7 +50,11 @@ pub fn serve<C: RawChannel + 'static>(listener: &UnixListener, link: &Arc<Mutex<
     }
 }
 
-fn client<C: RawChannel>(stream: &UnixStream, link: &Mutex<Link<C>>) -> Result<(), std::io::Error> {
+fn client<C: RawChannel>(
+    stream: &UnixStream,
+    link: &Mutex<Link<C>>,
+    local: &Local,
+) -> Result<(), std::io::Error> {
     let mut requests = BufReader::new(stream);
     let mut out = stream;
     loop {
@@ -57,8 +70,18 @@ fn client<C: RawChannel>(stream: &UnixStream, link: &Mutex<Link<C>>) -> Result<(
             return Ok(());
         }
         // Whole values only: what follows half of one would be lost.
-        if serde_json::from_slice::<serde::de::IgnoredAny>(&line).is_err() {
-            out.write_all(&refusal("the request is not JSON"))?;
+        let Ok(Head { execute }) = serde_json::from_slice(&line) else {
+            out.write_all(&refusal(
+                "the request is not JSON with a command to execute",
+            ))?;
+            continue;
+        };
+        if execute.starts_with("holm-") {
+            let answer = match local(&execute, &line) {
+                Ok(result) => format!("{{\"return\": {result}}}\n").into_bytes(),
+                Err(what) => refusal(&what),
+            };
+            out.write_all(&answer)?;
             continue;
         }
         let result = link.lock().call(&line, PATIENCE);
@@ -70,6 +93,11 @@ fn client<C: RawChannel>(stream: &UnixStream, link: &Mutex<Link<C>>) -> Result<(
             Err(error) => out.write_all(&refusal_of(error))?,
         }
     }
+}
+
+#[derive(serde::Deserialize)]
+struct Head {
+    execute: String,
 }
 
 fn refusal_of(error: LinkError) -> Vec<u8> {

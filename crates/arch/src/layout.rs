@@ -48,6 +48,26 @@ pub const ACPI_SCI_IRQ: u8 = 9;
 pub const COM1_PORT: u16 = 0x3f8;
 /// ISA IRQ of the first serial port.
 pub const COM1_IRQ: u8 = 4;
+/// QEMU's pvpanic on ISA: one port.
+pub const PVPANIC_PORT: u16 = 0x505;
+/// Registers of the watchdog that the ACPI table WDAT describes (8 ports).
+pub const WATCHDOG_PORT: u16 = 0x620;
+/// Watchdog: 1 runs it, 0 stops it (1 byte).
+pub const WATCHDOG_CONTROL: u16 = WATCHDOG_PORT;
+/// Watchdog: 1 if it has expired; writing 1 clears that (1 byte).
+pub const WATCHDOG_STATUS: u16 = WATCHDOG_PORT + 1;
+/// Watchdog: any write starts the time anew (1 byte).
+pub const WATCHDOG_PING: u16 = WATCHDOG_PORT + 2;
+/// Watchdog: counts until it expires (4 bytes).
+pub const WATCHDOG_COUNTDOWN: u16 = WATCHDOG_PORT + 4;
+/// Watchdog: milliseconds of one count.
+pub const WATCHDOG_PERIOD_MS: u32 = 100;
+/// Watchdog: most counts.
+pub const WATCHDOG_MAX_COUNT: u32 = 36_000;
+/// GSI of the generic event device (edge): the generation id has changed.
+pub const GENERATION_GSI: u8 = 20;
+/// The generation id of the machine, 16 bytes of RAM that is reserved.
+pub const GENERATION_ID: u64 = 0xe_fff0;
 /// QEMU's isa-debug-exit.
 pub const DEBUG_EXIT_PORT: u16 = 0xf4;
 /// I/O APIC inputs.

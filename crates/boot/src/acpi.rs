@@ -13,8 +13,8 @@ use acpi_tables::xsdt::XSDT;
 use arch::layout;
 use memory::GuestRam;
 
-use crate::map::{ACPI, ACPI_END, put};
-use crate::{BootError, dsdt};
+use crate::map::{ACPI, put};
+use crate::{BootError, dsdt, wdat};
 
 /// OEM id in all tables.
 pub const OEM: [u8; 6] = *b"HOLM  ";
@@ -26,16 +26,19 @@ const REVISION: u32 = 1;
 ///
 /// # Errors
 /// [`BootError::TablesTooLarge`], [`BootError::Memory`].
-pub fn write(ram: &GuestRam, cpus: u32) -> Result<(), BootError> {
-    let area = build(ACPI, cpus);
-    if area.len() as u64 > ACPI_END - ACPI {
+pub fn write(ram: &GuestRam, cpus: u32, watchdog: bool) -> Result<(), BootError> {
+    let area = build(ACPI, cpus, watchdog);
+    if area.len() as u64 > layout::GENERATION_ID - ACPI {
         return Err(BootError::TablesTooLarge("ACPI"));
     }
+    let random = crate::linux::random_32().map_err(BootError::Random)?;
+    let id = random.get(..16).unwrap_or_default();
+    put(ram, "generation id", layout::GENERATION_ID, id)?;
     put(ram, "ACPI tables", ACPI, &area)
 }
 
 /// All tables as they lie in memory from `base` on, the RSDP first.
-pub fn build(base: u64, cpus: u32) -> Vec<u8> {
+pub fn build(base: u64, cpus: u32, watchdog: bool) -> Vec<u8> {
     let mut area = vec![0u8; 64];
     let mut add = |table: &[u8]| {
         area.resize(area.len().next_multiple_of(64), 0);
@@ -49,7 +52,8 @@ pub fn build(base: u64, cpus: u32) -> Vec<u8> {
     let madt = add(&madt(cpus));
     let mcfg = add(&mcfg());
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, REVISION);
-    for table in [fadt, madt, mcfg] {
+    let wdat = watchdog.then(|| add(wdat::build().as_slice()));
+    for table in [fadt, madt, mcfg].into_iter().chain(wdat) {
         xsdt.add_entry(table);
     }
     let xsdt = add(&bytes(&xsdt));
@@ -168,7 +172,7 @@ mod tests {
     #[test]
     fn every_table_is_reached_from_the_rsdp_and_sums_to_zero() {
         let base = 0xe0000;
-        let area = build(base, 64);
+        let area = build(base, 64, true);
         assert!(area.len() < 0x10000, "{:#x}", area.len());
         assert_eq!(&area[..8], b"RSD PTR ");
         assert_eq!(sum(&area[..20]), 0);
@@ -180,7 +184,7 @@ mod tests {
             .map(|p| table(&area, base, quad(p, 0)))
             .collect();
         let names: Vec<&[u8]> = found.iter().map(|t| &t[..4]).collect();
-        assert_eq!(names, [&b"FACP"[..], b"APIC", b"MCFG"]);
+        assert_eq!(names, [&b"FACP"[..], b"APIC", b"MCFG", b"WDAT"]);
         assert!(found.iter().all(|t| sum(t) == 0));
         let fadt = found[0];
         let dsdt = table(&area, base, quad(fadt, 140));

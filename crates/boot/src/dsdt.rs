@@ -2,8 +2,8 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name,
-    Package, PackageBuilder, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
+    Name, Notify, Package, PackageBuilder, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
 use arch::layout;
@@ -18,6 +18,7 @@ pub fn build(cpus: u32) -> Sdt {
     pci_root(&mut body);
     board(&mut body);
     isa(&mut body);
+    host(&mut body);
     processors(&mut body, cpus);
     t.append_slice(&body);
     t
@@ -120,6 +121,45 @@ fn isa(out: &mut Vec<u8>) {
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0B00")),
             &Name::new("_CRS".into(), &rtc),
+        ],
+    )
+    .to_aml_bytes(out);
+}
+
+/// What the guest has of its host: the panic port, and the generation id
+/// (Microsoft, "Virtual Machine Generation ID") with the event that it has
+/// changed, from a generic event device (ACPI 6.4, 5.6.9).
+fn host(out: &mut Vec<u8>) {
+    let port = IO::new(layout::PVPANIC_PORT, layout::PVPANIC_PORT, 1, 1);
+    Device::new(
+        "_SB_.PEVT".into(),
+        vec![
+            &Name::new("_HID".into(), &"QEMU0001"),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&port])),
+        ],
+    )
+    .to_aml_bytes(out);
+    let (low, high) = (layout::GENERATION_ID as u32, 0u32);
+    Device::new(
+        "_SB_.VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"HOLMVGID"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            &Name::new("ADDR".into(), &Package::new(vec![&low, &high])),
+        ],
+    )
+    .to_aml_bytes(out);
+    let line = Interrupt::new(true, true, false, false, layout::GENERATION_GSI.into());
+    let (device, changed) = (Path::new("\\_SB_.VGEN"), 0x80u8);
+    let notify = Notify::new(&device, &changed);
+    Device::new(
+        "_SB_.GED_".into(),
+        vec![
+            &Name::new("_HID".into(), &"ACPI0013"),
+            &Name::new("_UID".into(), &0u8),
+            &Name::new("_CRS".into(), &ResourceTemplate::new(vec![&line])),
+            &Method::new("_EVT".into(), 1, true, vec![&notify]),
         ],
     )
     .to_aml_bytes(out);

@@ -20,6 +20,7 @@ mod multiboot;
 mod payload;
 mod pvh;
 pub mod smbios;
+mod wdat;
 
 use memory::GuestRam;
 
@@ -39,6 +40,8 @@ pub struct Request<'a> {
     pub cmdline: &'a str,
     /// Number of vCPUs, for the tables.
     pub cpus: u32,
+    /// Whether the machine has the watchdog of the table WDAT.
+    pub watchdog: bool,
     /// What SMBIOS says of the machine.
     pub identity: &'a Identity,
     /// Whether the monitor unpacks a compressed kernel itself; else, and where
@@ -71,7 +74,7 @@ pub fn load(ram: &GuestRam, request: &Request<'_>) -> Result<Loaded, BootError> 
     }
     let loaded = load_kernel(ram, request)?;
     entry::write_tables(ram, &loaded.entry)?;
-    acpi::write(ram, request.cpus)?;
+    acpi::write(ram, request.cpus, request.watchdog)?;
     smbios::write(ram, request.cpus, request.identity)?;
     Ok(loaded)
 }

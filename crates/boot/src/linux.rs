@@ -362,7 +362,7 @@ fn write_seed(ram: &GuestRam) -> Result<(), BootError> {
     put(ram, "random seed", SETUP_DATA, &record)
 }
 
-fn random_32() -> std::io::Result<[u8; 32]> {
+pub fn random_32() -> std::io::Result<[u8; 32]> {
     use std::io::Read;
     let mut seed = [0; 32];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut seed)?;

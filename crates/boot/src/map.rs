@@ -39,7 +39,7 @@ pub const STACK: u64 = 0x1_fff0;
 pub const LOW_END: u64 = 0x9_fc00;
 /// RSDP and the ACPI tables.
 pub const ACPI: u64 = 0xe_0000;
-/// One past the ACPI tables.
+/// One past the ACPI tables; its last bytes are the generation id.
 pub const ACPI_END: u64 = 0xf_0000;
 /// SMBIOS 3 anchor and structures.
 pub const SMBIOS: u64 = 0xf_0000;

@@ -31,6 +31,7 @@ fn try_load(
             cmdline,
             cpus: 2,
             identity: &Identity::default(),
+            watchdog: false,
             unpack: true,
         },
     )?;

@@ -17,6 +17,7 @@ use crate::pci::{
 use crate::pic::{ElcrPorts, Pic, PicPorts, PicState};
 use crate::pit::{Pit, PitState, Port61};
 use crate::power::PowerSink;
+use crate::pvpanic::PvPanic;
 use crate::reset::{KeyboardController, KeyboardControllerState, Port92, ResetRegister};
 use crate::rtc::{Rtc, RtcState};
 use crate::serial::{self, Serial, SerialSink, SerialState};
@@ -130,6 +131,9 @@ impl Chipset {
             initial: OnceLock::new(),
         };
         chipset.wire(reset)?;
+        let panic = Arc::new(PvPanic(Arc::clone(&config.power)));
+        let pio = &chipset.bus.pio;
+        pio.insert(layout::PVPANIC_PORT, 1, "panic", panic)?;
         if config.debug_exit {
             let device = Arc::new(DebugExit(config.power));
             let ports = debug_exit::PORTS;

@@ -109,6 +109,14 @@ impl IrqRouter {
     }
 }
 
+impl IrqRouter {
+    /// A new source of an interrupt that only the I/O APIC has.
+    #[must_use]
+    pub fn line(self: &Arc<Self>, gsi: u8) -> IrqLine {
+        IrqLine::new(Arc::clone(self) as Arc<dyn LineDriver>, gsi)
+    }
+}
+
 /// Input of the 8259 pair that a GSI reaches.
 fn isa_of(gsi: u8) -> Option<u8> {
     match gsi {

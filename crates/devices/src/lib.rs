@@ -21,12 +21,14 @@ pub mod pci;
 pub mod pic;
 pub mod pit;
 pub mod power;
+pub mod pvpanic;
 pub mod reset;
 pub mod rtc;
 pub mod serial;
 pub mod state;
 pub mod system_bus;
 pub mod timer;
+pub mod watchdog;
 
 pub use bus::{BytePort, ByteWide, MmioBus, MmioDevice, PioBus, PioDevice};
 pub use chipset::{Chipset, ChipsetConfig, ChipsetError, ChipsetState};

@@ -8,6 +8,10 @@ pub enum PowerEvent {
     /// Reset, by the chipset's reset register, the keyboard controller or
     /// port 0x92.
     Reset,
+    /// The guest's kernel panicked and stands, or is about to reset.
+    Panicked,
+    /// The guest's kernel panicked and its crash kernel runs.
+    CrashLoaded,
     /// A value was written to the debug-exit port.
     DebugExit(u32),
 }

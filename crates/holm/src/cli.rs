@@ -68,6 +68,13 @@ pub enum Command {
     ///   holm cp web1.agent:/var/log/syslog syslog
     #[command(verbatim_doc_comment, after_help = exit_code::AGENT_HELP)]
     Cp(agent::Copy),
+    /// Asks a running machine to do with less memory, or gives it back; says how its memory is
+    ///
+    /// Examples:
+    ///   holm balloon web1.agent 512M
+    ///   holm balloon web1.agent -o json
+    #[command(verbatim_doc_comment, after_help = exit_code::AGENT_HELP)]
+    Balloon(agent::Balloon),
     /// Freezes the file systems of a machine: nothing is written until `holm fsthaw`
     ///
     /// Example: holm fsfreeze web1.agent

@@ -23,6 +23,8 @@ pub const ENDED_BY_USER: u8 = 20;
 /// SIGHUP, SIGINT or SIGTERM ended the machine.
 pub const ENDED_BY_SIGNAL: u8 = 22;
 
+/// The guest reset or powered off after its kernel had panicked.
+pub const PANICKED: u8 = 26;
 /// The guest's agent cannot be reached or refused.
 pub const AGENT: u8 = 24;
 
@@ -61,6 +63,7 @@ pub const HELP: &str = "Exit status:
   18   internal failure
   20   ended by the user (Ctrl-A x)
   22   ended by SIGHUP, SIGINT or SIGTERM
+  26   the guest reset or powered off after its kernel had panicked
 
 Keys at the console (terminal only):
   Ctrl-A x       ends the machine
@@ -91,6 +94,7 @@ mod tests {
             INTERNAL,
             ENDED_BY_USER,
             ENDED_BY_SIGNAL,
+            PANICKED,
         ];
         for (index, code) in own.iter().enumerate() {
             assert_eq!(code % 2, 0, "{code} could be a debug exit");

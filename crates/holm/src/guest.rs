@@ -11,7 +11,7 @@ use boot::BootError;
 use devices::serial::SerialSink;
 use engine::EngineError;
 use engine_soft::SoftEngine;
-use machine::{Consoles, Description, Machine, MachineError, NicError, Outcome};
+use machine::{Consoles, Description, GuestEvent, Machine, MachineError, NicError, Outcome};
 use parking_lot::Mutex;
 use virtio::console::ConsoleSink;
 
@@ -19,6 +19,7 @@ use crate::cli;
 use crate::console::input::{Port, Room};
 use crate::console::monitor;
 use crate::console::output::Output;
+use crate::console::terminal;
 use crate::engine_choice::EngineKind;
 use crate::failure::Failure;
 use crate::peripherals::{self, OwnSocket};
@@ -28,17 +29,24 @@ use crate::run::Event;
 pub struct Guest {
     machine: Machine,
     size_asked: Arc<AtomicBool>,
+    /// The guest's kernel has panicked since it was started.
+    panicked: Arc<AtomicBool>,
 }
 
 /// The serial port's way out.
 struct Serial {
     output: Output,
+    /// What is kept beside.
+    log: Option<Output>,
     room: Arc<Room>,
 }
 
 impl SerialSink for Serial {
     fn write(&self, data: &[u8]) {
         self.output.push(data);
+        if let Some(log) = &self.log {
+            log.push(data);
+        }
     }
 
     fn input_ready(&self) {
@@ -73,12 +81,13 @@ impl Guest {
         description: Description,
         engine: EngineKind,
         output: Output,
+        log: Option<Output>,
         room: Arc<Room>,
         events: Sender<Event>,
     ) -> Result<Self, Failure> {
         let size_asked = Arc::new(AtomicBool::new(false));
         let consoles = Consoles {
-            serial: Arc::new(Serial { output, room }),
+            serial: Arc::new(Serial { output, log, room }),
             virtio: Some(Arc::new(SizeOnly {
                 events: Mutex::new(events),
                 asked: Arc::clone(&size_asked),
@@ -95,8 +104,12 @@ impl Guest {
             },
             consoles,
         )?;
+        let panicked = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&panicked);
+        machine.listen(Box::new(move |event| tell(event, &seen)));
         Ok(Self {
             machine,
+            panicked,
             size_asked,
         })
     }
@@ -126,6 +139,11 @@ impl Guest {
         let (listener, own) = peripherals::listen(path)?;
         self.machine.serve_control(listener)?;
         Ok(own)
+    }
+
+    /// Whether the guest's kernel panicked since it was last started.
+    pub fn panicked(&self) -> bool {
+        self.panicked.load(Ordering::Acquire)
     }
 
     /// Offers the guest's agent at a new Unix socket.
@@ -189,6 +207,23 @@ impl Guest {
         }
         text
     }
+}
+
+/// Says what happened in the guest.
+fn tell(event: GuestEvent, panicked: &AtomicBool) {
+    let text = match event {
+        GuestEvent::Panicked => "the guest's kernel has panicked",
+        GuestEvent::CrashLoaded => "the guest's kernel has panicked; its crash kernel runs",
+        GuestEvent::WatchdogExpired => "the guest has not pinged its watchdog in time",
+        GuestEvent::Rebooted => {
+            panicked.store(false, Ordering::Release);
+            return;
+        }
+    };
+    if event == GuestEvent::Panicked {
+        panicked.store(true, Ordering::Release);
+    }
+    terminal::say(&format!("holm: {text}"));
 }
 
 impl Port for Guest {

@@ -45,6 +45,7 @@ fn main() -> ! {
         Command::BootEntries(entries) => boot_entries::run(entries),
         Command::Exec(arguments) => agent::exec(arguments),
         Command::Cp(arguments) => agent::copy(arguments),
+        Command::Balloon(arguments) => agent::balloon(arguments),
         Command::Fsfreeze(target) => agent::freeze(target, true),
         Command::Fsthaw(target) => agent::freeze(target, false),
         Command::Ls(arguments) => named::list(arguments),

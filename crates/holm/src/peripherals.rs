@@ -3,8 +3,8 @@
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
-use machine::Peripherals;
+use clap::{Args, ValueEnum};
+use machine::{Peripherals, WatchdogAction};
 
 use crate::failure::Failure;
 
@@ -15,12 +15,80 @@ pub struct Options {
     /// `holm fsthaw` (--agent-socket /tmp/web1.agent); the guest needs qemu-guest-agent
     #[arg(long, value_name = "PATH")]
     pub agent_socket: Option<PathBuf>,
+
+    /// Whether memory that the guest frees returns to the host, and `holm balloon` can ask for more
+    #[arg(long, value_enum, default_value_t = Switch::On)]
+    pub balloon: Switch,
+
+    /// What is done with a guest that stops pinging its watchdog (--watchdog reset); without
+    /// this the machine has none
+    #[arg(long, value_enum, value_name = "ACTION")]
+    pub watchdog: Option<Watchdog>,
+
+    /// Keeps what the serial console prints in this file, appended to, and at most SIZE of it (16M):
+    /// the older half is in FILE.1 (--serial-log web1.log,max=4M)
+    #[arg(long, value_name = "FILE[,max=SIZE]", value_parser = serial_log)]
+    pub serial_log: Option<LogOption>,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// There is one
+    On,
+    /// There is none
+    Off,
+}
+
+/// `--watchdog`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Watchdog {
+    /// As if the guest had reset itself: see --on-reset
+    Reset,
+    /// Ends the machine
+    Poweroff,
+    /// Pauses the machine
+    Pause,
+    /// Only says so
+    Nothing,
+}
+
+/// `--serial-log`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogOption {
+    /// The file.
+    pub path: PathBuf,
+    /// Most bytes.
+    pub most: u64,
+}
+
+fn serial_log(text: &str) -> Result<LogOption, String> {
+    const DEFAULT: u64 = 16 << 20;
+    const LEAST: u64 = 4096;
+    let (path, most) = match text.split_once(",max=") {
+        Some((path, size)) => (path, crate::cli::size(size)?),
+        None => (text, DEFAULT),
+    };
+    if path.is_empty() || most < LEAST {
+        return Err("a serial log is FILE[,max=SIZE], with at least 4K".into());
+    }
+    let path = path.into();
+    Ok(LogOption { path, most })
 }
 
 impl Options {
     /// For the machine's description.
     pub fn describe(&self) -> Peripherals {
-        Peripherals { agent: true }
+        Peripherals {
+            agent: true,
+            balloon: self.balloon == Switch::On,
+            watchdog: self.watchdog.map(|action| match action {
+                Watchdog::Reset => WatchdogAction::Reset,
+                Watchdog::Poweroff => WatchdogAction::PowerOff,
+                Watchdog::Pause => WatchdogAction::Pause,
+                Watchdog::Nothing => WatchdogAction::Nothing,
+            }),
+        }
     }
 }
 

@@ -15,6 +15,7 @@ use signal_hook::iterator::Signals;
 
 use crate::cli::{self, Run, Serial};
 use crate::console::input::{Input, Room};
+use crate::console::log::SerialLog;
 use crate::console::monitor::{self, Command, Line};
 use crate::console::output::Output;
 use crate::console::terminal::{self, RawMode};
@@ -77,12 +78,14 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
     let engine = engine_choice::decide(arguments.engine)?;
     let internal = |what: &str, error: io::Error| Failure::Internal(format!("{what}: {error}"));
     let output = output(&arguments.serial)?;
+    let log = serial_log(arguments)?;
     let (events, received) = mpsc::channel();
     let room = Arc::new(Room::default());
     let guest = Arc::new(Guest::new(
         description,
         engine,
         output.clone(),
+        log.clone(),
         Arc::clone(&room),
         events.clone(),
     )?);
@@ -132,6 +135,9 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
     };
     let result = session.until_end(&received, deadline);
     session.output.flush(LAST_WORDS);
+    if let Some(log) = log {
+        log.flush(LAST_WORDS);
+    }
     drop(raw);
     drop(own_disks);
     result
@@ -158,7 +164,9 @@ impl Session {
                 Some(left) => events.recv_timeout(left),
             };
             let code = match event {
-                Ok(Event::Ended(result)) => return result.map(|outcome| ended(&outcome)),
+                Ok(Event::Ended(result)) => {
+                    return result.map(|outcome| ended(&outcome, self.guest.panicked()));
+                }
                 Ok(Event::EndedByUser) => {
                     self.guest.stop();
                     Some(exit_code::ENDED_BY_USER)
@@ -238,8 +246,9 @@ impl Session {
     }
 }
 
-fn ended(outcome: &Outcome) -> u8 {
+fn ended(outcome: &Outcome, panicked: bool) -> u8 {
     match outcome {
+        Outcome::PoweredOff | Outcome::Reset if panicked => exit_code::PANICKED,
         Outcome::PoweredOff | Outcome::Reset | Outcome::Stopped => exit_code::SUCCESS,
         Outcome::DebugExit(value) => exit_code::debug_exit(*value),
         Outcome::TimedOut => exit_code::TIMEOUT,
@@ -275,6 +284,18 @@ fn output(serial: &Serial) -> Result<Output, Failure> {
         }
     };
     output.map_err(|error| Failure::Internal(format!("starting the console: {error}")))
+}
+
+fn serial_log(arguments: &Run) -> Result<Option<Output>, Failure> {
+    let Some(option) = &arguments.peripherals.serial_log else {
+        return Ok(None);
+    };
+    let failed = |error| {
+        let path = option.path.display();
+        Failure::File(format!("opening the serial log {path}: {error}"))
+    };
+    let log = SerialLog::open(&option.path, option.most).map_err(failed)?;
+    Ok(Some(Output::new(log).map_err(failed)?))
 }
 
 /// Ends the process by force if the main thread does not within [`GOOD_ORDER`].

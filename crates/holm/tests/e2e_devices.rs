@@ -90,8 +90,39 @@ impl Machine {
         format!("{}:{path}", self.path("agent").display())
     }
 
+    /// MiB of the monitor that are in the host's memory.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.holm.id())).unwrap();
+        let line = status
+            .lines()
+            .find(|line| line.starts_with("VmRSS:"))
+            .unwrap();
+        line.split_whitespace()
+            .nth(1)
+            .unwrap()
+            .parse::<u64>()
+            .unwrap()
+            / 1024
+    }
+
+    fn balloon(&self, words: &[&str]) -> serde_json::Value {
+        let output = self
+            .holm(&["balloon", "-o", "json"], &[])
+            .args(words)
+            .output()
+            .unwrap();
+        assert!(output.status.success());
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
     fn power_off(mut self) {
         let _ = self.holm(&["exec"], &["systemctl", "poweroff"]).output();
+        assert_eq!(self.wait(), Some(0), "{}", self.serial());
+        assert!(!self.path("agent").exists(), "the socket is left behind");
+    }
+
+    /// The status it ends with.
+    fn wait(&mut self) -> Option<i32> {
         let end = Instant::now() + BOOT;
         let status = loop {
             if let Some(status) = self.holm.try_wait().unwrap() {
@@ -100,8 +131,7 @@ impl Machine {
             assert!(Instant::now() < end, "no end: {}", self.serial());
             std::thread::sleep(Duration::from_millis(50));
         };
-        assert_eq!(status.code(), Some(0), "{}", self.serial());
-        assert!(!self.path("agent").exists(), "the socket is left behind");
+        status.code()
     }
 }
 
@@ -119,8 +149,113 @@ fn the_guest_and_its_host_work_together() {
     programs_run(&machine);
     files_are_copied(&machine);
     file_systems_freeze(&machine);
+    freed_memory_returns_to_the_host(&machine);
+    the_balloon_takes_and_gives(&machine);
     assert_eq!(machine.sh("dmesg | grep -E 'BUG|WARNING|Oops' || true"), "");
     machine.power_off();
+}
+
+fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !condition() {
+        assert!(Instant::now() < end, "{what}: not after two minutes");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+fn freed_memory_returns_to_the_host(machine: &Machine) {
+    let before = machine.resident();
+    let used = machine.sh(
+        "python3 -c 'x = bytearray(b\"1\") * (400 << 20); print(len(x) >> 20, flush=True)
+import os; os.kill(os.getppid(), 0); input()' </dev/null 2>/dev/null; true",
+    );
+    assert_eq!(used, "400\n");
+    // The program has ended: Linux reports what it finds free.
+    eventually("freed memory is with the host", || {
+        machine.resident() < before + 150
+    });
+    let reported = machine.balloon(&[])["reported"].as_u64().unwrap();
+    assert!(reported >= 300 << 20, "{reported}");
+}
+
+fn the_balloon_takes_and_gives(machine: &Machine) {
+    let report = machine.balloon(&["512M"]);
+    assert_eq!(report["target"], 512 << 20);
+    assert_eq!(report["driver"], true);
+    eventually("the balloon is full", || {
+        machine.balloon(&[])["actual"] == 512 << 20
+    });
+    // What is in the balloon is of no use to the guest.
+    let report = machine.balloon(&[]);
+    let available = report["statistics"]["available"].as_u64().unwrap();
+    assert!(available < 512 << 20, "{report}");
+    assert_eq!(machine.sh("echo alive"), "alive\n");
+    machine.balloon(&["1G"]);
+    eventually("the balloon is empty", || {
+        machine.balloon(&[])["actual"] == 0
+    });
+    // Never below a floor, and a guest in need takes pages back.
+    let report = machine.balloon(&["1M"]);
+    assert_eq!(report["target"], (1024 - 64) << 20);
+    machine.balloon(&["1G"]);
+    assert_eq!(
+        machine.sh("head -c 100M /dev/zero | sha256sum | head -c 8"),
+        "20492a4d"
+    );
+}
+
+#[test]
+fn a_guest_that_hangs_or_panics_is_seen() {
+    let mut machine = Machine::start(|directory| {
+        let log = format!("{},max=64K", directory.join("log").display());
+        let options = [
+            "--watchdog",
+            "nothing",
+            "--append",
+            "panic=1",
+            "--serial-log",
+            &log,
+        ];
+        options.map(String::from).to_vec()
+    });
+    // The id is there, and the kernel knows of it.
+    assert_eq!(
+        machine.sh("ls -d /sys/bus/acpi/devices/HOLMVGID:00 | wc -l"),
+        "1\n"
+    );
+    machine.sh("modprobe wdat_wdt; python3 -c '
+import fcntl, struct, os, time
+dog = os.open(\"/dev/watchdog0\", os.O_WRONLY)
+fcntl.ioctl(dog, 0xC0045706, struct.pack(\"i\", 1))
+time.sleep(4)
+os.write(dog, b\"V\")'");
+    let errors = |machine: &Machine| std::fs::read_to_string(machine.path("errors")).unwrap();
+    eventually("the watchdog has barked", || {
+        errors(&machine).contains("watchdog in time")
+    });
+    assert_eq!(machine.sh("echo still there"), "still there\n");
+    // The connection breaks with the guest.
+    let _ = machine
+        .holm(
+            &["exec"],
+            &[
+                "sh",
+                "-c",
+                "echo 1 > /proc/sys/kernel/sysrq; echo c > /proc/sysrq-trigger",
+            ],
+        )
+        .output();
+    assert_eq!(machine.wait(), Some(26), "{}", machine.serial());
+    assert!(
+        errors(&machine).contains("kernel has panicked"),
+        "{}",
+        errors(&machine)
+    );
+    let log = std::fs::read_to_string(machine.path("log")).unwrap();
+    assert!(
+        log.contains("Kernel panic") && log.contains("debian login:"),
+        "{log}"
+    );
 }
 
 fn programs_run(machine: &Machine) {

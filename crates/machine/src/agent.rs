@@ -3,10 +3,12 @@
 use std::collections::VecDeque;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use agent::{Link, LinkError, RawChannel};
+use agent::{Link, LinkError, Local, RawChannel};
 use parking_lot::{Condvar, Mutex};
+use serde::{Deserialize, Serialize};
+use virtio::balloon::{BalloonControl, BalloonReport};
 use virtio::channel::{ChannelInput, ChannelSink};
 use virtio::console::ConsoleSink;
 
@@ -59,10 +61,10 @@ impl AgentChannel {
     ///
     /// # Errors
     /// [`MachineError::Host`]: no thread.
-    pub fn serve(&self, listener: UnixListener) -> Result<(), MachineError> {
+    pub fn serve(&self, listener: UnixListener, local: Arc<Local>) -> Result<(), MachineError> {
         let link = Arc::new(Mutex::new(Link::new(self.clone())));
         let thread = std::thread::Builder::new().name("agent".into());
-        let spawned = thread.spawn(move || agent::serve(&listener, &link));
+        let spawned = thread.spawn(move || agent::serve(&listener, &link, &local));
         spawned.map(drop).map_err(|source| MachineError::Host {
             what: "thread for the guest's agent",
             source,
@@ -161,4 +163,40 @@ impl RawChannel for AgentChannel {
         }
         Ok(count)
     }
+}
+
+/// Time for the guest to say how its memory is used.
+const STATISTICS: Duration = Duration::from_secs(1);
+
+/// Requests at the agent's socket that are the machine's own.
+pub(crate) fn local(
+    balloon: Option<&BalloonControl>,
+    memory: u64,
+    command: &str,
+    line: &[u8],
+) -> Result<String, String> {
+    #[derive(Deserialize)]
+    struct Request {
+        arguments: Target,
+    }
+    #[derive(Deserialize)]
+    struct Target {
+        memory: Option<u64>,
+    }
+    #[derive(Serialize)]
+    struct Answer {
+        memory: u64,
+        #[serde(flatten)]
+        report: BalloonReport,
+    }
+    if command != "holm-balloon" {
+        return Err(format!("this machine knows no request {command:?}"));
+    }
+    let balloon = balloon.ok_or("this machine has no balloon; start it with --balloon on")?;
+    let request: Request = serde_json::from_slice(line).map_err(|e| e.to_string())?;
+    if let Some(memory) = request.arguments.memory {
+        balloon.set_memory(memory);
+    }
+    let report = balloon.fresh_report(STATISTICS);
+    serde_json::to_string(&Answer { memory, report }).map_err(|e| e.to_string())
 }

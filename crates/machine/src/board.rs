@@ -8,6 +8,7 @@ use devices::pci::PciFunction;
 use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
+use devices::watchdog::WatchdogState;
 use disk::{BlockBackend, RawDisk, RawOptions};
 use engine::{Bus, Engine};
 use memory::GuestRam;
@@ -20,6 +21,7 @@ use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
 
 use crate::control::{Control, Event};
 use crate::description::Description;
+use crate::events::GuestEvent;
 use crate::nic::{NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
@@ -64,6 +66,9 @@ pub(crate) struct Backends {
 pub struct BoardState {
     /// The fixed devices.
     pub chipset: ChipsetState,
+    /// The watchdog, if there is one.
+    #[serde(default)]
+    pub watchdog: Option<WatchdogState>,
     /// Virtio devices by PCI slot.
     pub virtio: Vec<(u8, VirtioPciState)>,
     /// User networks by the PCI slot of their card.
@@ -122,7 +127,7 @@ impl Board {
             input = Some(way_in);
             attach(CONSOLE_SLOT, Box::new(console))?;
         }
-        let peripherals = Handles::attach(&description.peripherals, &mut attach)?;
+        let mut peripherals = Handles::attach(&description.peripherals, ram, &mut attach)?;
         let mut nics = Vec::new();
         for (slot, nic) in (FIRST_NIC_SLOT..).zip(backends.nics) {
             attach(slot, Box::new(nic.device))?;
@@ -132,6 +137,10 @@ impl Board {
             attach(slot, Box::new(Blk::new(disk, 1)))?;
         }
         board.console = input;
+        if description.peripherals.watchdog.is_some() {
+            let (timers, bus) = (&board.chipset.timers, &board.chipset.bus);
+            peripherals.add_watchdog(timers, &bus.pio, control)?;
+        }
         board.peripherals = peripherals;
         board.nics = nics;
         Ok(board)
@@ -163,6 +172,7 @@ impl Board {
             function.reset();
         }
         self.chipset.reset();
+        self.peripherals.reset();
         self.chipset.pci.remap();
     }
 
@@ -195,6 +205,7 @@ impl Board {
         let virtio = self.functions.iter().map(|(slot, f)| (*slot, f.save()));
         BoardState {
             chipset: self.chipset.save(),
+            watchdog: self.peripherals.save_watchdog(),
             virtio: virtio.collect(),
             user_networks: self
                 .user_networks()
@@ -226,6 +237,7 @@ impl Board {
             )));
         }
         self.chipset.restore(&state.chipset).map_err(invalid)?;
+        self.peripherals.restore_watchdog(state.watchdog.as_ref());
         for ((_, function), (_, saved)) in self.functions.iter().zip(&state.virtio) {
             function.restore(saved).map_err(invalid)?;
         }
@@ -239,6 +251,11 @@ impl Board {
         }
         self.chipset.pci.remap();
         Ok(())
+    }
+
+    /// Tells the guest that its generation id has changed.
+    pub(crate) fn generation_changed(&self) {
+        self.chipset.irq.line(arch::layout::GENERATION_GSI).pulse();
     }
 
     pub(crate) fn press_power_button(&self) {
@@ -266,6 +283,8 @@ struct Power(Arc<Control>);
 impl PowerSink for Power {
     fn power_event(&self, event: PowerEvent) {
         self.0.post(match event {
+            PowerEvent::Panicked => Event::Guest(GuestEvent::Panicked),
+            PowerEvent::CrashLoaded => Event::Guest(GuestEvent::CrashLoaded),
             PowerEvent::PowerOff => Event::PowerOff,
             PowerEvent::Reset => Event::Reset,
             PowerEvent::DebugExit(value) => Event::DebugExit(value),

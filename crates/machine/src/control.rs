@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use engine::{DebugStop, EngineError, Exit, Vcpu, VcpuHandle};
 use parking_lot::{Condvar, Mutex};
 
+use crate::events::GuestEvent;
+
 /// Something after which no vCPU runs on until the supervisor has decided.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -19,6 +21,8 @@ pub(crate) enum Event {
     PowerOff,
     /// The guest wrote the debug-exit port.
     DebugExit(u32),
+    /// Something to record, after which the guest goes on.
+    Guest(GuestEvent),
     /// A vCPU shut down by a triple fault.
     TripleFault(u32),
     /// A vCPU could not go on.

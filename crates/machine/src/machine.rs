@@ -13,13 +13,16 @@ use boot::{Identity, Request};
 use engine::{Engine, EngineError, Vcpu, VcpuStats};
 use memory::GuestRam;
 use parking_lot::{Condvar, Mutex};
+use virtio::balloon::BalloonControl;
 use virtio::console::ConsoleInput;
 
 use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, OnReset};
+use crate::events::{Events, GuestEvent, Happened, Listener};
 use crate::nic::{self, NicPort};
 use crate::outcome::{MachineError, Outcome};
+use crate::peripherals::WatchdogAction;
 use crate::source::Source;
 use crate::state::{MachineState, STATE_VERSION};
 
@@ -59,6 +62,7 @@ pub(crate) struct Inner {
     /// One reboot, pause, resume, save or restore at a time.
     operation: Mutex<()>,
     started: OnceLock<Instant>,
+    events: Events,
     outcome: Mutex<Option<Arc<Outcome>>>,
     ended: Condvar,
 }
@@ -102,6 +106,7 @@ impl Machine {
             threads: Mutex::default(),
             operation: Mutex::default(),
             started: OnceLock::new(),
+            events: Events::default(),
             outcome: Mutex::default(),
             ended: Condvar::new(),
         });
@@ -220,6 +225,36 @@ impl Machine {
         self.inner.board.console()
     }
 
+    /// What happened in the guest since the machine was made, the last few
+    /// hundred events.
+    #[must_use]
+    pub fn events(&self) -> Vec<Happened> {
+        self.inner.events.list()
+    }
+
+    /// Has each event told; in place of who was told before.
+    pub fn listen(&self, listener: Listener) {
+        self.inner.events.listen(listener);
+    }
+
+    /// The balloon, if the machine has one.
+    #[must_use]
+    pub fn balloon(&self) -> Option<&BalloonControl> {
+        self.inner.board.peripherals().balloon.as_ref()
+    }
+
+    /// Gives the machine another generation id (a random UUID), by which the
+    /// guest knows that it is not, or not alone, what it was: for a machine
+    /// that was restored or cloned. The guest is told when it runs.
+    ///
+    /// # Errors
+    /// [`MachineError::Memory`] if the machine has no RAM at that place.
+    pub fn set_generation_id(&self, id: [u8; 16]) -> Result<(), MachineError> {
+        self.inner.ram.write(arch::layout::GENERATION_ID, &id)?;
+        self.inner.board.generation_changed();
+        Ok(())
+    }
+
     /// Offers the guest's agent to local clients at a Unix socket (crate
     /// `agent` has the client). Nothing happens if the machine has no channel.
     ///
@@ -227,7 +262,13 @@ impl Machine {
     /// [`MachineError::Host`]: no thread.
     pub fn serve_agent(&self, listener: UnixListener) -> Result<(), MachineError> {
         match &self.inner.board.peripherals().agent {
-            Some(agent) => agent.serve(listener),
+            Some(agent) => {
+                let (balloon, memory) = (self.balloon().cloned(), self.inner.ram.size());
+                let local = move |command: &str, line: &[u8]| {
+                    crate::agent::local(balloon.as_ref(), memory, command, line)
+                };
+                agent.serve(listener, Arc::new(local))
+            }
             None => Ok(()),
         }
     }
@@ -429,6 +470,7 @@ impl Inner {
                     initrd: files.initrd.as_ref(),
                     cmdline: &files.cmdline,
                     cpus: d.cpus,
+                    watchdog: d.peripherals.watchdog.is_some(),
                     identity: &identity,
                     unpack: files.unpack,
                 },
@@ -492,6 +534,13 @@ impl Inner {
                     Ok(()) => {}
                     Err(e) => break Outcome::Failed(e),
                 },
+                Some(Event::Guest(event)) => {
+                    self.events.record(event);
+                    match (event, self.description.peripherals.watchdog) {
+                        (GuestEvent::WatchdogExpired, Some(action)) => self.bite(action),
+                        _ => self.control.release(),
+                    }
+                }
                 Some(Event::Reset) => break Outcome::Reset,
                 Some(Event::TripleFault(vcpu)) => break Outcome::TripleFault(vcpu),
                 Some(Event::PowerOff) => break Outcome::PoweredOff,
@@ -503,6 +552,27 @@ impl Inner {
         self.finish(outcome);
     }
 
+    /// Does what the watchdog is for; vCPUs are held by its event.
+    fn bite(&self, action: WatchdogAction) {
+        match action {
+            WatchdogAction::Reset => self.control.post(Event::Reset),
+            WatchdogAction::PowerOff => self.control.post(Event::PowerOff),
+            WatchdogAction::Pause => {
+                self.pause();
+                self.control.release();
+            }
+            WatchdogAction::Nothing => self.control.release(),
+        }
+    }
+
+    fn pause(&self) {
+        let _one = self.operation.lock();
+        if !self.control.is_paused() {
+            self.control.set_paused(true);
+            self.board.pause();
+        }
+    }
+
     /// Starts the machine anew: devices reset, kernel loaded again.
     fn reboot(&self) -> Result<(), MachineError> {
         let _one = self.operation.lock();
@@ -511,6 +581,7 @@ impl Inner {
         let states = self.load()?;
         self.restore_vcpus(states)?;
         self.control.forget_events();
+        self.events.record(GuestEvent::Rebooted);
         self.control.release();
         Ok(())
     }

@@ -10,7 +10,7 @@ pub mod host;
 mod ram;
 mod track;
 
-pub use ram::{GuestRam, MemoryError, PAGE_SIZE};
+pub use ram::{DiscardHold, GuestRam, MemoryError, PAGE_SIZE};
 pub use track::{TrackSlice, Tracker, WriteWatcher};
 
 /// The `vm-memory` type that the virtqueue code works on.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 
@@ -33,6 +34,9 @@ pub enum MemoryError {
         /// Length in bytes.
         len: u64,
     },
+    /// The host does not take pages back.
+    #[error("the host does not take guest memory back: {0}")]
+    Discard(std::io::Error),
     /// `vm-memory` refused the layout.
     #[error("guest memory layout: {0}")]
     Layout(String),
@@ -45,6 +49,17 @@ pub struct GuestRam {
     base: *mut u8,
     size: u64,
     low_size: u64,
+    /// How many want no discards.
+    holds: RwLock<u32>,
+}
+
+/// See [`GuestRam::hold_discards`].
+pub struct DiscardHold(Arc<GuestRam>);
+
+impl Drop for DiscardHold {
+    fn drop(&mut self) {
+        *self.0.holds.write() -= 1;
+    }
 }
 
 // SAFETY: `base` points to a mapping that lives as long as the
@@ -102,6 +117,7 @@ impl GuestRam {
             base,
             size,
             low_size,
+            holds: RwLock::new(0),
         }))
     }
 
@@ -203,6 +219,53 @@ impl GuestRam {
         }
     }
 
+    /// Gives the whole pages within `len` bytes at `gpa` back to the host:
+    /// they are zero when they are next read, and cost nothing until they are
+    /// written. They are dirty, and watchers hear of them, as if zeroes had
+    /// been written. Returns the bytes given back: none while somebody has a
+    /// [`Self::hold_discards`].
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`]; [`MemoryError::Discard`] if the host
+    /// refuses, with the contents as they were.
+    pub fn discard(&self, gpa: u64, len: u64) -> Result<u64, MemoryError> {
+        let outside = MemoryError::OutOfRange { gpa, len };
+        let first = gpa.checked_next_multiple_of(PAGE_SIZE);
+        let Some((first, end)) = first.zip(gpa.checked_add(len)) else {
+            return Err(outside);
+        };
+        let end = end / PAGE_SIZE * PAGE_SIZE;
+        if first >= end {
+            return Ok(0);
+        }
+        let size = end - first;
+        let range = self.offset_of(first).zip(self.range_ptr(first, size));
+        let Some((offset, start)) = range else {
+            return Err(outside);
+        };
+        let holds = self.holds.read();
+        if *holds > 0 {
+            return Ok(0);
+        }
+        // SAFETY: whole pages inside the mapping that this value owns, which
+        // stays; private anonymous pages are zero afterwards, and guest memory
+        // may change at any time for all its users.
+        let done = unsafe { libc::madvise(start.cast(), size as usize, libc::MADV_DONTNEED) };
+        if done != 0 {
+            return Err(MemoryError::Discard(std::io::Error::last_os_error()));
+        }
+        self.pages.mark(offset as usize, size as usize);
+        Ok(size)
+    }
+
+    /// Until the value is dropped [`Self::discard`] leaves everything as it is:
+    /// for who copies memory behind the guest's back and would miss a page that
+    /// vanishes without being written. Returns when no discard is under way.
+    pub fn hold_discards(self: &Arc<Self>) -> DiscardHold {
+        *self.holds.write() += 1;
+        DiscardHold(self.clone())
+    }
+
     /// Marks one page dirty (the CPU engine, when it lets a vCPU write it).
     pub fn set_dirty(&self, ram_page: u64) {
         self.pages.set_dirty(ram_page as usize);
@@ -277,6 +340,28 @@ mod tests {
         assert_eq!(b, [1, 2, 3]);
         assert!(ram.write(0x2ffe, &[0; 4]).is_err());
         assert!(ram.range_ptr(0x2000, 0x1001).is_none());
+    }
+
+    #[test]
+    fn discarded_pages_are_zero_and_dirty() {
+        let ram = GuestRam::new(1 << 20, 1 << 20).unwrap();
+        ram.write(0, &[7; 1 << 20]).unwrap();
+        ram.take_dirty();
+        let hold = ram.hold_discards();
+        assert_eq!(ram.discard(0, 1 << 20).unwrap(), 0);
+        drop(hold);
+        // Whole pages only.
+        assert_eq!(ram.discard(0x1001, 0x4fff).unwrap(), 0x4000);
+        assert_eq!(ram.take_dirty()[0], 0b111100);
+        let mut page = [1; 0x1001];
+        ram.read(0x1fff, &mut page).unwrap();
+        assert_eq!((page[0], page[1], page[0x1000]), (7, 0, 0));
+        ram.read(0x5fff, &mut page[..2]).unwrap();
+        assert_eq!(page[..2], [0, 7]);
+        assert_eq!(ram.discard(0x100, 0x800).unwrap(), 0);
+        for (gpa, len) in [(0xff000, 0x2000), (u64::MAX - 4, 4096), (4096, u64::MAX)] {
+            assert!(ram.discard(gpa, len).is_err());
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@ use devices::StateError;
 use memory::GuestRam;
 use serde::{Deserialize, Serialize};
 
+use crate::balloon::BalloonState;
 use crate::blk::BlkState;
 use crate::channel::ChannelState;
 use crate::console::ConsoleState;
@@ -144,6 +145,8 @@ pub enum DeviceState {
     Rng(RngState),
     /// Console.
     Console(ConsoleState),
+    /// Balloon.
+    Balloon(BalloonState),
     /// Named channel.
     Channel(ChannelState),
     /// Network card.

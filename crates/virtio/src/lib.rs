@@ -6,6 +6,7 @@
 //! DEVICE_NEEDS_RESET and leaves everything else alone.
 #![forbid(unsafe_code)]
 
+pub mod balloon;
 pub mod blk;
 pub mod channel;
 pub mod console;

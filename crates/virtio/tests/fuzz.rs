@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use disk::{RawDisk, RawOptions};
 use driver::{Driver, EVENT_IDX, INDIRECT_DESC};
+use memory::GuestRam;
 use proptest::prelude::*;
+use virtio::balloon::Balloon;
 use virtio::blk::Blk;
 use virtio::channel::{Channel, ChannelSink};
 use virtio::console::{Console, ConsoleSink};
@@ -140,6 +142,20 @@ proptest! {
         let mut driver = Driver::new(Rng::new());
         play(&mut driver, 1, &acts);
         prop_assert_eq!(driver.run(0, &[(DATA, 32, true)]), 32);
+    }
+
+    #[test]
+    fn a_balloon_survives(queue in 0..4usize, acts in proptest::collection::vec(act(), 1..60)) {
+        const FEATURES: u64 = 1 << 1 | 1 << 5;
+        let ram = GuestRam::new(driver::RAM, driver::RAM).unwrap();
+        let (balloon, control) = Balloon::new(ram.clone());
+        let mut driver = Driver::with_ram(balloon, ram);
+        control.set_memory(8 << 20);
+        play_on(&mut driver, FEATURES, 4, queue, &acts);
+        driver.ram.write(DATA, &0x300u32.to_le_bytes()).unwrap();
+        driver.ram.write(0x30_0000, &[7]).unwrap();
+        prop_assert_eq!(driver.run(0, &[(DATA, 4, false)]), 0);
+        prop_assert_eq!(driver.bytes(0x30_0000, 1), [0]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use agent::{AgentError, Client};
 use clap::Args;
 
+use crate::cli::Output;
 use crate::console::terminal;
 use crate::exit_code;
 
@@ -58,6 +59,53 @@ pub struct Copy {
     /// Waits so long for the guest's agent to start (--wait 2m)
     #[arg(long, value_name = "DURATION", value_parser = crate::cli::duration)]
     pub wait: Option<Duration>,
+}
+
+/// `holm balloon`.
+#[derive(Args, Debug)]
+pub struct Balloon {
+    /// Machine and patience
+    #[command(flatten)]
+    pub target: Target,
+
+    /// Memory that the guest shall do with; not given: nothing is changed (512M)
+    #[arg(value_name = "SIZE", value_parser = crate::cli::size)]
+    pub size: Option<u64>,
+
+    /// Form of the answer
+    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Asks a guest for memory; how its balloon is.
+pub fn balloon(arguments: &Balloon) -> u8 {
+    let run = || {
+        let mut client = Client::connect(&arguments.target.machine)?;
+        let report = client.balloon(arguments.size)?;
+        match arguments.output {
+            Output::Json => println!(
+                "{}",
+                serde_json::to_string_pretty(&report).unwrap_or_default()
+            ),
+            Output::Text => {
+                let mib = |bytes: u64| bytes >> 20;
+                println!("memory    {:6} MiB", mib(report.memory));
+                println!("asked for {:6} MiB", mib(report.target));
+                println!("given     {:6} MiB", mib(report.actual));
+                println!("reported  {:6} MiB", mib(report.reported));
+                for (name, value) in &report.statistics {
+                    if let (Some(bytes), false) = (value, name.ends_with("faults")) {
+                        println!("{name:9} {:6} MiB", mib(*bytes));
+                    }
+                }
+                if !report.driver {
+                    println!("the guest has no driver for the balloon");
+                }
+            }
+        }
+        Ok(exit_code::SUCCESS)
+    };
+    finish(run())
 }
 
 /// Runs a program in the guest; its status.

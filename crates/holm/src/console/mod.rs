@@ -2,6 +2,7 @@
 
 pub mod input;
 pub mod keys;
+pub mod log;
 pub mod monitor;
 pub mod output;
 pub mod terminal;
