@@ -565,14 +565,6 @@ impl Inner {
         }
     }
 
-    fn pause(&self) {
-        let _one = self.operation.lock();
-        if !self.control.is_paused() {
-            self.control.set_paused(true);
-            self.board.pause();
-        }
-    }
-
     /// Starts the machine anew: devices reset, kernel loaded again.
     fn reboot(&self) -> Result<(), MachineError> {
         let _one = self.operation.lock();
