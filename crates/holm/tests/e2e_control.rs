@@ -157,7 +157,7 @@ fn a_killed_process_leaves_its_name_free() {
     );
     drop(console);
     assert_eq!(json(runtime, &["ls", "-o", "json"]), serde_json::json!([]));
-    let mut console = start(runtime, "two", &[]);
+    let console = start(runtime, "two", &[]);
     assert_eq!(ask(runtime, &["kill", "two"]).status.code(), Some(0));
     console.finish(SOON).unwrap();
     for bad in ["", "../x", "a b"] {
