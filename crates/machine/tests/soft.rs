@@ -4,7 +4,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use machine::{CpuModel, Description, MachineError, OnReset, Outcome, RunState};
+use machine::{
+    CpuModel, Description, MachineError, Nic, NicNetwork, OnReset, Outcome, RunState, UserNic,
+};
 use support::{description, kernel, machine, run};
 
 fn soft(
@@ -100,20 +102,35 @@ fn endless_guests_can_be_inspected_paused_timed_out_and_stopped() {
 
 #[test]
 fn a_saved_machine_goes_on_in_another_one() {
-    let (m, _) = machine(description("idle", 2, ""), &soft);
+    let mut described = description("idle", 2, "");
+    described.uuid = [5; 16];
+    described.nics = vec![Nic::new(NicNetwork::User(UserNic::default())); 2];
+    let (m, _) = machine(described.clone(), &soft);
     m.start(None).unwrap();
     assert!(m.wait_for(Duration::from_millis(20)).is_none());
     assert!(m.save().is_err(), "a running machine is not saved");
     m.pause();
     let state = m.save().unwrap();
     let text = serde_json::to_string(&state).unwrap();
-    let (n, _) = machine(description("idle", 2, ""), &soft);
+    described.uuid = [6; 16];
+    let (n, _) = machine(described, &soft);
     n.pause();
     n.restore(&machine::MachineState::from_json(&text).unwrap())
         .unwrap();
     let again = n.save().unwrap();
     assert_eq!(again.vcpus[0].gpr, state.vcpus[0].gpr);
     assert_eq!(again.vcpus[0].segments, state.vcpus[0].segments);
+    let slots: Vec<u8> = state
+        .devices
+        .user_networks
+        .iter()
+        .map(|(s, _)| *s)
+        .collect();
+    assert_eq!(slots, [8, 9]);
+    // The guest knows its cards by their addresses.
+    let addresses = |m: &machine::Machine| m.nics().map(|n| n.card.mac()).collect::<Vec<_>>();
+    assert_eq!(addresses(&m), addresses(&n));
+    assert_ne!(addresses(&m)[0], addresses(&m)[1]);
     let newer = text.replacen("\"version\":1", "\"version\":9", 1);
     let error = machine::MachineState::from_json(&newer)
         .unwrap_err()
