@@ -22,7 +22,6 @@ use crate::console::output::Output;
 use crate::console::terminal;
 use crate::engine_choice::EngineKind;
 use crate::failure::Failure;
-use crate::peripherals::{self, OwnSocket};
 use crate::run::Event;
 
 /// A machine with the first serial port as its console.
@@ -150,8 +149,8 @@ impl Guest {
     ///
     /// # Errors
     /// [`Failure::Host`] if there cannot be one at that path.
-    pub fn serve_agent(&self, path: &Path) -> Result<OwnSocket, Failure> {
-        let (listener, own) = peripherals::listen(path)?;
+    pub fn serve_agent(&self, path: &Path) -> Result<machine::OwnSocket, Failure> {
+        let (listener, own) = machine::listen(path)?;
         self.machine.serve_agent(listener)?;
         Ok(own)
     }
@@ -265,6 +264,7 @@ impl From<MachineError> for Failure {
             MachineError::Nic(_)
             | MachineError::Memory(_)
             | MachineError::Engine(EngineError::Unavailable { .. })
+            | MachineError::Socket { .. }
             | MachineError::Host { .. } => Self::Host(text),
             _ => Self::Internal(text),
         }

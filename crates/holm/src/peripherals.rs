@@ -1,12 +1,9 @@
 //! `holm run`: the devices that tie the guest to its host.
 
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use machine::{Peripherals, WatchdogAction};
-
-use crate::failure::Failure;
+use machine::{Peripherals, VsockSocket, WatchdogAction};
 
 /// Their options.
 #[derive(Args, Debug)]
@@ -19,6 +16,11 @@ pub struct Options {
     /// Whether memory that the guest frees returns to the host, and `holm balloon` can ask for more
     #[arg(long, value_enum, default_value_t = Switch::On)]
     pub balloon: Switch,
+
+    /// Sockets between guest and host: `CONNECT PORT` at this Unix socket reaches the guest's port,
+    /// and the guest's port N of context 2 is PATH_N (--vsock cid=3,socket=/tmp/web1.vsock)
+    #[arg(long, value_name = "cid=N,socket=PATH", value_parser = vsock)]
+    pub vsock: Option<VsockSocket>,
 
     /// What is done with a guest that stops pinging its watchdog (--watchdog reset); without
     /// this the machine has none
@@ -62,6 +64,19 @@ pub struct LogOption {
     pub most: u64,
 }
 
+fn vsock(text: &str) -> Result<VsockSocket, String> {
+    const FORM: &str = "sockets are cid=N,socket=PATH, with N from 3 to 4294967294";
+    let (cid, path) = text.split_once(",socket=").ok_or(FORM)?;
+    let cid = cid.strip_prefix("cid=").and_then(|cid| cid.parse().ok());
+    match cid {
+        Some(cid) if (3..u32::MAX).contains(&cid) && !path.is_empty() => Ok(VsockSocket {
+            cid,
+            socket: path.into(),
+        }),
+        _ => Err(FORM.into()),
+    }
+}
+
 fn serial_log(text: &str) -> Result<LogOption, String> {
     const DEFAULT: u64 = 16 << 20;
     const LEAST: u64 = 4096;
@@ -82,6 +97,7 @@ impl Options {
         Peripherals {
             agent: true,
             balloon: self.balloon == Switch::On,
+            vsock: self.vsock.clone(),
             watchdog: self.watchdog.map(|action| match action {
                 Watchdog::Reset => WatchdogAction::Reset,
                 Watchdog::Poweroff => WatchdogAction::PowerOff,
@@ -90,41 +106,4 @@ impl Options {
             }),
         }
     }
-}
-
-/// A Unix socket that is removed with the value.
-pub struct OwnSocket(PathBuf);
-
-impl Drop for OwnSocket {
-    fn drop(&mut self) {
-        // Gone already is as good.
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
-
-/// Listens on a new Unix socket that only this user can reach. One that a
-/// killed process has left there is replaced.
-///
-/// # Errors
-/// [`Failure::Host`].
-pub fn listen(path: &Path) -> Result<(UnixListener, OwnSocket), Failure> {
-    let failed = |what: &str| Failure::Host(format!("listening at {}: {what}", path.display()));
-    if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(failed(
-            "another process serves this socket; choose another path",
-        ));
-    }
-    if let Ok(meta) = std::fs::symlink_metadata(path) {
-        use std::os::unix::fs::FileTypeExt;
-        if !meta.file_type().is_socket() {
-            return Err(failed("there is a file of that name; choose another path"));
-        }
-        std::fs::remove_file(path).map_err(|e| failed(&e.to_string()))?;
-    }
-    let listener = UnixListener::bind(path).map_err(|e| failed(&e.to_string()))?;
-    let own = OwnSocket(path.to_owned());
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
-        .map_err(|e| failed(&e.to_string()))?;
-    Ok((listener, own))
 }

@@ -145,10 +145,14 @@ impl Drop for Machine {
 
 #[test]
 fn the_guest_and_its_host_work_together() {
-    let machine = Machine::start(|_| Vec::new());
+    let machine = Machine::start(|directory| {
+        let sockets = format!("cid=5,socket={}", directory.join("vsock").display());
+        vec!["--vsock".into(), sockets]
+    });
     programs_run(&machine);
     files_are_copied(&machine);
     file_systems_freeze(&machine);
+    sockets_reach_both_ways(&machine);
     freed_memory_returns_to_the_host(&machine);
     the_balloon_takes_and_gives(&machine);
     assert_eq!(machine.sh("dmesg | grep -E 'BUG|WARNING|Oops' || true"), "");
@@ -161,6 +165,89 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what}: not after two minutes");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// What both sides send: 8 MB that are not the same everywhere.
+const STREAM: &str = "b = b''.join(i.to_bytes(4, 'little') for i in range(2000000))";
+
+fn sockets_reach_both_ways(machine: &Machine) {
+    use std::io::Read;
+    use std::os::unix::net::{UnixListener, UnixStream};
+    let mut expected = Vec::new();
+    for i in 0..2_000_000u32 {
+        expected.extend(i.to_le_bytes());
+    }
+    let python =
+        |machine: &Machine, program: String| machine.sh(&format!("python3 -c \"{program}\""));
+    // From the guest to several programs of the host at once.
+    let listener = UnixListener::bind(machine.path("vsock_700")).unwrap();
+    let echo = std::thread::spawn(move || {
+        let streams = (0..4).map(|_| {
+            let mut stream = listener.accept().unwrap().0;
+            std::thread::spawn(move || {
+                let mut data = Vec::new();
+                stream.read_to_end(&mut data).unwrap();
+                stream.write_all(&data).unwrap();
+                data
+            })
+        });
+        let streams: Vec<_> = streams.collect();
+        streams
+            .into_iter()
+            .map(|s| s.join().unwrap())
+            .collect::<Vec<_>>()
+    });
+    let sizes = python(
+        machine,
+        format!(
+            "import socket, threading
+{STREAM}
+def one():
+  s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM); s.connect((2, 700))
+  s.sendall(b); s.shutdown(socket.SHUT_WR); d = b''.join(iter(lambda: s.recv(65536), b''))
+  print(d == b)
+t = [threading.Thread(target=one) for _ in range(4)]
+[x.start() for x in t]; [x.join() for x in t]"
+        ),
+    );
+    assert_eq!(sizes, "True\nTrue\nTrue\nTrue\n");
+    assert!(echo.join().unwrap().iter().all(|data| *data == expected));
+    let refused = python(
+        machine,
+        "import socket; print(socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).connect_ex((2, 701)))".into(),
+    );
+    assert_eq!(refused, "104\n");
+    // From the host to the guest.
+    let server = machine
+        .holm(&["exec"], &["python3", "-c", "import socket
+s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM); s.bind((socket.VMADDR_CID_ANY, 22)); s.listen()
+print('ready', flush=True)
+c = s.accept()[0]; d = b''.join(iter(lambda: c.recv(65536), b''))
+c.sendall(d); c.close()"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut server = server;
+    let mut line = String::new();
+    let mut lines = std::io::BufReader::new(server.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut lines, &mut line).unwrap();
+    let mut stream = UnixStream::connect(machine.path("vsock")).unwrap();
+    stream.write_all(b"CONNECT 22\n").unwrap();
+    let mut answer = [0; 3];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"OK ");
+    let mut writer = stream.try_clone().unwrap();
+    let data = expected.clone();
+    let writer = std::thread::spawn(move || {
+        writer.write_all(&data).unwrap();
+        writer.shutdown(std::net::Shutdown::Write).unwrap();
+    });
+    let mut back = Vec::new();
+    stream.read_to_end(&mut back).unwrap();
+    writer.join().unwrap();
+    let start = back.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+    assert!(back[start..] == expected);
+    assert!(server.wait().unwrap().success());
 }
 
 fn freed_memory_returns_to_the_host(machine: &Machine) {

@@ -17,6 +17,7 @@ mod machine;
 mod nic;
 mod outcome;
 mod peripherals;
+mod socket;
 mod source;
 mod state;
 
@@ -28,7 +29,8 @@ pub use events::{GuestEvent, Happened, Listener};
 pub use machine::{Machine, MakeEngine, RunState};
 pub use nic::{MOST_NICS, Nic, NicCapture, NicError, NicNetwork, NicPort, NicReach, UserNic};
 pub use outcome::{MachineError, Outcome};
-pub use peripherals::{Peripherals, WatchdogAction};
+pub use peripherals::{Peripherals, VsockSocket, WatchdogAction};
+pub use socket::{OwnSocket, listen};
 pub use state::MachineState;
 pub use virtio::balloon::{BalloonControl, BalloonReport, Statistics};
 pub use virtio::console::{ConsoleInput, ConsoleSink};

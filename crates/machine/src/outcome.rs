@@ -62,6 +62,14 @@ pub enum MachineError {
         /// The host's error.
         source: std::io::Error,
     },
+    /// A Unix socket of the machine cannot be made.
+    #[error("listening at {path}: {reason}", path = path.display())]
+    Socket {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// The devices contradict each other: a defect of Holm.
     #[error("the machine's devices cannot be put together: {0}")]
     Assembly(String),

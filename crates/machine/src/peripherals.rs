@@ -1,6 +1,7 @@
 //! The devices that tie a guest to its host: the agent's channel, the balloon
 //! and others of which a machine has at most one.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use devices::timer::Timers;
@@ -10,14 +11,17 @@ use serde::{Deserialize, Serialize};
 use virtio::VirtioDevice;
 use virtio::balloon::{Balloon, BalloonControl};
 use virtio::channel::Channel;
+use virtio::vsock::Vsock;
 
 use crate::agent::AgentChannel;
 use crate::control::{Control, Event};
 use crate::events::GuestEvent;
 use crate::outcome::MachineError;
+use crate::socket::{OwnSocket, listen};
 
 /// Slots of bus 0.
 const BALLOON_SLOT: u8 = 3;
+const VSOCK_SLOT: u8 = 4;
 const AGENT_SLOT: u8 = 6;
 
 /// Which of these devices a machine has.
@@ -30,9 +34,23 @@ pub struct Peripherals {
     /// The balloon, by which memory returns to the host.
     #[serde(default)]
     pub balloon: bool,
+    /// Sockets between guest and host.
+    #[serde(default)]
+    pub vsock: Option<VsockSocket>,
     /// The watchdog and what it does.
     #[serde(default)]
     pub watchdog: Option<WatchdogAction>,
+}
+
+/// The socket device (virtio-vsock).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VsockSocket {
+    /// The guest's context id, 3 or more.
+    pub cid: u32,
+    /// Unix socket by which the host reaches the guest; the guest reaches the
+    /// sockets with `_PORT` behind this path.
+    pub socket: PathBuf,
 }
 
 /// What is done with a guest that does not ping its watchdog.
@@ -55,6 +73,8 @@ pub(crate) struct Handles {
     pub agent: Option<AgentChannel>,
     pub balloon: Option<BalloonControl>,
     pub watchdog: Option<Arc<Watchdog>>,
+    /// Removes the socket with the machine.
+    vsock: Option<OwnSocket>,
 }
 
 /// Puts a device into a slot of bus 0.
@@ -73,6 +93,17 @@ impl Handles {
             let (device, control) = Balloon::new(ram.clone());
             attach(BALLOON_SLOT, Box::new(device))?;
             handles.balloon = Some(control);
+        }
+        if let Some(vsock) = &wanted.vsock {
+            let path = &vsock.socket;
+            let (listener, own) = listen(path)?;
+            let device = Vsock::new(vsock.cid, listener, path.clone());
+            let device = device.map_err(|source| MachineError::Host {
+                what: "thread for the guest's sockets",
+                source,
+            })?;
+            attach(VSOCK_SLOT, Box::new(device))?;
+            handles.vsock = Some(own);
         }
         if wanted.agent {
             let agent = AgentChannel::default();

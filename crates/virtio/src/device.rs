@@ -14,6 +14,7 @@ use crate::console::ConsoleState;
 use crate::net::NetState;
 use crate::queue::{QueueError, VirtQueue};
 use crate::rng::RngState;
+use crate::vsock::VsockState;
 
 /// Feature bits that are not specific to a device (virtio 1.2, chapter 6).
 pub mod feature {
@@ -147,6 +148,8 @@ pub enum DeviceState {
     Console(ConsoleState),
     /// Balloon.
     Balloon(BalloonState),
+    /// Sockets.
+    Vsock(VsockState),
     /// Named channel.
     Channel(ChannelState),
     /// Network card.

@@ -15,6 +15,7 @@ pub mod net;
 mod pci;
 mod queue;
 pub mod rng;
+pub mod vsock;
 
 pub use device::{
     ActivateError, Activation, DeviceKind, DeviceState, Doorbell, Signal, VirtioDevice, feature,

@@ -14,6 +14,7 @@ use virtio::blk::Blk;
 use virtio::channel::{Channel, ChannelSink};
 use virtio::console::{Console, ConsoleSink};
 use virtio::rng::Rng;
+use virtio::vsock::Vsock;
 
 const DATA: u64 = 0x20_0000;
 
@@ -156,6 +157,21 @@ proptest! {
         driver.ram.write(0x30_0000, &[7]).unwrap();
         prop_assert_eq!(driver.run(0, &[(DATA, 4, false)]), 0);
         prop_assert_eq!(driver.bytes(0x30_0000, 1), [0]);
+    }
+
+    #[test]
+    fn a_socket_device_survives(queue in 0..3usize, acts in proptest::collection::vec(act(), 1..60)) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("vsock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let mut program = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        std::io::Write::write_all(&mut program, b"CONNECT 9\n").unwrap();
+        let mut driver = Driver::new(Vsock::new(3, listener, path).unwrap());
+        play_on(&mut driver, 0, 3, queue, &acts);
+        // A packet from nobody is refused.
+        driver.ram.write(DATA, &[0; 44]).unwrap();
+        prop_assert_eq!(driver.run(1, &[(DATA, 44, false)]), 0);
+        prop_assert_eq!(driver.run(0, &[(DATA, 4096, true)]), 44);
     }
 
     #[test]
