@@ -134,8 +134,8 @@ impl Guest {
     ///
     /// # Errors
     /// [`Failure::Host`] if there cannot be one at that path.
-    pub fn serve_control(&self, path: &Path) -> Result<OwnSocket, Failure> {
-        let (listener, own) = peripherals::listen(path)?;
+    pub fn serve_control(&self, path: &Path) -> Result<machine::OwnSocket, Failure> {
+        let (listener, own) = machine::listen(path)?;
         self.machine.serve_control(listener)?;
         Ok(own)
     }
