@@ -147,12 +147,16 @@ impl Drop for Machine {
 fn the_guest_and_its_host_work_together() {
     let machine = Machine::start(|directory| {
         let sockets = format!("cid=5,socket={}", directory.join("vsock").display());
-        vec!["--vsock".into(), sockets]
+        std::fs::create_dir(directory.join("share")).unwrap();
+        std::fs::write(directory.join("share/host"), "from the host\n").unwrap();
+        let share = format!("{},tag=work", directory.join("share").display());
+        vec!["--vsock".into(), sockets, "--share".into(), share]
     });
     programs_run(&machine);
     files_are_copied(&machine);
     file_systems_freeze(&machine);
     sockets_reach_both_ways(&machine);
+    a_folder_is_shared(&machine);
     freed_memory_returns_to_the_host(&machine);
     the_balloon_takes_and_gives(&machine);
     assert_eq!(machine.sh("dmesg | grep -E 'BUG|WARNING|Oops' || true"), "");
@@ -165,6 +169,30 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what}: not after two minutes");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+fn a_folder_is_shared(machine: &Machine) {
+    let output = machine.sh(
+        "mkdir -p /mnt/work; mount -t virtiofs work /mnt/work; cd /mnt/work; cat host
+         head -c 20M /dev/urandom > big; sync; echo 3 > /proc/sys/vm/drop_caches
+         cp big copy; cmp big copy; mkdir -p d/e; mv copy d/e/moved; ln d/e/moved hard
+         ln -s host link; cat link; chmod 750 host; stat -c '%a %U' host
+         mknod device c 1 3 2>/dev/null || echo refused
+         mkdir tree; cp -r /usr/lib/python3.11/json tree
+         diff -r /usr/lib/python3.11/json tree/json && echo same
+         python3 -c 'import os
+for i in range(500): open(\"d/%d\" % i, \"w\").write(str(i))
+print(len(os.listdir(\"d\")), open(\"d/499\").read())'
+         sha256sum big; cd /; umount /mnt/work",
+    );
+    let share = machine.path("share");
+    let expected = format!(
+        "from the host\nfrom the host\n750 root\nrefused\nsame\n501 499\n{}  big\n",
+        sum(&share.join("big"))
+    );
+    assert_eq!(output, expected);
+    assert_eq!(sum(&share.join("d/e/moved")), sum(&share.join("hard")));
+    assert_eq!(std::fs::read_to_string(share.join("d/77")).unwrap(), "77");
 }
 
 /// What both sides send: 8 MB that are not the same everywhere.
