@@ -178,8 +178,8 @@ fn a_folder_is_shared(machine: &Machine) {
          cp big copy; cmp big copy; mkdir -p d/e; mv copy d/e/moved; ln d/e/moved hard
          ln -s host link; cat link; chmod 750 host; stat -c '%a %U' host
          mknod device c 1 3 2>/dev/null || echo refused
-         mkdir tree; cp -r /usr/lib/python3.11/json tree
-         diff -r /usr/lib/python3.11/json tree/json && echo same
+         mkdir tree; cp -r /usr/lib/python3.11/encodings tree
+         diff -r /usr/lib/python3.11/encodings tree/encodings && echo same
          python3 -c 'import os
 for i in range(500): open(\"d/%d\" % i, \"w\").write(str(i))
 print(len(os.listdir(\"d\")), open(\"d/499\").read())'
