@@ -29,14 +29,14 @@ pub const PANICKED: u8 = 26;
 pub const AGENT: u8 = 24;
 
 /// A running machine cannot be found or refused.
-pub const CONTROL: u8 = 26;
+pub const CONTROL: u8 = 28;
 
 /// The table for commands on running machines.
 pub const CONTROL_HELP: &str = "Exit status:
   0    done
   2    wrong command line
   18   internal failure
-  26   no machine of that name runs, or it refused";
+  28   no machine of that name runs, or it refused";
 
 /// The table for the commands through the guest's agent.
 pub const AGENT_HELP: &str = "Exit status:
@@ -100,6 +100,9 @@ mod tests {
             assert_eq!(code % 2, 0, "{code} could be a debug exit");
             assert!(!own[..index].contains(code));
             assert!(HELP.contains(&format!("\n  {code:<4} ")), "{code}");
+        }
+        for other in [AGENT, CONTROL] {
+            assert!(other % 2 == 0 && !own.contains(&other), "{other}");
         }
         assert_eq!([debug_exit(0), debug_exit(3), debug_exit(0x80)], [1, 7, 1]);
     }

@@ -90,7 +90,7 @@ fn a_named_machine_is_found_paused_measured_and_ended() {
     assert!(text.contains("power cut"), "{text}");
     console.finish(SOON).unwrap();
     assert_eq!(json(runtime, &["ls", "-o", "json"]), serde_json::json!([]));
-    assert_eq!(ask(runtime, &["show", "one"]).status.code(), Some(26));
+    assert_eq!(ask(runtime, &["show", "one"]).status.code(), Some(28));
 }
 
 /// Half a line, nonsense, too much, no patience: the next client is served.
