@@ -208,7 +208,8 @@ impl State {
         let mut reader = Reader(&self.request);
         let (_, code) = (reader.u32(), reader.u32());
         let (unique, node) = (reader.u64(), reader.u64());
-        (reader.u64(), reader.u64());
+        reader.u64();
+        reader.u64();
         if matches!(code, op::FORGET | op::BATCH_FORGET) {
             self.server.forget(code, node, reader);
             return Ok(0);

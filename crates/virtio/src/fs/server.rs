@@ -365,7 +365,9 @@ impl Server {
 
     fn write(&self, body: &mut Reader<'_>) -> Answer {
         let (handle, offset, size) = (body.u64(), body.u64(), body.u32());
-        (body.u32(), body.u64(), body.u64());
+        body.u32();
+        body.u64();
+        body.u64();
         let data = body.rest();
         let data = data.get(..size as usize).ok_or(Errno::INVAL)?;
         let file = self.tree.handle(handle)?;
