@@ -25,6 +25,7 @@ const WRITE: u32 = 16;
 const GETXATTR: u32 = 22;
 const INIT: u32 = 26;
 const OPENDIR: u32 = 27;
+const RELEASE: u32 = 18;
 const CREATE: u32 = 35;
 
 struct Guest {
@@ -228,4 +229,111 @@ fn open_files_survive_save_and_restore() {
     guest.driver.function.restore(&state).unwrap();
     guest.driver.function.resume();
     assert!(guest.ask(READ, file, &read(handle)).is_err());
+}
+
+#[test]
+fn what_is_open_is_not_more_after_a_restore() {
+    let mut guest = Guest::new(false);
+    let file = guest.lookup(1, "file").unwrap();
+    let handle = guest.open(file, 2).unwrap();
+    let gone = guest.lookup(1, "sub").unwrap();
+    std::fs::remove_dir(guest.shared().join("sub")).unwrap();
+    std::fs::create_dir(guest.shared().join("sub (deleted)")).unwrap();
+    let state = guest.driver.function.save();
+    // The share of the next machine is read-only.
+    let mut next = Guest::new(true);
+    let rings = guest.driver.bytes(driver::RINGS, 0x40000);
+    next.driver.ram.write(driver::RINGS, &rings).unwrap();
+    next.driver.queues.clone_from(&guest.driver.queues);
+    next.driver.function.restore(&state).unwrap();
+    next.driver.function.resume();
+    let write = [
+        &handle.to_le_bytes()[..],
+        &[0; 8],
+        &4u32.to_le_bytes(),
+        &[0; 20],
+        b"evil",
+    ];
+    assert!(next.ask(WRITE, file, &write.concat()).is_err());
+    assert!(next.ask(READ, file, &read(handle)).is_err());
+    // A name that looks like one that was removed is not taken for it.
+    assert!(next.lookup(gone, "x").is_err());
+    assert!(next.ask(OPENDIR, gone, &[0; 8]).is_err());
+    let text = std::fs::read_to_string(next.shared().join("file")).unwrap();
+    assert_eq!(text, "contents");
+}
+
+#[test]
+fn a_program_with_another_identity_is_not_written() {
+    let mut guest = Guest::new(false);
+    let path = guest.shared().join("file");
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o4755)).unwrap();
+    let file = guest.lookup(1, "file").unwrap();
+    assert_eq!(guest.open(file, 1), Err(1));
+    assert_eq!(guest.open(file, 0o1000), Err(1));
+    let mut truncate = vec![0; 88];
+    truncate[0] = 8;
+    assert_eq!(guest.ask(SETATTR, file, &truncate), Err(1));
+    let handle = guest.open(file, 0).unwrap();
+    assert_eq!(guest.ask(READ, file, &read(handle)).unwrap(), b"contents");
+}
+
+/// The host (or another guest) exchanges a directory and a link out of the
+/// folder all the time; what is read is never what is outside.
+#[test]
+fn a_race_of_renames_leads_nowhere() {
+    let mut guest = Guest::new(false);
+    let shared = guest.shared();
+    let outside = guest.directory.path().join("outside");
+    std::fs::create_dir(&outside).unwrap();
+    std::fs::write(outside.join("file"), "secret").unwrap();
+    std::fs::write(shared.join("sub/file"), "contents").unwrap();
+    symlink("../outside", shared.join("link")).unwrap();
+    let end = std::sync::atomic::AtomicBool::new(false);
+    let ordering = std::sync::atomic::Ordering::Relaxed;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !end.load(ordering) {
+                let (sub, link) = (shared.join("sub"), shared.join("link"));
+                std::fs::rename(&sub, shared.join("kept")).unwrap();
+                std::fs::rename(&link, &sub).unwrap();
+                std::fs::rename(&sub, &link).unwrap();
+                std::fs::rename(shared.join("kept"), &sub).unwrap();
+            }
+        });
+        let mut seen = 0;
+        for _ in 0..3000 {
+            let Ok(sub) = guest.lookup(1, "sub") else {
+                continue;
+            };
+            let create = words(&[2, 0o644, 0, 0], &text("new"));
+            // Where it is a link there is no name below it.
+            let _ = guest.ask(CREATE, sub, &create);
+            let Ok(file) = guest.lookup(sub, "file") else {
+                continue;
+            };
+            let handle = guest.open(file, 0).unwrap();
+            assert_eq!(guest.ask(READ, file, &read(handle)).unwrap(), b"contents");
+            let release = handle.to_le_bytes();
+            guest.ask(RELEASE, file, &release).unwrap();
+            seen += 1;
+        }
+        end.store(true, ordering);
+        assert!(seen > 0);
+    });
+    let names = std::fs::read_dir(&outside).unwrap();
+    assert_eq!(names.count(), 1, "something was made outside");
+}
+
+#[test]
+fn names_and_files_without_end_are_bounded() {
+    use rustix::process::{Resource, getrlimit};
+    let mut guest = Guest::new(false);
+    let file = guest.lookup(1, "file").unwrap();
+    let limit = getrlimit(Resource::Nofile).current.unwrap();
+    let most = 16_384.min(limit / 8) as usize;
+    let refused = (0..=most).find_map(|_| guest.open(file, 0).err());
+    assert_eq!(refused, Some(23), "ENFILE");
+    // Others are served on.
+    assert!(guest.lookup(1, "sub").is_ok());
 }

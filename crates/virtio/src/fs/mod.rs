@@ -70,8 +70,8 @@ impl Fs {
         for (to, from) in bytes.iter_mut().zip(tag.bytes()) {
             *to = from;
         }
-        allow_descriptors();
-        let server = Server::new(Tree::open(folder)?, read_only);
+        let tree = Tree::open(folder, read_only, allow_descriptors())?;
+        let server = Server::new(tree, read_only);
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 queues: [None, None],
@@ -96,13 +96,18 @@ impl Fs {
     }
 }
 
-/// Each file that the guest knows is a descriptor: as many as the host gives.
-fn allow_descriptors() {
+/// Each file that the guest knows is a descriptor: allows this process as many
+/// as the host gives, and says how many that is.
+fn allow_descriptors() -> usize {
     use rustix::process::{Resource, getrlimit, setrlimit};
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
     // With fewer the guest meets ENFILE sooner.
     let _ = setrlimit(Resource::Nofile, limit);
+    let allowed = getrlimit(Resource::Nofile).current;
+    allowed.map_or(usize::MAX, |count| {
+        usize::try_from(count).unwrap_or(usize::MAX)
+    })
 }
 
 impl Shared {

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
 use rustix::fs::{
-    AtFlags, FallocateFlags, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Stat, Timespec,
+    AtFlags, FallocateFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Stat, Timespec,
     Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags,
 };
 use rustix::io::Errno;
@@ -25,6 +25,8 @@ const MODE_BITS: u32 = 0o1777;
 /// Feature flags of INIT.
 const ASYNC_READ: u32 = 1 << 0;
 const BIG_WRITES: u32 = 1 << 5;
+/// Contents that the guest keeps are dropped when the host changes the file.
+const AUTO_INVAL_DATA: u32 = 1 << 12;
 const PARALLEL_DIROPS: u32 = 1 << 18;
 const MAX_PAGES: u32 = 1 << 22;
 
@@ -110,7 +112,13 @@ impl Server {
                 self.tree.handles.remove(&body.u64());
                 Ok(Vec::new())
             }
+            // Nothing is kept here that a close would have to write.
             op::FLUSH => Ok(Vec::new()),
+            op::SYNCFS => {
+                let folder = self.tree.reopen(ROOT, OFlags::DIRECTORY)?;
+                rustix::fs::syncfs(folder)?;
+                Ok(Vec::new())
+            }
             op::FSYNC | op::FSYNCDIR => {
                 let file = self.tree.handle(body.u64())?;
                 match body.u32() & 1 {
@@ -148,7 +156,7 @@ impl Server {
             return Err(Errno::PROTO);
         }
         self.tree.forget_all();
-        let wanted = ASYNC_READ | BIG_WRITES | PARALLEL_DIROPS | MAX_PAGES;
+        let wanted = ASYNC_READ | BIG_WRITES | AUTO_INVAL_DATA | PARALLEL_DIROPS | MAX_PAGES;
         let mut out = Writer::default();
         out.u32(7).u32(31).u32(readahead).u32(flags & wanted);
         out.u16(64).u16(48).u32(TRANSFER_MAX as u32).u32(1);
@@ -158,11 +166,16 @@ impl Server {
     }
 
     fn entry(&mut self, parent: u64, name: &OsStr) -> Answer {
-        let (node, stat) = self.tree.lookup(parent, name)?;
+        let found = self.tree.lookup(parent, name)?;
+        Ok(self.known(found))
+    }
+
+    /// `fuse_entry_out`.
+    fn known(&self, (node, stat): (u64, Stat)) -> Vec<u8> {
         let mut out = Writer::default();
         out.u64(node).u64(0).u64(VALID).u64(VALID).u32(0).u32(0);
         out.attributes(&stat, self.me, self.my_group);
-        Ok(out.0)
+        out.0
     }
 
     fn attributes(&self, node: u64) -> Answer {
@@ -196,8 +209,7 @@ impl Server {
             }
         }
         if valid & set::MODE != 0 {
-            let path = self.tree.magic(node)?;
-            rustix::fs::chmod(path, Mode::from_raw_mode(mode & MODE_BITS))?;
+            self.set_mode(node, mode)?;
         }
         if valid & set::SIZE != 0 {
             if valid & set::HANDLE != 0 {
@@ -229,10 +241,25 @@ impl Server {
                     mtime_nsec,
                 ),
             };
-            let path = self.tree.magic(node)?;
-            rustix::fs::utimensat(rustix::fs::CWD, path, &times, AtFlags::empty())?;
+            // By the descriptor, so that links have times, too.
+            rustix::fs::utimensat(self.tree.node(node)?, "", &times, AtFlags::EMPTY_PATH)?;
         }
         self.attributes(node)
+    }
+
+    /// Sets permissions; a directory goes on giving its group to what is made
+    /// in it.
+    fn set_mode(&self, node: u64, mode: u32) -> Result<(), Errno> {
+        let is = rustix::fs::fstat(self.tree.node(node)?)?.st_mode;
+        let kept = match FileType::from_raw_mode(is) {
+            FileType::Directory => is & 0o6000,
+            _ => 0,
+        };
+        let mode = mode & MODE_BITS | kept;
+        if mode != is & 0o7777 {
+            rustix::fs::chmod(self.tree.magic(node)?, Mode::from_raw_mode(mode))?;
+        }
+        Ok(())
     }
 
     fn make(&mut self, op: u32, parent: u64, body: &mut Reader<'_>) -> Answer {
@@ -246,9 +273,20 @@ impl Server {
         if op == op::MKDIR {
             let umask = body.u32();
             let name = checked(body.text())?;
-            let mode = Mode::from_raw_mode(mode & !umask & MODE_BITS);
-            rustix::fs::mkdirat(self.tree.node(parent)?, name, mode)?;
-            return self.entry(parent, name);
+            let mode = mode & !umask & MODE_BITS;
+            rustix::fs::mkdirat(self.tree.node(parent)?, name, Mode::from_raw_mode(mode))?;
+            let (node, _) = self.tree.lookup(parent, name)?;
+            // The monitor's own umask is not the guest's.
+            let stat = self
+                .set_mode(node, mode)
+                .and_then(|()| rustix::fs::fstat(self.tree.node(node)?));
+            return match stat {
+                Ok(stat) => Ok(self.known((node, stat))),
+                Err(error) => {
+                    self.tree.forget(node, 1);
+                    Err(error)
+                }
+            };
         }
         let (_, umask, _) = (body.u32(), body.u32(), body.u32());
         let name = checked(body.text())?;
@@ -256,10 +294,13 @@ impl Server {
             // No devices, and no pipes or sockets of a guest for the host's programs.
             return Err(Errno::PERM);
         }
-        drop(self.new_file(parent, name, OFlags::WRONLY | OFlags::EXCL, mode & !umask)?);
-        self.entry(parent, name)
+        let file = self.new_file(parent, name, OFlags::WRONLY, mode & !umask)?;
+        let found = self.tree.found(&file)?;
+        Ok(self.known(found))
     }
 
+    /// Makes a file that was not there, with the mode that the guest wants
+    /// whatever the monitor's umask is.
     fn new_file(
         &self,
         parent: u64,
@@ -267,9 +308,12 @@ impl Server {
         flags: OFlags,
         mode: u32,
     ) -> Result<OwnedFd, Errno> {
-        let flags = flags | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK;
+        let new = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
+        let flags = flags | new | OFlags::CLOEXEC | OFlags::NONBLOCK;
         let mode = Mode::from_raw_mode(mode & MODE_BITS);
-        rustix::fs::openat(self.tree.node(parent)?, name, flags, mode)
+        let file = rustix::fs::openat(self.tree.node(parent)?, name, flags, mode)?;
+        rustix::fs::fchmod(&file, mode)?;
+        Ok(file)
     }
 
     fn rename(&mut self, op: u32, node: u64, body: &mut Reader<'_>) -> Answer {
@@ -328,22 +372,27 @@ impl Server {
         let flags = self.flags(raw)?;
         let name = checked(body.text())?;
         // An existing file is opened only as one that is known, and is regular.
-        let made = match self.new_file(parent, name, flags | OFlags::EXCL, mode & !umask) {
+        let made = match self.new_file(parent, name, flags, mode & !umask) {
             Ok(file) => Some(file),
             Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => None,
             Err(error) => return Err(error),
         };
-        let mut out = self.entry(parent, name)?;
-        let (node, _) = self.tree.lookup(parent, name)?;
-        self.tree.forget(node, 1);
+        let flags = flags - OFlags::EXCL;
+        let found = match &made {
+            Some(file) => self.tree.found(file)?,
+            None => self.tree.lookup(parent, name)?,
+        };
+        let node = found.0;
         // A file that may not be written by its mode is open for writing to
         // who created it.
-        let file = match made {
-            Some(file) => file,
-            None => self.tree.reopen(node, flags - OFlags::EXCL)?,
-        };
-        out.extend(self.opened(file, node, flags)?);
-        Ok(out)
+        let file = made.map_or_else(|| self.tree.reopen(node, flags), Ok);
+        match file.and_then(|file| self.opened(file, node, flags)) {
+            Ok(opened) => Ok([self.known(found), opened].concat()),
+            Err(error) => {
+                self.tree.forget(node, 1);
+                Err(error)
+            }
+        }
     }
 
     fn read(&self, body: &mut Reader<'_>, room: usize) -> Answer {

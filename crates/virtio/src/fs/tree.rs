@@ -14,10 +14,14 @@ use rustix::io::Errno;
 
 use super::wire::ROOT;
 
-/// Most files known at once; Linux forgets the least used when told to.
+/// Most files known at once, of which each is a descriptor.
 const NODES_MAX: usize = 200_000;
 /// Most files open at once.
 const HANDLES_MAX: usize = 16_384;
+/// Least number that no file has: a snapshot must not make numbers run out.
+const NUMBER_END: u64 = 1 << 62;
+/// Set-user-id and set-group-id.
+const SET_ID: u32 = 0o6000;
 
 /// A file that the guest knows.
 pub struct Node {
@@ -42,6 +46,9 @@ pub struct Tree {
     next_handle: u64,
     /// `/proc/self/fd`, by which a known file is opened.
     descriptors: OwnedFd,
+    most_nodes: usize,
+    most_handles: usize,
+    read_only: bool,
 }
 
 /// What may be the name of a directory's entry.
@@ -57,7 +64,10 @@ pub fn checked(name: Option<&[u8]>) -> Result<&std::ffi::OsStr, Errno> {
 }
 
 impl Tree {
-    pub fn open(folder: &Path) -> Result<Self, Errno> {
+    /// Opens the folder. Of the process's `descriptors` the guest gets at most
+    /// five eighths, so that it cannot take the monitor's.
+    pub fn open(folder: &Path, read_only: bool, descriptors: usize) -> Result<Self, Errno> {
+        let (most_nodes, most_handles) = (descriptors / 2, descriptors / 8);
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::open(folder, flags, Mode::empty())?;
         let descriptors = rustix::fs::open("/proc/self/fd", flags, Mode::empty())?;
@@ -75,6 +85,9 @@ impl Tree {
             handles: BTreeMap::new(),
             next_handle: 1,
             descriptors,
+            most_nodes: most_nodes.min(NODES_MAX),
+            most_handles: most_handles.min(HANDLES_MAX),
+            read_only,
         })
     }
 
@@ -86,6 +99,18 @@ impl Tree {
     pub fn lookup(&mut self, parent: u64, name: &std::ffi::OsStr) -> Result<(u64, Stat), Errno> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let path = openat(self.node(parent)?, name, flags, Mode::empty())?;
+        self.adopt(path)
+    }
+
+    /// The node of an open file, which the guest now knows once more.
+    pub fn found(&mut self, file: &OwnedFd) -> Result<(u64, Stat), Errno> {
+        let number = file.as_raw_fd().to_string();
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let path = openat(&self.descriptors, number, flags, Mode::empty())?;
+        self.adopt(path)
+    }
+
+    fn adopt(&mut self, path: OwnedFd) -> Result<(u64, Stat), Errno> {
         let stat = fstat(&path)?;
         let identity = (stat.st_dev, stat.st_ino);
         if let Some(&id) = self.by_identity.get(&identity)
@@ -94,7 +119,7 @@ impl Tree {
             node.lookups = node.lookups.saturating_add(1);
             return Ok((id, stat));
         }
-        if self.nodes.len() >= NODES_MAX {
+        if self.nodes.len() >= self.most_nodes || self.next_node >= NUMBER_END {
             return Err(Errno::NFILE);
         }
         let id = self.next_node;
@@ -119,8 +144,11 @@ impl Tree {
         };
         node.lookups = node.lookups.saturating_sub(count);
         if node.lookups == 0 {
-            self.by_identity.remove(&node.identity);
+            let identity = node.identity;
             self.nodes.remove(&id);
+            if self.by_identity.get(&identity) == Some(&id) {
+                self.by_identity.remove(&identity);
+            }
         }
     }
 
@@ -143,9 +171,18 @@ impl Tree {
         }
     }
 
-    /// Opens a known file.
+    /// Opens a known file. One that gives its runner another identity on the
+    /// host is not opened for writing.
     pub fn reopen(&self, id: u64, flags: OFlags) -> Result<OwnedFd, Errno> {
         self.magic(id)?;
+        let writes = flags.intersects(OFlags::WRONLY | OFlags::RDWR | OFlags::TRUNC);
+        if writes && self.read_only {
+            return Err(Errno::ROFS);
+        }
+        let mode = fstat(self.node(id)?)?.st_mode;
+        if writes && mode & SET_ID != 0 && FileType::from_raw_mode(mode).is_file() {
+            return Err(Errno::PERM);
+        }
         let number = self.node(id)?.as_raw_fd().to_string();
         let flags =
             (flags - OFlags::NOFOLLOW - OFlags::CREATE) | OFlags::CLOEXEC | OFlags::NONBLOCK;
@@ -153,7 +190,7 @@ impl Tree {
     }
 
     pub fn add_handle(&mut self, file: OwnedFd, node: u64, flags: OFlags) -> Result<u64, Errno> {
-        if self.handles.len() >= HANDLES_MAX {
+        if self.handles.len() >= self.most_handles || self.next_handle >= NUMBER_END {
             return Err(Errno::NFILE);
         }
         let id = self.next_handle;
@@ -167,7 +204,7 @@ impl Tree {
     }
 
     /// Nodes as they are found from the folder: id, path, lookups. Those that
-    /// were removed are left out.
+    /// cannot be found by that path, such as removed ones, are left out.
     pub fn paths(&self) -> Vec<(u64, PathBuf, u64)> {
         let read = |path: &OwnedFd| {
             let number = path.as_raw_fd().to_string();
@@ -184,34 +221,40 @@ impl Tree {
             .filter_map(|(id, node)| {
                 let path = read(&node.path)?;
                 let path = path.strip_prefix(&root).ok()?.to_owned();
-                Some((*id, path, node.lookups))
+                let (_, identity) = self.within(&path).ok()?;
+                (identity == node.identity).then_some((*id, path, node.lookups))
             })
             .collect()
+    }
+
+    /// What is at a path below the folder now, links not followed.
+    fn within(&self, path: &Path) -> Result<(OwnedFd, (u64, u64)), Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        let path = openat2(self.node(ROOT)?, path, flags, Mode::empty(), within)?;
+        let stat = fstat(&path)?;
+        Ok((path, (stat.st_dev, stat.st_ino)))
     }
 
     /// Takes back what [`Self::paths`] gave and the handles (id, node, flags);
     /// what is no longer there is stale to the guest.
     pub fn restore(&mut self, nodes: &[(u64, PathBuf, u64)], handles: &[(u64, u64, u32)]) {
         self.forget_all();
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let within = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        for (id, path, lookups) in nodes.iter().take(NODES_MAX) {
-            self.next_node = self.next_node.max(id.saturating_add(1));
-            let Ok(root) = self.node(ROOT) else {
-                return;
-            };
-            let opened = openat2(root, path, flags, Mode::empty(), within);
-            let Ok((path, stat)) = opened.and_then(|path| fstat(&path).map(|stat| (path, stat)))
-            else {
-                continue;
-            };
-            if *id != ROOT {
-                self.insert(*id, path, (stat.st_dev, stat.st_ino), *lookups);
+        // A number that was given once is not given again.
+        let after = |id: u64, next: u64| next.max(id.saturating_add(1)).min(NUMBER_END);
+        let sane = |id: u64| (ROOT + 1..NUMBER_END).contains(&id);
+        for (id, path, lookups) in nodes.iter().take(self.most_nodes) {
+            self.next_node = after(*id, self.next_node);
+            if let Ok((path, identity)) = self.within(path)
+                && sane(*id)
+            {
+                self.insert(*id, path, identity, *lookups);
             }
         }
-        for &(id, node, flags) in handles.iter().take(HANDLES_MAX) {
-            self.next_handle = self.next_handle.max(id.saturating_add(1));
-            let flags = OFlags::from_bits_truncate(flags) - OFlags::TRUNC - OFlags::EXCL;
+        let kept = OFlags::ACCMODE | OFlags::DIRECTORY | OFlags::DSYNC | OFlags::SYNC;
+        for &(id, node, flags) in handles.iter().take(self.most_handles) {
+            self.next_handle = after(id, self.next_handle);
+            let flags = OFlags::from_bits_truncate(flags) & kept;
             if let Ok(file) = self.reopen(node, flags) {
                 self.handles.insert(id, Handle { file, node, flags });
             }

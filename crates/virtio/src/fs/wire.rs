@@ -44,6 +44,7 @@ pub mod op {
     pub const FALLOCATE: u32 = 43;
     pub const RENAME2: u32 = 45;
     pub const LSEEK: u32 = 46;
+    pub const SYNCFS: u32 = 50;
 }
 
 /// The parts of a request, taken in order. What is not there is zero.
