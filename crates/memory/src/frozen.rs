@@ -244,7 +244,8 @@ mod tests {
         let frozen = FrozenRam::write(&ram, &PageSet::all(ram.pages()), &to).unwrap();
         ram.write(0, &[2; 8 << 20]).unwrap();
         frozen.wait(&mut to).unwrap();
-        assert_eq!(to.stored().runs().collect::<Vec<_>>(), [0..1024]);
+        assert_eq!(to.stored().runs().next(), Some(0..1024));
+        assert_eq!(to.stored().count(), 1024);
         let (file, _) = to.finish().unwrap();
         let mut bytes = vec![7; 8 << 20];
         file.read_exact_at(&mut bytes, 0).unwrap();

@@ -119,7 +119,7 @@ mod tests {
         more.insert(66..100);
         more.union(&set);
         assert_eq!(more.runs().nth(1), Some(63..229));
-        assert_eq!(PageSet::all(129).runs().collect::<Vec<_>>(), [0..129]);
+        assert_eq!(PageSet::all(129).runs().next(), Some(0..129));
         assert_eq!(PageSet::none(129).runs().next(), None);
         let beyond = PageSet::from_bitmap(vec![!0, !0, !0], 130);
         assert_eq!(beyond.count(), 130);
