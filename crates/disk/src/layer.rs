@@ -43,6 +43,31 @@ impl Layer {
         told: Option<Format>,
         access: Access,
     ) -> Result<Self, DiskError> {
+        let (layer, decision) = Self::open_any(path, told, access)?;
+        let alone = layer.header.as_ref().is_none_or(|h| h.backing.is_none());
+        if decision == Decision::Contents && !alone {
+            return Err(DiskError::Untold(path.to_owned()));
+        }
+        if !access.read_only && !access.unlocked {
+            format::remember(&layer.file, layer.format);
+        }
+        Ok(layer)
+    }
+
+    /// Opens a file of which nothing below will be used.
+    pub(crate) fn open_alone(
+        path: &Path,
+        told: Option<Format>,
+        access: Access,
+    ) -> Result<Self, DiskError> {
+        Ok(Self::open_any(path, told, access)?.0)
+    }
+
+    fn open_any(
+        path: &Path,
+        told: Option<Format>,
+        access: Access,
+    ) -> Result<(Self, Decision), DiskError> {
         let read_only = access.read_only;
         let meta = std::fs::metadata(path).map_err(|e| open_error(path, read_only, e))?;
         check_type(path, meta.file_type())?;
@@ -59,11 +84,11 @@ impl Layer {
             Format::Raw => None,
             Format::Qcow2 => Some(Header::read(&file).map_err(|e| image_error(path, e))?),
         };
-        let alone = header.as_ref().is_none_or(|h| h.backing.is_none());
-        if decision == Decision::Contents && !alone {
-            return Err(DiskError::Untold(path.to_owned()));
-        }
-        if let Some(reason) = header.as_ref().filter(|_| !read_only).and_then(Header::unwritable) {
+        if let Some(reason) = header
+            .as_ref()
+            .filter(|_| !read_only)
+            .and_then(Header::unwritable)
+        {
             return Err(DiskError::Image {
                 path: path.to_owned(),
                 reason,
@@ -72,16 +97,14 @@ impl Layer {
         // Even if the guest cannot get at the attribute, the user may copy the
         // file: what was only looked at stays guarded.
         let guarded = format == Format::Raw && decision == Decision::Contents;
-        if !read_only && !access.unlocked {
-            format::remember(&file, format);
-        }
-        Ok(Self {
+        let layer = Self {
             path: path.to_owned(),
             file: Arc::new(file),
             format,
             guarded,
             header,
-        })
+        };
+        Ok((layer, decision))
     }
 
     /// Size of the disk that the layer holds, in bytes.

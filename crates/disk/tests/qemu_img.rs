@@ -2,7 +2,7 @@
 //!
 //! `cargo xtask test` installs qemu-img (qemu-utils).
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use disk::{Format, Image, ImageOptions};
@@ -50,6 +50,15 @@ fn an_image_of_qemus_is_read_and_written() {
         image.close().unwrap();
     }
     qemu_img(&["check", "-q", text(&path)]);
-    tool("qemu-io", &["-c", "read -P 9 33M 4k", "-c", "read -P 0 1M 4k", text(&path)]);
+    tool(
+        "qemu-io",
+        &[
+            "-c",
+            "read -P 9 33M 4k",
+            "-c",
+            "read -P 0 1M 4k",
+            text(&path),
+        ],
+    );
     tool("qemu-io", &["-c", "read -P 7 1028k 96k", text(&path)]);
 }

@@ -39,7 +39,12 @@ pub(super) fn build(
     };
     let (file, path) = (top.file.clone(), top.path.clone());
     let Some(header) = &top.header else {
-        let access = view(top, ImageFile::raw(file, path, role), !options.read_only, base)?;
+        let access = view(
+            top,
+            ImageFile::raw(file, path, role),
+            !options.read_only,
+            base,
+        )?;
         return Ok((access, None));
     };
     let storage = ImageFile::qcow2(file, path, role);
@@ -51,13 +56,13 @@ pub(super) fn build(
     let l1 = (header.l1_offset, u64::from(header.l1_entries) * 8);
     let storage = storage.with_barrier(header.cluster_size(), l1, l2);
     let access = view(top, storage, true, base)?;
+    if options.scratch {
+        return Ok((access, None));
+    }
     // From here on refcounts may lag behind, until the image is closed.
     header
         .mark_dirty(&top.file, true)
-        .and_then(|()| match options.scratch {
-            true => Ok(()),
-            false => top.file.sync_data(),
-        })
+        .and_then(|()| top.file.sync_data())
         .map_err(|e| image_error(&top.path, e))?;
     Ok((access, Some(header)))
 }

@@ -90,7 +90,6 @@ pub struct Image {
     /// The header as it is in the file, of a qcow2 image that is written.
     header: Mutex<Option<Header>>,
     read_only: bool,
-    scratch: bool,
     gate: Gate,
     /// Tables changed since the last flush.
     tables_changed: AtomicBool,
@@ -123,7 +122,6 @@ impl Image {
             layers,
             header: Mutex::new(header),
             read_only: options.read_only,
-            scratch: options.scratch,
             gate: Gate::default(),
             tables_changed: AtomicBool::new(false),
             failed: AtomicBool::new(false),
@@ -381,7 +379,10 @@ impl Image {
         self.gate.alone(|| {
             self.tables_change(|| self.access.resize_grow(size, PreallocateMode::None))
         })?;
-        let below = self.layers.get(1).map_or(0, |l| l.size().unwrap_or(u64::MAX));
+        let below = self
+            .layers
+            .get(1)
+            .map_or(0, |l| l.size().unwrap_or(u64::MAX));
         if below > old {
             self.zero(old, size.min(below) - old, true)?;
         }
@@ -407,9 +408,6 @@ impl Image {
     }
 
     fn finish(&self) -> io::Result<()> {
-        if self.read_only || self.scratch {
-            return Ok(());
-        }
         self.flush()?;
         let mut header = self.header.lock();
         if let Some(header) = header.take().as_mut() {

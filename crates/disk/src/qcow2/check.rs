@@ -467,7 +467,11 @@ mod tests {
     fn refcounts_of_every_width() {
         for order in 0..=6 {
             let mut block = vec![0; 64];
-            let most = if order == 6 { u64::MAX } else { (1 << (1 << order)) - 1 };
+            let most = if order == 6 {
+                u64::MAX
+            } else {
+                (1 << (1 << order)) - 1
+            };
             set_refcount(&mut block, order, 3, most);
             set_refcount(&mut block, order, 4, 1);
             let all: Vec<u64> = (0..8).map(|i| refcount(&block, order, i)).collect();

@@ -257,7 +257,7 @@ impl Header {
 
     /// Refcounts in one block.
     pub(crate) fn block_entries(&self) -> u64 {
-        self.cluster_size() * 8 >> self.refcount_order
+        (self.cluster_size() * 8) >> self.refcount_order
     }
 
     /// Refcounts may be wrong.

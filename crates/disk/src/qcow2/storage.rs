@@ -272,7 +272,9 @@ impl Storage for ImageFile {
 fn hide_dirty(part: &mut [u8], offset: u64) {
     // The features are big-endian: the dirty bit is in the last byte.
     let at = INCOMPATIBLE_AT + 7;
-    let byte = at.checked_sub(offset).and_then(|at| usize::try_from(at).ok());
+    let byte = at
+        .checked_sub(offset)
+        .and_then(|at| usize::try_from(at).ok());
     if let Some(byte) = byte.and_then(|at| part.get_mut(at)) {
         *byte &= !(DIRTY as u8);
     }

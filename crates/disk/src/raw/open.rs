@@ -18,7 +18,10 @@ pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
         read_only: options.read_only,
         unlocked: false,
     };
-    adopt(options, Layer::open(&options.path, Some(Format::Raw), access)?)
+    adopt(
+        options,
+        Layer::open(&options.path, Some(Format::Raw), access)?,
+    )
 }
 
 /// The disk on a file that is open and locked.
