@@ -124,6 +124,9 @@ pub struct Description {
     pub uptime_seconds: u64,
     /// System UUID, in hexadecimal.
     pub uuid: String,
+    /// Generation id, in hexadecimal: another one after each restore.
+    #[serde(default)]
+    pub generation_id: String,
 }
 
 /// A snapshot.

@@ -125,6 +125,7 @@ pub fn show(arguments: &Show) -> u8 {
                     println!("memory:  {} MiB", d.memory >> 20);
                     println!("uptime:  {} s", d.uptime_seconds);
                     println!("uuid:    {}", d.uuid);
+                    println!("generation: {}", d.generation_id);
                     println!("pid:     {}", d.pid);
                     d.disks.iter().for_each(|disk| println!("disk:    {disk}"));
                     d.nics.iter().for_each(|nic| println!("nic:     {nic}"));

@@ -55,6 +55,11 @@ fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {
 
 fn describe(machine: &Inner) -> Description {
     let d = machine.description();
+    let mut generation_id = [0; 16];
+    // Zero if the machine is too small to have one.
+    let _ = machine
+        .ram()
+        .read(arch::layout::GENERATION_ID, &mut generation_id);
     let state = match machine.control().is_paused() {
         true => RunState::Paused,
         false if machine.uptime().is_none() => RunState::Created,
@@ -73,8 +78,13 @@ fn describe(machine: &Inner) -> Description {
             .collect(),
         nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
-        uuid: d.uuid.iter().map(|b| format!("{b:02x}")).collect(),
+        uuid: hexadecimal(d.uuid),
+        generation_id: hexadecimal(generation_id),
     }
+}
+
+fn hexadecimal(id: [u8; 16]) -> String {
+    id.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn metrics(machine: &Inner) -> Reply {

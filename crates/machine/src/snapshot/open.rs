@@ -55,7 +55,9 @@ impl Snapshot {
                 return Err(unfit(format!("it builds on more than {DEPTH} others")));
             }
             let (place, found) = find_parent(&at, parent)?;
-            if found.memory.size != size || found.cpu != manifest.cpu {
+            let other = found.cpu.vendor != manifest.cpu.vendor
+                || found.cpu.features != manifest.cpu.features;
+            if found.memory.size != size || other {
                 return Err(unfit(format!(
                     "it builds on {}, which is of another machine",
                     place.display()
