@@ -439,6 +439,9 @@ impl Drop for Machine {
     }
 }
 
+/// vCPUs by index, before they have threads.
+type Vcpus = Vec<Box<dyn Vcpu>>;
+
 /// What a machine is assembled from.
 struct Parts {
     description: Description,
@@ -454,7 +457,7 @@ impl Inner {
         parts: Parts,
         make_engine: MakeEngine<'_>,
         consoles: Consoles,
-    ) -> Result<(Arc<Self>, Vec<Box<dyn Vcpu>>), MachineError> {
+    ) -> Result<(Arc<Self>, Vcpus), MachineError> {
         let Parts {
             description,
             backends,
@@ -610,11 +613,7 @@ impl Inner {
         Ok(states)
     }
 
-    fn boot_vcpus(
-        &self,
-        vcpus: Vec<Box<dyn Vcpu>>,
-        states: &[CpuState],
-    ) -> Result<(), MachineError> {
+    fn boot_vcpus(&self, vcpus: Vcpus, states: &[CpuState]) -> Result<(), MachineError> {
         let started = vcpus
             .into_iter()
             .zip(states)
