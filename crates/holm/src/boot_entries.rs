@@ -58,7 +58,7 @@ fn disk_of(name: &str) -> Result<(PathBuf, Option<Format>), Failure> {
     match Target::find(name, image::directory().as_deref())? {
         Target::Disk(path) => Ok((path, None)),
         Target::Image(image) => match image.disks.into_iter().next() {
-            Some(template) => Ok((template.file, Some(Format::Raw))),
+            Some(template) => Ok((template.file, Some(template.format))),
             None => Err(Failure::File(format!("the image {name} has no disk"))),
         },
     }

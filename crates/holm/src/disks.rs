@@ -3,14 +3,14 @@
 //! that vanishes with the machine, or with a copy that is kept.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom as Position, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use disk::Format;
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::image::Template;
@@ -59,23 +59,27 @@ pub struct OwnDisk {
 /// # Errors
 /// [`CopyError`], for instance when the host's disk is full.
 pub fn own(template: &Template, keep: Option<&Path>) -> Result<OwnDisk, CopyError> {
+    let own = |path: PathBuf| OwnDisk {
+        path,
+        format: template.format,
+        scratch: false,
+        _unnamed: None,
+    };
     if template.readonly {
-        return Ok(OwnDisk {
-            path: template.file.clone(),
-            format: Format::Raw,
-            scratch: false,
-            _unnamed: None,
-        });
+        return Ok(own(template.file.clone()));
     }
     let Some(directory) = keep else {
-        return overlay(&template.file, Some(Format::Raw));
+        return overlay(&template.file, Some(template.format));
     };
-    let name = template.file.file_name().unwrap_or_default();
-    kept(&template.file, &directory.join(name)).map_err(|error| CopyError::Copy {
-        from: template.file.display().to_string(),
-        to: directory.display().to_string(),
-        error,
-    })
+    let path = directory.join(template.file.file_name().unwrap_or_default());
+    match kept(template, &path) {
+        Ok(()) => Ok(own(path)),
+        Err(error) => Err(CopyError::Copy {
+            from: template.file.display().to_string(),
+            to: directory.display().to_string(),
+            error,
+        }),
+    }
 }
 
 /// An overlay on a disk, without a name: it vanishes with this process.
@@ -115,15 +119,9 @@ fn scratch(disk: &Path) -> PathBuf {
     }
 }
 
-fn kept(template: &Path, path: &Path) -> io::Result<OwnDisk> {
-    let kept = OwnDisk {
-        path: path.to_path_buf(),
-        format: Format::Raw,
-        scratch: false,
-        _unnamed: None,
-    };
+fn kept(template: &Template, path: &Path) -> io::Result<()> {
     if path.exists() {
-        return Ok(kept);
+        return Ok(());
     }
     if let Some(directory) = path.parent() {
         fs::create_dir_all(directory)?;
@@ -132,13 +130,13 @@ fn kept(template: &Path, path: &Path) -> io::Result<OwnDisk> {
     name.push(format!(".new-{}", std::process::id()));
     let new = PathBuf::from(name);
     let copied = File::create(&new)
-        .and_then(|target| copy(template, &target).and_then(|()| target.sync_all()))
+        .and_then(|target| copy(template, &target, &new).and_then(|()| target.sync_all()))
         .and_then(|()| fs::rename(&new, path));
     if copied.is_err() {
         // The first error is the one to tell.
         let _ = fs::remove_file(&new);
     }
-    copied.map(|()| kept)
+    copied
 }
 
 /// A file without a name.
@@ -161,39 +159,10 @@ fn unnamed(directory: &Path) -> io::Result<File> {
     }
 }
 
-/// Shares the blocks where the file system can, else copies what is not a hole.
-fn copy(template: &Path, target: &File) -> io::Result<()> {
-    let mut source = File::open(template)?;
-    if rustix::fs::ioctl_ficlone(target, &source).is_ok() {
-        return Ok(());
-    }
-    let size = source.metadata()?.len();
-    target.set_len(size)?;
-    let mut target = target;
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        at = rustix::fs::seek(&source, SeekFrom::Hole(start))?;
-        source.seek(Position::Start(start))?;
-        target.seek(Position::Start(start))?;
-        copy_range(&mut source, &mut target, at - start)?;
-    }
-    Ok(())
-}
-
-fn copy_range(source: &mut File, target: &mut &File, length: u64) -> io::Result<()> {
-    let copied = io::copy(&mut source.take(length), target)?;
-    if copied != length {
-        return Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "the image's disk became shorter while it was copied",
-        ));
-    }
-    target.flush()
+fn copy(template: &Template, target: &File, path: &Path) -> io::Result<()> {
+    machine::copy_sparse(&File::open(&template.file)?, target)?;
+    let (file, format) = (&template.file, Some(template.format));
+    disk::manage::adopt_copy(path, file, format).map_err(io::Error::other)
 }
 
 #[cfg(test)]
@@ -209,6 +178,7 @@ mod tests {
         disk.write_all_at(b"middle", 32 << 20).unwrap();
         Template {
             file,
+            format: Format::Raw,
             readonly: false,
         }
     }
@@ -269,6 +239,7 @@ mod tests {
     fn a_missing_template_is_named() {
         let template = Template {
             file: "/nowhere/root.img".into(),
+            format: Format::Raw,
             readonly: false,
         };
         let error = own(&template, None).unwrap_err().to_string();

@@ -324,13 +324,23 @@ impl Image {
         if self.read_only {
             return Ok(());
         }
+        self.settle()?;
         let _inside = Inside::new(&self.gate);
-        if self.tables_changed.swap(false, Ordering::SeqCst) {
-            self.run(|| self.access.flush()).inspect_err(|_| {
-                self.tables_changed.store(true, Ordering::SeqCst);
-            })?;
-        }
         self.run(|| self.access.sync())
+    }
+
+    /// Writes to the files what is only in this process, so that a copy of
+    /// them is a copy of the disk.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn settle(&self) -> io::Result<()> {
+        let _inside = Inside::new(&self.gate);
+        if !self.tables_changed.swap(false, Ordering::SeqCst) {
+            return Ok(());
+        }
+        let written = self.run(|| self.access.flush());
+        written.inspect_err(|_| self.tables_changed.store(true, Ordering::SeqCst))
     }
 
     /// What is at `offset`, and for how many bytes, at most `max`.

@@ -221,6 +221,10 @@ impl Drop for ImageQueue {
             // Threads end when no job is left, so guest memory is at rest.
             let _ = thread.join();
         }
+        // Who stops a machine may want to copy its files.
+        if let Err(error) = self.shared.image.settle() {
+            tracing::error!(%error, "a disk's tables could not be written");
+        }
     }
 }
 

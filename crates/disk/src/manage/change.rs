@@ -9,7 +9,7 @@ use super::{PIECE, Progress, decided, during, parts, pieces};
 use crate::DiskError;
 use crate::format::Format;
 use crate::image::Origin;
-use crate::layer::{Access, Layer, image_error, open_chain, refer};
+use crate::layer::{Access, Layer, image_error, open_chain, refer, resolve};
 use crate::qcow2::header::Backing;
 use crate::{Image, ImageOptions};
 
@@ -148,6 +148,36 @@ pub fn rebase(
         layer.file.sync_data()
     });
     written.map_err(|e| image_error(path, e))?;
+    decided(&layer);
+    Ok(())
+}
+
+/// Makes a copy that was made of an image's file usable in its new place: it
+/// names what it builds on as seen from everywhere. Other formats need nothing.
+///
+/// # Errors
+/// [`DiskError`]: what is copied is no such image, or the host's error.
+pub fn adopt_copy(copy: &Path, original: &Path, told: Option<Format>) -> Result<(), DiskError> {
+    let access = Access {
+        read_only: false,
+        unlocked: false,
+    };
+    let layer = Layer::open_alone(copy, told, access)?;
+    let backing = layer.header.as_ref().and_then(|h| h.backing.clone());
+    let (Some(header), Some(mut backing)) = (&layer.header, backing) else {
+        return Ok(());
+    };
+    let wrong = |reason| DiskError::Image {
+        path: original.to_owned(),
+        reason,
+    };
+    let file = resolve(original, &backing.name).map_err(wrong)?;
+    let absolute = std::path::absolute(&file).map_err(during(&file, "find it"))?;
+    backing.name = refer(copy, &absolute).map_err(during(&file, "name it"))?;
+    let written = header
+        .with_backing(&layer.file, Some(&backing))
+        .and_then(|first| layer.file.write_all_at(&first, 0));
+    written.map_err(|e| image_error(copy, e))?;
     decided(&layer);
     Ok(())
 }

@@ -18,7 +18,7 @@ use crate::layer::{Access, Layer, image_error};
 use crate::qcow2::check;
 use crate::{Image, ImageOptions, Report};
 
-pub use change::{Base, commit, rebase, resize};
+pub use change::{Base, adopt_copy, commit, rebase, resize};
 pub use compare::{Difference, compare};
 pub use convert::convert;
 pub use create::{CreateOptions, Preallocate, create, create_overlay_in};
