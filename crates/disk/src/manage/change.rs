@@ -152,8 +152,8 @@ pub fn rebase(
     Ok(())
 }
 
-/// Makes a copy that was made of an image's file usable in its new place: it
-/// names what it builds on as seen from everywhere. Other formats need nothing.
+/// Makes a copy of an image's file usable in its new place: its format is
+/// remembered, and it names what it builds on as seen from everywhere.
 ///
 /// # Errors
 /// [`DiskError`]: what is copied is no such image, or the host's error.
@@ -162,7 +162,14 @@ pub fn adopt_copy(copy: &Path, original: &Path, told: Option<Format>) -> Result<
         read_only: false,
         unlocked: false,
     };
-    let layer = Layer::open_alone(copy, told, access)?;
+    // What the original was decided to be, which the copy does not tell.
+    let source = Access {
+        read_only: true,
+        unlocked: true,
+    };
+    let format = Layer::open_alone(original, told, source)?.format;
+    let layer = Layer::open_alone(copy, Some(format), access)?;
+    decided(&layer);
     let backing = layer.header.as_ref().and_then(|h| h.backing.clone());
     let (Some(header), Some(mut backing)) = (&layer.header, backing) else {
         return Ok(());
@@ -177,9 +184,7 @@ pub fn adopt_copy(copy: &Path, original: &Path, told: Option<Format>) -> Result<
     let written = header
         .with_backing(&layer.file, Some(&backing))
         .and_then(|first| layer.file.write_all_at(&first, 0));
-    written.map_err(|e| image_error(copy, e))?;
-    decided(&layer);
-    Ok(())
+    written.map_err(|e| image_error(copy, e))
 }
 
 struct NewBacking {

@@ -7,8 +7,8 @@ use std::path::Path;
 
 use super::files::{self, NewDirectory};
 use super::{DiskFile, DiskKept, FileBelow, SnapshotError};
-use crate::copy::{Copied, copy_sparse};
 use crate::Disk;
+use crate::copy::{Copied, copy_sparse};
 use crate::machine::Inner;
 
 /// Takes the disks of a machine whose devices stand.
@@ -56,10 +56,8 @@ fn copy(disk: &Disk, name: &str, directory: &NewDirectory) -> Result<DiskFile, S
         Err(e) => return Err(SnapshotError::file("copying the disk", from)(e)),
     };
     let below = below(disk)?;
-    if !below.is_empty() {
-        disk::manage::adopt_copy(&directory.path().join(name), from, disk.format)
-            .map_err(SnapshotError::Disk)?;
-    }
+    disk::manage::adopt_copy(&directory.path().join(name), from, disk.format)
+        .map_err(SnapshotError::Disk)?;
     Ok(DiskFile {
         kept,
         file: name.into(),
