@@ -9,4 +9,4 @@ pub mod msr;
 pub mod state;
 
 pub use exception::Exception;
-pub use state::{CpuState, DescriptorTable, LapicState, MpState, Segment};
+pub use state::{CpuState, DescriptorTable, Injected, LapicState, MpState, Segment};
