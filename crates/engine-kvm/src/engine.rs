@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use arch::CpuState;
 use arch::cpuid::{CpuModel, CpuidTable, Hardware};
+use arch::{CpuIdentity, CpuState};
 use engine::{Bus, Engine, EngineError, InterruptSink, Vcpu};
 use kvm_bindings::{
     CpuId, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
-    KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
-    kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
+    KVM_MAX_CPUID_ENTRIES, KVM_MEM_LOG_DIRTY_PAGES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK,
+    KVM_X2APIC_API_USE_32BIT_IDS, kvm_cpuid_entry2, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use memory::GuestRam;
@@ -37,13 +37,16 @@ pub(crate) struct Shared {
     /// Of [`arch::msr::saved`], those that this KVM has.
     pub(crate) msrs: OnceLock<Vec<u32>>,
     /// Mapped into the machine, so it must outlive it.
-    _ram: Arc<GuestRam>,
+    ram: Arc<GuestRam>,
 }
 
 /// The vCPUs of one machine, run by the host's CPU.
 pub struct KvmEngine {
     shared: Arc<Shared>,
     waiting: Mutex<Vec<Option<KvmVcpu>>>,
+    /// Whether KVM notes what vCPUs write. That costs, so only from the first
+    /// question on.
+    logs_writes: Mutex<bool>,
 }
 
 fn unavailable(reason: impl Into<String>) -> EngineError {
@@ -98,7 +101,7 @@ impl KvmEngine {
         }
         let vm = Arc::new(kvm.create_vm().map_err(|e| cannot("create a machine", e))?);
         prepare(&vm).map_err(|e| cannot("set up interrupt controllers", e))?;
-        map(&vm, &ram).map_err(|e| cannot("map the guest's memory", e))?;
+        map(&vm, &ram, 0).map_err(|e| cannot("map the guest's memory", e))?;
         let fds = (0..vcpus)
             .map(|index| vm.create_vcpu(index.into()))
             .collect::<Result<Vec<_>, _>>()
@@ -114,7 +117,7 @@ impl KvmEngine {
             bus: OnceLock::new(),
             cpuid,
             msrs: OnceLock::new(),
-            _ram: ram,
+            ram,
         });
         let mut waiting = Vec::new();
         for (index, fd) in (0..).zip(fds) {
@@ -129,6 +132,7 @@ impl KvmEngine {
         Ok(Arc::new(Self {
             shared,
             waiting: Mutex::new(waiting),
+            logs_writes: Mutex::new(false),
         }))
     }
 }
@@ -169,22 +173,20 @@ fn prepare(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
     vm.enable_cap(&ids)
 }
 
-fn map(vm: &VmFd, ram: &GuestRam) -> Result<(), kvm_ioctls::Error> {
-    let ranges = [
-        (0, 0, ram.low_size()),
-        (
-            arch::layout::HIGH_RAM_START,
-            ram.low_size(),
-            ram.high_size(),
-        ),
-    ];
-    for (slot, (gpa, offset, size)) in (0..).zip(ranges) {
-        if size == 0 {
-            continue;
-        }
+/// The ranges of RAM: slot, guest-physical address, offset into RAM, bytes.
+fn ranges(ram: &GuestRam) -> impl Iterator<Item = (u32, u64, u64, u64)> {
+    let low = ram.low_size();
+    let high = arch::layout::HIGH_RAM_START;
+    let all = [(0, 0, 0, low), (1, high, low, ram.high_size())];
+    all.into_iter().filter(|(.., size)| *size != 0)
+}
+
+/// Gives RAM to KVM, or changes the slots' flags.
+fn map(vm: &VmFd, ram: &GuestRam, flags: u32) -> Result<(), kvm_ioctls::Error> {
+    for (slot, gpa, offset, size) in ranges(ram) {
         let region = kvm_userspace_memory_region {
             slot,
-            flags: 0,
+            flags,
             guest_phys_addr: gpa,
             memory_size: size,
             userspace_addr: ram.host_base() as u64 + offset,
@@ -254,5 +256,42 @@ impl Engine for KvmEngine {
 
     fn connect(&self, bus: Arc<dyn Bus>) {
         let _ = self.shared.bus.set(bus);
+    }
+
+    fn stop_time(&self) {
+        self.shared.clock.stop();
+    }
+
+    fn resume_time(&self) {
+        self.shared.clock.go();
+    }
+
+    fn collect_dirty(&self) -> Result<bool, EngineError> {
+        let Shared { vm, ram, .. } = &*self.shared;
+        let mut logs = self.logs_writes.lock();
+        if !*logs {
+            map(vm, ram, KVM_MEM_LOG_DIRTY_PAGES)
+                .map_err(|e| failed("note what the guest writes", e))?;
+            *logs = true;
+            return Ok(false);
+        }
+        for (slot, _, offset, size) in ranges(ram) {
+            let log = vm
+                .get_dirty_log(slot, size as usize)
+                .map_err(|e| failed("tell what the guest wrote", e))?;
+            let first = offset / memory::PAGE_SIZE;
+            for (word, mut bits) in (0..).zip(log) {
+                while bits != 0 {
+                    let bit = u64::from(bits.trailing_zeros());
+                    ram.set_dirty(first + word * 64 + bit);
+                    bits &= bits - 1;
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    fn cpu(&self) -> CpuIdentity {
+        self.shared.cpuid.identity()
     }
 }

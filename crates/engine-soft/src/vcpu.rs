@@ -94,7 +94,10 @@ impl Core {
         if self.translatable() && self.run_translated()? == Next::Check {
             return Ok(Turn::Go);
         }
-        self.interpret_stretch()?;
+        // Translated code may have led to a breakpoint.
+        if !self.debugged() {
+            self.interpret_stretch()?;
+        }
         Ok(Turn::Go)
     }
 
@@ -198,15 +201,7 @@ impl Core {
         if self.debugger.steps() && !self.cpu.halted {
             return Ok(None);
         }
-        if signal.take(pending::INIT) != 0 {
-            system::init_reset(self);
-        }
-        if signal.take(pending::SIPI) != 0
-            && self.cpu.wait_for_sipi
-            && let Some(vector) = self.lapic.take_sipi()
-        {
-            system::startup(self, vector);
-        }
+        self.start_messages();
         if self.cpu.wait_for_sipi {
             signal.take(pending::INTERRUPT | pending::NMI);
             return Ok(None);
@@ -221,6 +216,20 @@ impl Core {
             self.interrupt()?;
         }
         Ok(None)
+    }
+
+    /// Does what INIT and SIPI messages ask for.
+    fn start_messages(&mut self) {
+        let signal = self.signal().clone();
+        if signal.take(pending::INIT) != 0 {
+            system::init_reset(self);
+        }
+        if signal.take(pending::SIPI) != 0
+            && self.cpu.wait_for_sipi
+            && let Some(vector) = self.lapic.take_sipi()
+        {
+            system::startup(self, vector);
+        }
     }
 
     /// Delivers the local APIC's (or the 8259's) interrupt, if the guest lets it.
@@ -270,7 +279,7 @@ impl Core {
         if self.debugged() {
             return self.step_debugged();
         }
-        if self.translatable() && self.run_translated()? == Next::Check {
+        if self.translatable() && self.run_translated()? == Next::Check || self.debugged() {
             return Ok(());
         }
         for _ in 0..STRETCH {
@@ -312,6 +321,8 @@ impl Vcpu for SoftVcpu {
     }
 
     fn save(&mut self) -> Result<CpuState, EngineError> {
+        // They have no place in the state.
+        self.core.start_messages();
         Ok(self.core.save_state())
     }
 
