@@ -70,9 +70,20 @@ pub enum MachineError {
         /// Why not.
         reason: String,
     },
+    /// A folder cannot be shared.
+    #[error("sharing the folder {folder}: {source}", folder = folder.display())]
+    Share {
+        /// Its path.
+        folder: std::path::PathBuf,
+        /// The host's error.
+        source: std::io::Error,
+    },
     /// The devices contradict each other: a defect of Holm.
     #[error("the machine's devices cannot be put together: {0}")]
     Assembly(String),
+    /// A snapshot cannot be used.
+    #[error(transparent)]
+    Snapshot(#[from] crate::snapshot::SnapshotError),
     /// A saved state is of another version, another machine, or damaged.
     #[error("cannot restore the machine: {0}")]
     State(String),
