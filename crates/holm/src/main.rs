@@ -5,6 +5,7 @@ mod agent;
 mod boot_entries;
 mod cli;
 mod console;
+mod disk_images;
 mod disks;
 mod doctor;
 mod engine_choice;
@@ -45,6 +46,7 @@ fn main() -> ! {
     let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {
         Command::Run(run) => run::run(run),
         Command::BootEntries(entries) => boot_entries::run(entries),
+        Command::Disk(command) => disk_images::run(command),
         Command::Exec(arguments) => agent::exec(arguments),
         Command::Cp(arguments) => agent::copy(arguments),
         Command::Balloon(arguments) => agent::balloon(arguments),
