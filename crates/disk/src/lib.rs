@@ -9,15 +9,18 @@
 //! [`RawDisk`] is a raw file or block device; other formats join behind the
 //! same traits.
 
+mod capture;
 mod error;
 mod raw;
 mod waker;
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use memory::GuestRam;
 
+pub use capture::{CapturableDisk, Capture};
 pub use error::{BlockError, DiskError};
 pub use raw::{Aio, Caching, RawDisk, RawOptions, io_uring_usable};
 pub use waker::Waker;
@@ -131,6 +134,23 @@ pub trait BlockBackend: Send + Sync {
 
     /// Format and ways of access in a few words, for logs.
     fn describe(&self) -> String;
+
+    /// The file whose bytes are the disk's sectors, if there is one.
+    fn raw_file(&self) -> Option<&File> {
+        None
+    }
+
+    /// Begins a copy of the disk as it is now to an empty file. No write may
+    /// be under way; those that come later do not reach the copy. See
+    /// [`CapturableDisk`].
+    ///
+    /// # Errors
+    /// The host's; `AlreadyExists` if another copy is being made,
+    /// `Unsupported` if the disk cannot be captured.
+    fn capture(&self, target: File) -> io::Result<Capture> {
+        drop(target);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// One thread's queue to a disk. Operations complete in any order. Dropping a

@@ -9,7 +9,7 @@ use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
 use devices::watchdog::WatchdogState;
-use disk::{BlockBackend, RawDisk, RawOptions};
+use disk::{BlockBackend, CapturableDisk, RawDisk, RawOptions};
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
@@ -53,6 +53,8 @@ pub(crate) struct Board {
     peripherals: Handles,
     /// By PCI slot, ascending.
     nics: Vec<(u8, NicPort)>,
+    /// In the order of their description.
+    disks: Vec<Arc<dyn BlockBackend>>,
 }
 
 /// What a machine has of the host, opened before anything is built.
@@ -68,7 +70,8 @@ impl Backends {
             let mut options = RawOptions::new(&d.file);
             options.read_only = d.read_only;
             options.serial = d.serial.clone().unwrap_or_default();
-            Ok(Arc::new(RawDisk::open(&options)?) as Arc<dyn BlockBackend>)
+            let disk = Arc::new(RawDisk::open(&options)?);
+            Ok(Arc::new(CapturableDisk::new(disk)) as Arc<dyn BlockBackend>)
         };
         Ok(Self {
             disks: description
@@ -124,6 +127,7 @@ impl Board {
             console: None,
             peripherals: Handles::default(),
             nics: Vec::new(),
+            disks: backends.disks.clone(),
         };
         let mut attach =
             |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
@@ -229,6 +233,11 @@ impl Board {
     /// The network cards.
     pub(crate) fn nics(&self) -> impl Iterator<Item = &NicPort> {
         self.nics.iter().map(|(_, port)| port)
+    }
+
+    /// The disks, in the order of their description.
+    pub(crate) fn disks(&self) -> &[Arc<dyn BlockBackend>] {
+        &self.disks
     }
 
     /// Takes back a state; the devices stay paused.

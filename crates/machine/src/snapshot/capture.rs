@@ -9,10 +9,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use memory::{FrozenRam, ImageWriter, PAGE_SIZE, PageSet};
 
+use super::SnapshotError;
 use super::files::{self, NewDirectory};
 use super::ledger::{Last, Ledger};
 use super::manifest::{self, MANIFEST, Manifest, MemoryFile, Parent, StateFile};
-use super::{DiskFile, SnapshotError};
 use crate::machine::Inner;
 
 /// Pages copied while the guest stands; more are frozen. 16 MiB take some 4 ms.
@@ -39,7 +39,7 @@ pub struct SnapshotMade {
 struct Standing {
     memory: Taken,
     state: crate::MachineState,
-    disks: Vec<DiskFile>,
+    disks: Vec<super::disks::Taken>,
     /// What the ledger knew before.
     since: PageSet,
     stopped: Duration,
@@ -74,6 +74,7 @@ pub(crate) fn create(
     let mut image = ImageWriter::new(file, ram, parent.is_none()).map_err(io)?;
 
     let left = copy_running(machine, &mut ledger, &mut image, parent.is_some()).map_err(&io)??;
+    super::disks::prepare(machine);
     let standing = stand(machine, &mut ledger, &mut image, left, &directory)?;
     let kept = standing.since.clone();
     let made = store(machine, image, standing, &directory, parent.clone());
@@ -250,8 +251,7 @@ fn store(
     let state = serde_json::to_vec(&standing.state)
         .map_err(|e| SnapshotError::Refused(format!("its state cannot be written: {e}")))?;
     directory.put(files::STATE, &state)?;
-    let mut disks = standing.disks;
-    super::disks::finish(&mut disks, directory)?;
+    let disks = super::disks::finish(standing.disks, directory)?;
     let manifest = Manifest {
         id: new_id()?,
         created: standing.created,
