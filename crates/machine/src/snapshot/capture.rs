@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use memory::{FrozenRam, ImageWriter, PAGE_SIZE, PageSet};
 
 use super::SnapshotError;
-use super::files::{self, NewDirectory};
+use super::files::{self, NewDirectory, PageList};
 use super::ledger::{Last, Ledger};
 use super::manifest::{self, MANIFEST, Manifest, MemoryFile, Parent, StateFile};
 use crate::machine::Inner;
@@ -71,7 +71,7 @@ pub(crate) fn create(
     let path = directory.path().join(files::MEMORY);
     let io = |e| SnapshotError::file("writing", &path)(e);
     let ram = machine.ram();
-    let mut image = ImageWriter::new(file, ram, parent.is_none()).map_err(io)?;
+    let mut image = ImageWriter::new(file, ram).map_err(io)?;
 
     let left = copy_running(machine, &mut ledger, &mut image, parent.is_some()).map_err(&io)??;
     super::disks::prepare(machine);
@@ -151,6 +151,9 @@ fn copy_running(
             break;
         }
     }
+    if left.count() > COPIED_STANDING {
+        ram.collapse(&left);
+    }
     Ok(Ok(left))
 }
 
@@ -169,12 +172,15 @@ fn stand(
         return Err(refused(crate::MachineError::Ended));
     }
     let ran = machine.pause_locked();
+    let paused = start.elapsed();
     let taken = take(machine, ledger, image, &mut left, directory);
+    let taking = start.elapsed() - paused;
     if ran {
         machine.resume_locked();
     }
     let mut standing = taken?;
     standing.stopped = if ran { start.elapsed() } else { Duration::ZERO };
+    tracing::info!(?paused, ?taking, all = ?standing.stopped, pages = left.count(), "the guest stood");
     Ok(standing)
 }
 
@@ -185,7 +191,7 @@ fn take(
     left: &mut PageSet,
     directory: &NewDirectory,
 ) -> Result<Standing, SnapshotError> {
-    let ram = machine.ram();
+    let (ram, start) = (machine.ram(), Instant::now());
     left.union(
         &ledger
             .collect(machine)?
@@ -210,6 +216,7 @@ fn take(
             }
         }
     };
+    tracing::debug!(took = ?start.elapsed(), pages = left.count(), "memory taken");
     let state = machine
         .save_locked()
         .map_err(|e| SnapshotError::Refused(e.to_string()))?;
@@ -245,8 +252,17 @@ fn store(
         Taken::Written => Ok(()),
     }
     .map_err(io)?;
-    let (file, held) = image.finish().map_err(io)?;
-    let list = files::page_list(&held);
+    let mut image = image.finish().map_err(io)?;
+    if parent.is_none() {
+        // What a full snapshot does not hold is zero.
+        image.zero = PageSet::none(image.pages.capacity());
+    }
+    let (file, held) = (image.file, image.pages.clone());
+    let list = PageList {
+        pages: image.pages,
+        zero: image.zero,
+    };
+    let list = list.to_bytes();
     directory.put(files::PAGES, &list)?;
     let state = serde_json::to_vec(&standing.state)
         .map_err(|e| SnapshotError::Refused(format!("its state cannot be written: {e}")))?;
