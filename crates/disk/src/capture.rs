@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
@@ -11,7 +12,8 @@ use memory::GuestRam;
 use parking_lot::{Condvar, Mutex};
 
 use crate::{
-    BlockBackend, BlockError, BlockInfo, BlockQueue, Completion, DiskError, Op, SECTOR, Waker,
+    BlockBackend, BlockError, BlockInfo, BlockQueue, Completion, DiskError, Format, Image,
+    ImageOptions, Op, Origin, SECTOR, Waker, format, manage,
 };
 
 /// Bytes copied at once, a power of two: as much may a write have to wait for.
@@ -39,13 +41,30 @@ struct Hook {
 /// A copy under way.
 struct Copy {
     disk: Arc<dyn BlockBackend>,
-    target: File,
+    /// One cluster at a time; gone when the copy is complete.
+    target: Mutex<Option<Target>>,
     size: u64,
     clusters: Vec<AtomicU8>,
     failed: AtomicBool,
     /// Why; and what waiters for a cluster sleep by.
     error: Mutex<Option<io::Error>>,
     changed: Condvar,
+}
+
+enum Target {
+    /// All sectors, with holes where they are zero.
+    Raw(File),
+    /// An image on the same backing file as the disk's, with what is the
+    /// disk's own.
+    Overlay(Image),
+}
+
+/// An empty file for a copy of a disk.
+pub struct CaptureTarget {
+    target: Target,
+    /// The file, for blocks to be shared with.
+    file: File,
+    below: Vec<PathBuf>,
 }
 
 impl CapturableDisk {
@@ -55,6 +74,91 @@ impl CapturableDisk {
             inner,
             hook: Arc::default(),
         }
+    }
+
+    /// Makes a file for a copy: raw, or of an image that builds on others an
+    /// overlay on those. What the disk has still to write is written, so that
+    /// [`Self::capture`] takes little time.
+    ///
+    /// # Errors
+    /// [`DiskError`]: the file cannot be made.
+    pub fn prepare(&self, path: &Path) -> Result<CaptureTarget, DiskError> {
+        let wrong = |e| DiskError::Image {
+            path: path.to_owned(),
+            reason: format!("cannot make it: {e}"),
+        };
+        let mut options = File::options();
+        options.read(true).write(true).create_new(true);
+        let file = options.open(path).map_err(wrong)?;
+        let size = self.inner.info().sectors * SECTOR;
+        if let Some(image) = self.inner.image() {
+            let files: Vec<_> = image.files().collect();
+            if let Some((below, format)) = files.get(1) {
+                let shared = Arc::new(file.try_clone().map_err(wrong)?);
+                let made = manage::create_overlay_in(&shared, below, Some(*format))?;
+                format::remember(&file, Format::Qcow2);
+                let mut how = ImageOptions::write(path, Some(Format::Qcow2));
+                // It is synced as a whole at the end.
+                how.scratch = true;
+                let overlay = Image::open(&how)?;
+                if made < size {
+                    overlay.grow(size).map_err(wrong)?;
+                }
+                return Ok(CaptureTarget {
+                    target: Target::Overlay(overlay),
+                    file,
+                    below: files
+                        .iter()
+                        .skip(1)
+                        .map(|(path, _)| (*path).to_owned())
+                        .collect(),
+                });
+            }
+        }
+        if let Some(raw) = self.inner.raw_file() {
+            raw.sync_data().map_err(wrong)?;
+        }
+        file.set_len(size).map_err(wrong)?;
+        format::remember(&file, Format::Raw);
+        Ok(CaptureTarget {
+            target: Target::Raw(file.try_clone().map_err(wrong)?),
+            file,
+            below: Vec::new(),
+        })
+    }
+
+    /// Begins a copy of the disk as it is now. No write may be under way;
+    /// those that come later do not reach the copy.
+    ///
+    /// # Errors
+    /// `AlreadyExists` if another copy is being made.
+    pub fn capture(&self, to: CaptureTarget) -> io::Result<Capture> {
+        if let (Some(source), Target::Raw(_)) = (self.inner.raw_file(), &to.target)
+            && rustix::fs::ioctl_ficlone(&to.file, source).is_ok()
+        {
+            return Ok(Capture(None));
+        }
+        let size = self.inner.info().sectors * SECTOR;
+        let mut slot = self.hook.copy.lock();
+        if slot.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        let clusters = (0..size.div_ceil(CLUSTER)).map(|_| AtomicU8::new(TO_DO));
+        let copy = Arc::new(Copy {
+            disk: self.inner.clone(),
+            target: Mutex::new(Some(to.target)),
+            size,
+            clusters: clusters.collect(),
+            failed: AtomicBool::new(false),
+            error: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        *slot = Some(copy.clone());
+        self.hook.active.store(true, Ordering::SeqCst);
+        Ok(Capture(Some(Running {
+            copy,
+            hook: self.hook.clone(),
+        })))
     }
 }
 
@@ -82,34 +186,25 @@ impl BlockBackend for CapturableDisk {
         self.inner.raw_file()
     }
 
-    fn capture(&self, target: File) -> io::Result<Capture> {
-        if let Some(source) = self.inner.raw_file()
-            && rustix::fs::ioctl_ficlone(&target, source).is_ok()
-        {
-            return Ok(Capture(None));
+    fn capturable(&self) -> Option<&CapturableDisk> {
+        Some(self)
+    }
+}
+
+impl CaptureTarget {
+    /// The format of the copy.
+    #[must_use]
+    pub fn format(&self) -> Format {
+        match self.target {
+            Target::Raw(_) => Format::Raw,
+            Target::Overlay(_) => Format::Qcow2,
         }
-        let size = self.inner.info().sectors * SECTOR;
-        target.set_len(size)?;
-        let mut slot = self.hook.copy.lock();
-        if slot.is_some() {
-            return Err(io::ErrorKind::AlreadyExists.into());
-        }
-        let clusters = (0..size.div_ceil(CLUSTER)).map(|_| AtomicU8::new(TO_DO));
-        let copy = Arc::new(Copy {
-            disk: self.inner.clone(),
-            target,
-            size,
-            clusters: clusters.collect(),
-            failed: AtomicBool::new(false),
-            error: Mutex::default(),
-            changed: Condvar::new(),
-        });
-        *slot = Some(copy.clone());
-        self.hook.active.store(true, Ordering::SeqCst);
-        Ok(Capture(Some(Running {
-            copy,
-            hook: self.hook.clone(),
-        })))
+    }
+
+    /// The files that the copy will build on, the nearest first.
+    #[must_use]
+    pub fn below(&self) -> &[PathBuf] {
+        &self.below
     }
 }
 
@@ -145,9 +240,12 @@ impl Capture {
                 break;
             }
         }
-        match copy.error.lock().take() {
-            Some(error) => Err(error),
-            None => Ok(()),
+        let target = copy.target.lock().take();
+        match (copy.error.lock().take(), target) {
+            (Some(error), _) => Err(error),
+            (None, Some(Target::Raw(file))) => file.sync_all(),
+            (None, Some(Target::Overlay(image))) => image.close(),
+            (None, None) => Ok(()),
         }
     }
 }
@@ -189,14 +287,19 @@ impl Copy {
 
     fn copy_cluster(&self, index: u64, buffer: &mut [u8]) -> io::Result<()> {
         let at = index * CLUSTER;
-        let length = (self.size - at).min(CLUSTER) as usize;
-        let Some(bytes) = buffer.get_mut(..length) else {
-            return Err(io::ErrorKind::InvalidInput.into());
-        };
-        self.disk.read_at(at, bytes)?;
-        match bytes.iter().all(|b| *b == 0) {
-            true => Ok(()),
-            false => self.target.write_all_at(bytes, at),
+        let length = (self.size - at).min(CLUSTER);
+        let target = self.target.lock();
+        match (&*target, self.disk.image()) {
+            (Some(Target::Raw(file)), _) => {
+                let bytes = part(buffer, length)?;
+                self.disk.read_at(at, bytes)?;
+                match bytes.iter().all(|b| *b == 0) {
+                    true => Ok(()),
+                    false => file.write_all_at(bytes, at),
+                }
+            }
+            (Some(Target::Overlay(to)), Some(from)) => copy_own(from, to, at, length, buffer),
+            _ => Err(io::ErrorKind::NotFound.into()),
         }
     }
 
@@ -216,6 +319,42 @@ impl Copy {
             at += CLUSTER;
         }
     }
+}
+
+fn part(buffer: &mut [u8], length: u64) -> io::Result<&mut [u8]> {
+    let part = usize::try_from(length)
+        .ok()
+        .and_then(|n| buffer.get_mut(..n));
+    part.ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
+/// Copies what a part of an image does not have from below.
+fn copy_own(
+    from: &Image,
+    to: &Image,
+    mut at: u64,
+    length: u64,
+    buffer: &mut [u8],
+) -> io::Result<()> {
+    let end = at + length;
+    while at < end {
+        let (origin, length) = from.origin(at, end - at)?;
+        let length = length.min(end - at);
+        match origin {
+            Origin::Below => {}
+            Origin::OwnZero => to.zero(at, length, false)?,
+            Origin::Own => {
+                let bytes = part(buffer, length)?;
+                from.read(bytes, at)?;
+                to.write(bytes, at)?;
+            }
+        }
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        at += length;
+    }
+    Ok(())
 }
 
 impl Hook {
@@ -299,19 +438,27 @@ mod tests {
         assert!(done.iter().all(|c| c.result.is_ok()), "{done:?}");
     }
 
-    #[test]
-    fn a_copy_is_of_its_instant_whatever_is_written_meanwhile() {
-        let directory = tempfile::tempdir().unwrap();
-        let disk = disk(&directory);
+    fn check(copy: &Path, format: Format) {
+        let image = Image::open(&ImageOptions::read(copy, Some(format))).unwrap();
+        let mut first = [0];
+        for mib in 0..16u64 {
+            image.read(&mut first, mib << 20).unwrap();
+            let then = match mib {
+                3 => 99,
+                12.. => 0,
+                _ => mib as u8 + 1,
+            };
+            assert_eq!(first[0], then, "mebibyte {mib}");
+        }
+    }
+
+    fn captured_while_written(disk: &CapturableDisk, directory: &tempfile::TempDir) -> Capture {
         let ram = GuestRam::new(1 << 20, 1 << 20).unwrap();
         ram.write(0, &[99; 4096]).unwrap();
         let mut queue = disk.open_queue(ram).unwrap();
         write(&mut *queue, 3);
-        let target = tempfile::tempfile().unwrap();
-        let capture = disk.capture(target.try_clone().unwrap()).unwrap();
-        let second = disk.capture(tempfile::tempfile().unwrap());
-        assert!(capture.is_shared() || second.is_err());
-        drop(second);
+        let target = disk.prepare(&directory.path().join("copy")).unwrap();
+        let capture = disk.capture(target).unwrap();
         for mib in [0, 7, 15] {
             write(&mut *queue, mib);
         }
@@ -322,24 +469,51 @@ mod tests {
             durable: false,
         };
         queue.submit(50, discard).unwrap();
-        let finishing = std::thread::spawn(move || capture.finish());
         for round in 0..50 {
             write(&mut *queue, round % 9);
         }
-        finishing.join().unwrap().unwrap();
         let mut first = [0];
-        for mib in 0..16u64 {
-            target.read_exact_at(&mut first, mib << 20).unwrap();
-            let then = match mib {
-                3 => 99,
-                12.. => 0,
-                _ => mib as u8 + 1,
-            };
-            assert_eq!(first[0], then, "mebibyte {mib}");
-        }
         disk.read_at(0, &mut first).unwrap();
         assert_eq!(first[0], 99);
-        drop(disk.capture(tempfile::tempfile().unwrap()).unwrap());
+        capture
+    }
+
+    #[test]
+    fn a_copy_is_of_its_instant_whatever_is_written_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let disk = disk(&directory);
+        let capture = captured_while_written(&disk, &directory);
+        let other = disk.prepare(&directory.path().join("other")).unwrap();
+        let second = disk.capture(other);
+        assert!(capture.is_shared() || second.is_err());
+        drop(second);
+        capture.finish().unwrap();
+        check(&directory.path().join("copy"), Format::Raw);
+        let again = disk.prepare(&directory.path().join("again")).unwrap();
+        drop(disk.capture(again).unwrap());
+    }
+
+    #[test]
+    fn a_copy_of_an_overlay_builds_on_the_same_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let (base, top) = (
+            directory.path().join("disk.img"),
+            directory.path().join("top"),
+        );
+        drop(disk(&directory));
+        let options = manage::CreateOptions::overlay(&base, Some(Format::Raw));
+        manage::create(&top, &options).unwrap();
+        let mut options = crate::DiskOptions::new(&top);
+        options.format = Some(Format::Qcow2);
+        let disk = CapturableDisk::new(crate::open(&options).unwrap());
+        let copy = directory.path().join("copy");
+        let capture = captured_while_written(&disk, &directory);
+        capture.finish().unwrap();
+        check(&copy, Format::Qcow2);
+        let image = Image::open(&ImageOptions::read(&copy, Some(Format::Qcow2))).unwrap();
+        assert_eq!(image.files().nth(1).unwrap().0, base);
+        let size = std::fs::metadata(&copy).unwrap().len();
+        assert!(size < 4 << 20, "it has what is below: {size} bytes");
     }
 
     #[test]
@@ -348,24 +522,11 @@ mod tests {
         let disk = disk(&directory);
         let ram = GuestRam::new(1 << 20, 1 << 20).unwrap();
         let mut queue = disk.open_queue(ram).unwrap();
-        let full = File::options().write(true).open("/dev/full").unwrap();
-        let copy = Copy {
-            disk: disk.inner.clone(),
-            target: full,
-            size: 16 << 20,
-            clusters: (0..64).map(|_| AtomicU8::new(TO_DO)).collect(),
-            failed: AtomicBool::new(false),
-            error: Mutex::default(),
-            changed: Condvar::new(),
-        };
-        let copy = Arc::new(copy);
-        *disk.hook.copy.lock() = Some(copy.clone());
-        disk.hook.active.store(true, Ordering::SeqCst);
+        let mut target = disk.prepare(&directory.path().join("copy")).unwrap();
+        let full = || File::options().write(true).open("/dev/full").unwrap();
+        (target.target, target.file) = (Target::Raw(full()), full());
+        let capture = disk.capture(target).unwrap();
         write(&mut *queue, 2);
-        let capture = Capture(Some(Running {
-            copy,
-            hook: disk.hook.clone(),
-        }));
         assert!(capture.finish().is_err());
         write(&mut *queue, 2);
     }

@@ -6,11 +6,17 @@
 //! [`memory::GuestRam::wrote`] after reads, so that dirty tracking and the
 //! CPU engine hear of every change.
 //!
-//! [`RawDisk`] is a raw file or block device; other formats join behind the
-//! same traits.
+//! [`open`] opens a disk of any format: [`RawDisk`], a raw file or block
+//! device, or a qcow2 image with all that it builds on, an [`Image`].
 
 mod capture;
 mod error;
+mod format;
+mod image;
+mod layer;
+pub mod manage;
+mod open;
+mod qcow2;
 mod raw;
 mod waker;
 
@@ -20,8 +26,13 @@ use std::sync::Arc;
 
 use memory::GuestRam;
 
-pub use capture::{CapturableDisk, Capture};
+pub use capture::{CapturableDisk, Capture, CaptureTarget};
 pub use error::{BlockError, DiskError};
+pub use format::{ATTRIBUTE, Format};
+pub use image::{Extent, Image, ImageOptions, Origin};
+pub use layer::MAX_LAYERS;
+pub use open::{DiskOptions, open};
+pub use qcow2::check::Report;
 pub use raw::{Aio, Caching, RawDisk, RawOptions, io_uring_usable};
 pub use waker::Waker;
 
@@ -140,16 +151,14 @@ pub trait BlockBackend: Send + Sync {
         None
     }
 
-    /// Begins a copy of the disk as it is now to an empty file. No write may
-    /// be under way; those that come later do not reach the copy. See
-    /// [`CapturableDisk`].
-    ///
-    /// # Errors
-    /// The host's; `AlreadyExists` if another copy is being made,
-    /// `Unsupported` if the disk cannot be captured.
-    fn capture(&self, target: File) -> io::Result<Capture> {
-        drop(target);
-        Err(io::ErrorKind::Unsupported.into())
+    /// The image that the disk is, if it is one of another format than raw.
+    fn image(&self) -> Option<&Arc<Image>> {
+        None
+    }
+
+    /// The disk as one that can be copied while it is written.
+    fn capturable(&self) -> Option<&CapturableDisk> {
+        None
     }
 }
 

@@ -162,16 +162,18 @@ fn own_disks(
 ) -> Result<Vec<OwnDisk>, Failure> {
     let mut own = Vec::new();
     for (index, disk) in description.disks.iter_mut().enumerate() {
-        let kept = snapshot.manifest().disks.get(index).map(|d| d.kept);
-        let Some(file) = snapshot.disk(index) else {
+        let (Some(file), Some(kept)) = (snapshot.disk(index), snapshot.manifest().disks.get(index))
+        else {
             continue;
         };
         let template = Template {
             file,
-            readonly: kept == Some(DiskKept::Referred),
+            format: kept.format,
+            readonly: kept.kept == DiskKept::Referred,
         };
         let mine = disks::own(&template, arguments.keep.as_deref())?;
         disk.file = mine.path.clone();
+        (disk.format, disk.scratch) = (Some(mine.format), mine.scratch);
         own.push(mine);
     }
     Ok(own)

@@ -9,7 +9,7 @@ use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
 use devices::watchdog::WatchdogState;
-use disk::{BlockBackend, CapturableDisk, RawDisk, RawOptions};
+use disk::{BlockBackend, CapturableDisk, DiskOptions};
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
@@ -67,11 +67,13 @@ impl Backends {
     /// Opens and locks the disks of a machine, and opens its networks.
     pub(crate) fn open(description: &Description) -> Result<Self, MachineError> {
         let open = |d: &crate::Disk| {
-            let mut options = RawOptions::new(&d.file);
+            let mut options = DiskOptions::new(&d.file);
+            options.format = d.format;
+            options.scratch = d.scratch;
             options.read_only = d.read_only;
             options.serial = d.serial.clone().unwrap_or_default();
-            let disk = Arc::new(RawDisk::open(&options)?);
-            Ok(Arc::new(CapturableDisk::new(disk)) as Arc<dyn BlockBackend>)
+            let disk = CapturableDisk::new(disk::open(&options)?);
+            Ok(Arc::new(disk) as Arc<dyn BlockBackend>)
         };
         Ok(Self {
             disks: description

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use memory::{FrozenRam, ImageWriter, PAGE_SIZE, PageSet};
 
 use super::SnapshotError;
+use super::disks::Prepared;
 use super::files::{self, NewDirectory, PageList};
 use super::ledger::{Last, Ledger};
 use super::manifest::{self, MANIFEST, Manifest, MemoryFile, Parent, StateFile};
@@ -73,9 +74,9 @@ pub(crate) fn create(
     let ram = machine.ram();
     let mut image = ImageWriter::new(file, ram).map_err(io)?;
 
+    let disks = super::disks::prepare(machine, &directory)?;
     let left = copy_running(machine, &mut ledger, &mut image, parent.is_some()).map_err(&io)??;
-    super::disks::prepare(machine);
-    let standing = stand(machine, &mut ledger, &mut image, left, &directory)?;
+    let standing = stand(machine, &mut ledger, &mut image, left, disks, &directory)?;
     let kept = standing.since.clone();
     let made = store(machine, image, standing, &directory, parent.clone());
     let made = made.and_then(|made| directory.finish().map(|()| made));
@@ -163,6 +164,7 @@ fn stand(
     ledger: &mut Ledger,
     image: &mut ImageWriter,
     mut left: PageSet,
+    disks: Vec<Prepared>,
     directory: &NewDirectory,
 ) -> Result<Standing, SnapshotError> {
     let start = Instant::now();
@@ -173,7 +175,7 @@ fn stand(
     }
     let ran = machine.pause_locked();
     let paused = start.elapsed();
-    let taken = take(machine, ledger, image, &mut left, directory);
+    let taken = take(machine, ledger, image, &mut left, disks, directory);
     let taking = start.elapsed() - paused;
     if ran {
         machine.resume_locked();
@@ -189,6 +191,7 @@ fn take(
     ledger: &mut Ledger,
     image: &mut ImageWriter,
     left: &mut PageSet,
+    disks: Vec<Prepared>,
     directory: &NewDirectory,
 ) -> Result<Standing, SnapshotError> {
     let (ram, start) = (machine.ram(), Instant::now());
@@ -220,7 +223,7 @@ fn take(
     let state = machine
         .save_locked()
         .map_err(|e| SnapshotError::Refused(e.to_string()))?;
-    let disks = super::disks::take(machine, directory)?;
+    let disks = super::disks::take(disks)?;
     let none = PageSet::none(ram.pages());
     Ok(Standing {
         memory,

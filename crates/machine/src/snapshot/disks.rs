@@ -6,12 +6,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use disk::{BlockBackend, Capture, SECTOR};
+use disk::{BlockBackend, Capture, CaptureTarget};
 
 use super::files::{self, NewDirectory};
-use super::{DiskFile, DiskKept, SnapshotError};
-use crate::description::Disk;
+use super::{DiskFile, DiskKept, FileBelow, SnapshotError};
+use crate::Disk;
 use crate::machine::Inner;
+
+/// A disk whose snapshot is about to be made.
+pub(super) struct Prepared {
+    file: DiskFile,
+    disk: Arc<dyn BlockBackend>,
+    target: Option<CaptureTarget>,
+}
 
 /// A disk whose snapshot is being made.
 pub(super) struct Taken {
@@ -20,37 +27,76 @@ pub(super) struct Taken {
     rest: Option<Capture>,
 }
 
-/// Before the guest stands: what the disks still have to write would be
-/// written while it does, if their blocks are to be shared.
-pub(super) fn prepare(machine: &Inner) {
-    for file in machine.board().disks().iter().filter_map(|d| d.raw_file()) {
-        // A failure is met again, and told, when the copy is made.
-        let _ = file.sync_data();
-    }
-}
-
-/// Begins to copy the disks of a machine whose devices stand.
-pub(super) fn take(machine: &Inner, directory: &NewDirectory) -> Result<Vec<Taken>, SnapshotError> {
+/// Makes the files for the copies; the guest runs.
+pub(super) fn prepare(
+    machine: &Inner,
+    directory: &NewDirectory,
+) -> Result<Vec<Prepared>, SnapshotError> {
     let described = machine.description().disks.iter();
     let disks = described.zip(machine.board().disks()).enumerate();
     disks
-        .map(|(index, (described, disk))| match described.read_only {
-            true => refer(&described.file),
-            false => copy(described, disk, &files::disk(index), directory),
+        .map(|(index, (described, disk))| {
+            let name = files::disk(index);
+            let (file, target) = match described.read_only {
+                true => (refer(described)?, None),
+                false => target(disk, &name, &directory.path().join(&name))?,
+            };
+            Ok(Prepared {
+                file,
+                disk: disk.clone(),
+                target,
+            })
         })
         .collect()
 }
 
-fn refer(path: &Path) -> Result<Taken, SnapshotError> {
+fn refer(disk: &Disk) -> Result<DiskFile, SnapshotError> {
+    let path = &disk.file;
     let (size, modified) = identity(path).map_err(SnapshotError::file("reading", path))?;
-    let file = DiskFile {
+    let info = disk::manage::info(path, disk.format).map_err(SnapshotError::Disk)?;
+    let below = info.backing.iter().map(|lower| below(&lower.file));
+    Ok(DiskFile {
         kept: DiskKept::Referred,
         file: std::path::absolute(path).map_err(SnapshotError::file("reading", path))?,
+        format: info.format,
         size,
         digest: None,
         modified_ns: Some(modified),
+        below: below.collect::<Result<_, _>>()?,
+    })
+}
+
+fn target(
+    disk: &Arc<dyn BlockBackend>,
+    name: &str,
+    path: &Path,
+) -> Result<(DiskFile, Option<CaptureTarget>), SnapshotError> {
+    let Some(capturable) = disk.capturable() else {
+        let text = format!("a disk ({}) cannot be captured", disk.describe());
+        return Err(SnapshotError::Refused(text));
     };
-    Ok(Taken { file, rest: None })
+    let target = capturable.prepare(path).map_err(SnapshotError::Disk)?;
+    let below = target.below().iter().map(|path| below(path));
+    let file = DiskFile {
+        kept: DiskKept::Copied,
+        file: name.into(),
+        format: target.format(),
+        size: 0,
+        digest: None,
+        modified_ns: None,
+        below: below.collect::<Result<_, _>>()?,
+    };
+    Ok((file, Some(target)))
+}
+
+fn below(path: &Path) -> Result<FileBelow, SnapshotError> {
+    let failed = SnapshotError::file("reading", path);
+    let (size, modified_ns) = identity(path).map_err(failed)?;
+    Ok(FileBelow {
+        file: std::path::absolute(path).map_err(SnapshotError::file("reading", path))?,
+        size,
+        modified_ns,
+    })
 }
 
 /// Size and time of change of a file or block device.
@@ -62,29 +108,24 @@ pub(super) fn identity(path: &Path) -> io::Result<(u64, i64)> {
     Ok((size, seconds.saturating_add(metadata.mtime_nsec())))
 }
 
-fn copy(
-    described: &Disk,
-    disk: &Arc<dyn BlockBackend>,
-    name: &str,
-    directory: &NewDirectory,
-) -> Result<Taken, SnapshotError> {
-    let target = directory.create(name)?;
-    let copying = SnapshotError::file("copying the disk", &described.file);
-    let rest = disk.capture(target).map_err(copying)?;
-    let file = DiskFile {
-        kept: match rest.is_shared() {
-            true => DiskKept::Cloned,
-            false => DiskKept::Copied,
-        },
-        file: name.into(),
-        size: disk.info().sectors * SECTOR,
-        digest: None,
-        modified_ns: None,
+/// Begins to copy the disks, whose devices stand.
+pub(super) fn take(disks: Vec<Prepared>) -> Result<Vec<Taken>, SnapshotError> {
+    let take = |prepared: Prepared| {
+        let mut file = prepared.file;
+        let rest = match (prepared.disk.capturable(), prepared.target) {
+            (Some(disk), Some(target)) => {
+                let copying = SnapshotError::file("copying the disk to", &file.file);
+                let rest = disk.capture(target).map_err(copying)?;
+                if rest.is_shared() {
+                    file.kept = DiskKept::Cloned;
+                }
+                Some(rest)
+            }
+            _ => None,
+        };
+        Ok(Taken { file, rest })
     };
-    Ok(Taken {
-        file,
-        rest: Some(rest),
-    })
+    disks.into_iter().map(take).collect()
 }
 
 /// Copies the rest, makes it durable and notes its digests; the guest runs.
@@ -98,12 +139,15 @@ pub(super) fn finish(
             return Ok(disk);
         };
         let path = directory.path().join(&disk.file);
-        let digest = rest.finish().and_then(|()| {
+        let read = || {
+            rest.finish()?;
             let file = File::open(&path)?;
             file.sync_all()?;
-            files::contents_digest(&file, disk.size)
-        });
-        disk.digest = Some(digest.map_err(SnapshotError::file("writing", &path))?);
+            let size = file.metadata()?.len();
+            Ok((size, files::contents_digest(&file, size)?))
+        };
+        let (size, digest) = read().map_err(SnapshotError::file("writing", &path))?;
+        (disk.size, disk.digest) = (size, Some(digest));
         Ok(disk)
     };
     disks.into_iter().map(finish).collect()
