@@ -90,7 +90,10 @@ impl Core {
         if self.translatable() && self.run_translated()? == Next::Check {
             return Ok(Turn::Go);
         }
-        self.interpret_stretch()?;
+        // Translated code may have led to a breakpoint.
+        if !self.debugged() {
+            self.interpret_stretch()?;
+        }
         Ok(Turn::Go)
     }
 
@@ -251,7 +254,7 @@ impl Core {
         if self.debugged() {
             return self.step_debugged();
         }
-        if self.translatable() && self.run_translated()? == Next::Check {
+        if self.translatable() && self.run_translated()? == Next::Check || self.debugged() {
             return Ok(());
         }
         for _ in 0..STRETCH {

@@ -257,9 +257,10 @@ impl From<MachineError> for Failure {
                 source: bootdisk::ReaderError::Start(_),
                 ..
             } => Self::Host(text),
-            MachineError::BootDisk { .. } | MachineError::Boot(_) | MachineError::Disk(_) => {
-                Self::File(text)
-            }
+            MachineError::BootDisk { .. }
+            | MachineError::Boot(_)
+            | MachineError::Disk(_)
+            | MachineError::Share { .. } => Self::File(text),
             MachineError::Nic(NicError::Capture { .. }) => Self::File(text),
             MachineError::Nic(_)
             | MachineError::Memory(_)

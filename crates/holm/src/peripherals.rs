@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use machine::{Peripherals, VsockSocket, WatchdogAction};
+use machine::{Peripherals, Share, VsockSocket, WatchdogAction};
 
 /// Their options.
 #[derive(Args, Debug)]
@@ -21,6 +21,11 @@ pub struct Options {
     /// and the guest's port N of context 2 is PATH_N (--vsock cid=3,socket=/tmp/web1.vsock)
     #[arg(long, value_name = "cid=N,socket=PATH", value_parser = vsock)]
     pub vsock: Option<VsockSocket>,
+
+    /// Shares a folder of the host with the guest, which mounts it with `mount -t virtiofs TAG DIR`; the
+    /// tag is holm unless given (--share src,tag=src,readonly)
+    #[arg(long, value_name = "DIRECTORY[,tag=TAG][,readonly]", value_parser = share)]
+    pub share: Option<Share>,
 
     /// What is done with a guest that stops pinging its watchdog (--watchdog reset); without
     /// this the machine has none
@@ -77,6 +82,27 @@ fn vsock(text: &str) -> Result<VsockSocket, String> {
     }
 }
 
+fn share(text: &str) -> Result<Share, String> {
+    let mut words = text.split(',');
+    let mut share = Share {
+        folder: words.next().unwrap_or_default().into(),
+        tag: "holm".into(),
+        read_only: false,
+    };
+    for word in words {
+        match word.strip_prefix("tag=") {
+            Some(tag) if (1..=36).contains(&tag.len()) => share.tag = tag.into(),
+            None if word == "readonly" => share.read_only = true,
+            _ => {
+                return Err(
+                    "a share is DIRECTORY[,tag=TAG][,readonly]; a tag has 1 to 36 bytes".into(),
+                );
+            }
+        }
+    }
+    Ok(share)
+}
+
 fn serial_log(text: &str) -> Result<LogOption, String> {
     const DEFAULT: u64 = 16 << 20;
     const LEAST: u64 = 4096;
@@ -98,6 +124,7 @@ impl Options {
             agent: true,
             balloon: self.balloon == Switch::On,
             vsock: self.vsock.clone(),
+            share: self.share.clone(),
             watchdog: self.watchdog.map(|action| match action {
                 Watchdog::Reset => WatchdogAction::Reset,
                 Watchdog::Poweroff => WatchdogAction::PowerOff,

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use machine::{Boot, Description, Disk, DiskBoot, KernelBoot, MachineError, OnReset, Outcome};
 use sha2::{Digest, Sha256};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::cli::{self, Run, Serial};
@@ -300,6 +300,8 @@ fn serial_log(arguments: &Run) -> Result<Option<Output>, Failure> {
 
 /// Ends the process by force if the main thread does not within [`GOOD_ORDER`].
 fn watch_signals(events: Sender<Event>) -> io::Result<()> {
+    // A file that may not grow is the guest's error (EFBIG), not the end of its machine.
+    signal_hook::flag::register(SIGXFSZ, Arc::default())?;
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGTERM, SIGWINCH])?;
     thread::Builder::new()
         .name("signals".into())

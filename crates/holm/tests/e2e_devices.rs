@@ -147,12 +147,20 @@ impl Drop for Machine {
 fn the_guest_and_its_host_work_together() {
     let machine = Machine::start(|directory| {
         let sockets = format!("cid=5,socket={}", directory.join("vsock").display());
-        vec!["--vsock".into(), sockets]
+        std::fs::create_dir(directory.join("share")).unwrap();
+        std::fs::write(directory.join("share/host"), "from the host\n").unwrap();
+        std::fs::write(directory.join("secret"), "secret").unwrap();
+        std::os::unix::fs::symlink("../secret", directory.join("share/way-out")).unwrap();
+        let large: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
+        std::fs::write(directory.join("share/from-host"), large).unwrap();
+        let share = format!("{},tag=work", directory.join("share").display());
+        vec!["--vsock".into(), sockets, "--share".into(), share]
     });
     programs_run(&machine);
     files_are_copied(&machine);
     file_systems_freeze(&machine);
     sockets_reach_both_ways(&machine);
+    a_folder_is_shared(&machine);
     freed_memory_returns_to_the_host(&machine);
     the_balloon_takes_and_gives(&machine);
     assert_eq!(machine.sh("dmesg | grep -E 'BUG|WARNING|Oops' || true"), "");
@@ -165,6 +173,57 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what}: not after two minutes");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Made, read, mapped, renamed, linked and synced; with sums both ways; and
+/// nothing beside the folder is reached.
+fn a_folder_is_shared(machine: &Machine) {
+    let output = machine.sh(
+        "mkdir -p /mnt/work; mount -t virtiofs work /mnt/work; cd /mnt/work; cat host
+         head -c 20M /dev/urandom > big; sync; echo 3 > /proc/sys/vm/drop_caches
+         cp big copy; cmp big copy; mkdir -p d/e; mv copy d/e/moved; ln d/e/moved hard
+         ln -s host link; cat link; chmod 750 host; stat -c '%a %U' host
+         mknod device c 1 3 2>/dev/null || echo refused
+         mkdir tree; cp -a /usr/lib/python3.11/encodings tree; touch -h link
+         diff -r /usr/lib/python3.11/encodings tree/encodings && echo same
+         (umask 0; mkdir open; touch open/file; stat -c %a open open/file)
+         cat way-out 2>/dev/null || echo nothing there; ls ../work/.. > /dev/null
+         python3 -c 'import os
+for i in range(500): open(\"d/%d\" % i, \"w\").write(str(i))
+print(len(os.listdir(\"d\")), open(\"d/499\").read())'
+         cp /bin/echo program; ./program mapped and run
+         sha256sum big from-host; cd /; umount /mnt/work",
+    );
+    let share = machine.path("share");
+    let expected = format!(
+        "from the host\nfrom the host\n750 root\nrefused\nsame\n777\n666\nnothing there\n\
+         501 499\nmapped and run\n{}  big\n{}  from-host\n",
+        sum(&share.join("big")),
+        sum(&share.join("from-host"))
+    );
+    assert_eq!(output, expected);
+    assert_eq!(sum(&share.join("d/e/moved")), sum(&share.join("hard")));
+    assert_eq!(std::fs::read_to_string(share.join("d/77")).unwrap(), "77");
+    assert_eq!(
+        std::fs::read_to_string(machine.path("secret")).unwrap(),
+        "secret"
+    );
+}
+
+/// The guest, who is root there, changes nothing.
+fn a_read_only_folder_stays(machine: &Machine) {
+    let output = machine.sh(
+        "mkdir -p /mnt/kept; mount -t virtiofs kept /mnt/kept; cd /mnt/kept; cat host
+         for command in 'rm host' 'touch new' 'mkdir new' 'mv host new' 'chmod 600 host' 'ln host new' \\
+             'truncate -s 0 host' 'dd if=/dev/zero of=host' 'ln -s x new' 'setfattr -n user.x -v 1 host'; do
+             $command 2>/dev/null && echo \"$command: done\"
+         done
+         mount -o remount,rw /mnt/kept; rm -f host 2>/dev/null || echo still
+         cat host; cd /; umount /mnt/kept",
+    );
+    assert_eq!(output, "from the host\nstill\nfrom the host\n");
+    let entries = std::fs::read_dir(machine.path("kept")).unwrap();
+    assert_eq!(entries.count(), 1);
 }
 
 /// What both sides send: 8 MB that are not the same everywhere.
@@ -295,7 +354,12 @@ fn the_balloon_takes_and_gives(machine: &Machine) {
 fn a_guest_that_hangs_or_panics_is_seen() {
     let mut machine = Machine::start(|directory| {
         let log = format!("{},max=64K", directory.join("log").display());
+        std::fs::create_dir(directory.join("kept")).unwrap();
+        std::fs::write(directory.join("kept/host"), "from the host\n").unwrap();
+        let share = format!("{},tag=kept,readonly", directory.join("kept").display());
         let options = [
+            "--share",
+            &share,
             "--watchdog",
             "nothing",
             "--append",
@@ -305,6 +369,7 @@ fn a_guest_that_hangs_or_panics_is_seen() {
         ];
         options.map(String::from).to_vec()
     });
+    a_read_only_folder_stays(&machine);
     // The id is there, and the kernel knows of it.
     assert_eq!(
         machine.sh("ls -d /sys/bus/acpi/devices/HOLMVGID:00 | wc -l"),

@@ -29,7 +29,7 @@ pub use events::{GuestEvent, Happened, Listener};
 pub use machine::{Machine, MakeEngine, RunState};
 pub use nic::{MOST_NICS, Nic, NicCapture, NicError, NicNetwork, NicPort, NicReach, UserNic};
 pub use outcome::{MachineError, Outcome};
-pub use peripherals::{Peripherals, VsockSocket, WatchdogAction};
+pub use peripherals::{Peripherals, Share, VsockSocket, WatchdogAction};
 pub use socket::{OwnSocket, listen};
 pub use state::MachineState;
 pub use virtio::balloon::{BalloonControl, BalloonReport, Statistics};

@@ -70,6 +70,14 @@ pub enum MachineError {
         /// Why not.
         reason: String,
     },
+    /// A folder cannot be shared.
+    #[error("sharing the folder {folder}: {source}", folder = folder.display())]
+    Share {
+        /// Its path.
+        folder: std::path::PathBuf,
+        /// The host's error.
+        source: std::io::Error,
+    },
     /// The devices contradict each other: a defect of Holm.
     #[error("the machine's devices cannot be put together: {0}")]
     Assembly(String),

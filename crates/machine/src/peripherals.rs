@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use virtio::VirtioDevice;
 use virtio::balloon::{Balloon, BalloonControl};
 use virtio::channel::Channel;
+use virtio::fs::Fs;
 use virtio::vsock::Vsock;
 
 use crate::agent::AgentChannel;
@@ -22,6 +23,7 @@ use crate::socket::{OwnSocket, listen};
 /// Slots of bus 0.
 const BALLOON_SLOT: u8 = 3;
 const VSOCK_SLOT: u8 = 4;
+const SHARE_SLOT: u8 = 5;
 const AGENT_SLOT: u8 = 6;
 
 /// Which of these devices a machine has.
@@ -37,6 +39,9 @@ pub struct Peripherals {
     /// Sockets between guest and host.
     #[serde(default)]
     pub vsock: Option<VsockSocket>,
+    /// A folder of the host.
+    #[serde(default)]
+    pub share: Option<Share>,
     /// The watchdog and what it does.
     #[serde(default)]
     pub watchdog: Option<WatchdogAction>,
@@ -51,6 +56,19 @@ pub struct VsockSocket {
     /// Unix socket by which the host reaches the guest; the guest reaches the
     /// sockets with `_PORT` behind this path.
     pub socket: PathBuf,
+}
+
+/// A folder of the host that the guest can mount (virtio-fs).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// The folder.
+    pub folder: PathBuf,
+    /// By what the guest mounts it, 1 to 36 bytes.
+    pub tag: String,
+    /// The guest changes nothing in it.
+    #[serde(default)]
+    pub read_only: bool,
 }
 
 /// What is done with a guest that does not ping its watchdog.
@@ -104,6 +122,14 @@ impl Handles {
             })?;
             attach(VSOCK_SLOT, Box::new(device))?;
             handles.vsock = Some(own);
+        }
+        if let Some(share) = &wanted.share {
+            let device = Fs::new(&share.folder, &share.tag, share.read_only);
+            let device = device.map_err(|source| MachineError::Share {
+                folder: share.folder.clone(),
+                source,
+            })?;
+            attach(SHARE_SLOT, Box::new(device))?;
         }
         if wanted.agent {
             let agent = AgentChannel::default();

@@ -11,6 +11,7 @@ use crate::balloon::BalloonState;
 use crate::blk::BlkState;
 use crate::channel::ChannelState;
 use crate::console::ConsoleState;
+use crate::fs::FsState;
 use crate::net::NetState;
 use crate::queue::{QueueError, VirtQueue};
 use crate::rng::RngState;
@@ -148,6 +149,8 @@ pub enum DeviceState {
     Console(ConsoleState),
     /// Balloon.
     Balloon(BalloonState),
+    /// Shared folder.
+    Fs(FsState),
     /// Sockets.
     Vsock(VsockState),
     /// Named channel.

@@ -11,6 +11,7 @@ pub mod blk;
 pub mod channel;
 pub mod console;
 mod device;
+pub mod fs;
 pub mod net;
 mod pci;
 mod queue;

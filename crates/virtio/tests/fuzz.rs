@@ -13,6 +13,7 @@ use virtio::balloon::Balloon;
 use virtio::blk::Blk;
 use virtio::channel::{Channel, ChannelSink};
 use virtio::console::{Console, ConsoleSink};
+use virtio::fs::Fs;
 use virtio::rng::Rng;
 use virtio::vsock::Vsock;
 
@@ -172,6 +173,38 @@ proptest! {
         driver.ram.write(DATA, &[0; 44]).unwrap();
         prop_assert_eq!(driver.run(1, &[(DATA, 44, false)]), 0);
         prop_assert_eq!(driver.run(0, &[(DATA, 4096, true)]), 44);
+    }
+
+    #[test]
+    fn a_shared_folder_survives(
+        queue in 0..2usize,
+        acts in proptest::collection::vec(act(), 1..60),
+        requests in proptest::collection::vec((0..50u32, 0..4u64, any::<[u8; 64]>()), 0..40),
+    ) {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("file"), "text").unwrap();
+        let mut driver = Driver::new(Fs::new(directory.path(), "fuzz", false).unwrap());
+        play_on(&mut driver, 0, 2, queue, &acts);
+        let mut ask = |op: u32, node: u64, body: &[u8]| {
+            let mut request = vec![0; 40];
+            request[4..8].copy_from_slice(&op.to_le_bytes());
+            request[16..24].copy_from_slice(&node.to_le_bytes());
+            request.extend(body);
+            driver.ram.write(DATA, &request).unwrap();
+            let length = request.len() as u32;
+            driver.run(1, &[(DATA, length, false), (DATA + 0x10000, 0x8000, true)]);
+        };
+        ask(26, 0, &[7, 0, 0, 0, 31, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        ask(1, 1, b"file\0");
+        ask(14, 2, &[2, 0, 0, 0]);
+        for (op, node, mut body) in requests {
+            // Small numbers, so that files and handles are met.
+            for byte in body.iter_mut().skip(1) {
+                *byte = if *byte < 200 { 0 } else { *byte & 3 };
+            }
+            ask(op, node, &body);
+        }
+        prop_assert!(!driver.needs_reset());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use arch::cpuid::CpuModel;
 use arch::{CpuState, Segment};
-use engine::{Engine, Vcpu, VcpuHandle};
+use engine::{DebugRequest, DebugStop, Engine, Exit, Vcpu, VcpuHandle};
 use iced_x86::{Code, Instruction as I, MemoryOperand, Register as R};
 use memory::GuestRam;
 
@@ -285,4 +285,70 @@ fn a_full_cache_is_emptied_under_two_vcpus() {
     let blocks = m.stop("machine_translated_blocks");
     println!("{blocks} blocks");
     assert!(blocks > 2 * CHUNKS, "the cache was never emptied: {blocks}");
+}
+
+/// A debugger's breakpoint stops code that is hot, however it is reached, each
+/// time it is reached.
+#[test]
+fn breakpoints_stop_hot_code_each_time() {
+    let _alone = super::ONE_AT_A_TIME.lock();
+    const FAR: u64 = CODE + 0x1010;
+    let indirect = op(1, I::with1(Code::Call_rm64, R::RCX).unwrap());
+    for reach in [call(1, FAR), indirect] {
+        let m = Machine::new(1);
+        let ops = vec![
+            op(0, I::with1(Code::Inc_rm64, R::RBX).unwrap()),
+            reach,
+            op(2, I::with2(Code::Mov_rm64_r64, cell(0), R::RBX).unwrap()),
+            to(3, Code::Jmp_rel32_64, 0),
+        ];
+        put(&m, CODE_GPA, ops);
+        put(
+            &m,
+            CODE_GPA + 0x1010,
+            vec![
+                op(0, I::with1(Code::Inc_rm64, R::RDX).unwrap()),
+                op(1, I::with(Code::Retnq)),
+            ],
+        );
+        let mut vcpu = m.engine.take_vcpu(0).unwrap();
+        vcpu.restore(&state(CODE, 0, &[(1, FAR)])).unwrap();
+        let mut run = |breakpoints: &[u64], step| {
+            let breakpoints = breakpoints.to_vec();
+            let watchpoints = Vec::new();
+            let request = DebugRequest {
+                breakpoints,
+                watchpoints,
+                step,
+            };
+            vcpu.set_debug(&request).unwrap();
+            let handle = vcpu.handle();
+            let (done, ended) = std::sync::mpsc::channel();
+            let patience = if request.is_empty() { 50 } else { 30_000 };
+            let kicker = std::thread::spawn(move || {
+                if ended.recv_timeout(Duration::from_millis(patience)).is_err() {
+                    handle.kick();
+                }
+            });
+            let exit = vcpu.run().unwrap();
+            let _ = done.send(());
+            kicker.join().unwrap();
+            (exit, vcpu.save().unwrap())
+        };
+        assert!(matches!(run(&[], false).0, Exit::Kicked));
+        let mut before = None;
+        for _ in 0..3000 {
+            let (exit, at) = run(&[FAR], false);
+            assert!(
+                matches!(exit, Exit::Debug(DebugStop::Breakpoint)),
+                "{exit:?}"
+            );
+            assert_eq!(at.rip, FAR);
+            if let Some(count) = before.replace(at.gpr[2]) {
+                assert_eq!(at.gpr[2], count + 1, "went by unseen");
+            }
+            let (exit, _) = run(&[], true);
+            assert!(matches!(exit, Exit::Debug(DebugStop::Step)), "{exit:?}");
+        }
+    }
 }
