@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::agent;
+use crate::disk_option;
 use crate::exit_code;
 use crate::named;
 use crate::network;
@@ -175,9 +176,10 @@ pub struct Run {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub append: Option<String>,
 
-    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly)
-    #[arg(long = "disk", value_name = "FILE[,readonly][,serial=S]", value_parser = disk)]
-    pub disks: Vec<Disk>,
+    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly);
+    /// with ,name=N ,block-size=4096 ,iops=N ,bps=N ,on-error=report and more, see docs/disks.md
+    #[arg(long = "disk", value_name = "FILE[,OPTION[=VALUE]…]", value_parser = disk_option::parse)]
+    pub disks: Vec<machine::Disk>,
 
     /// Network card, up to four (--net user, --net switch=lab,mtu=9000, --net bridge=br0, --net tap=t0,
     /// --net none); with ,rate=100mbit ,pcap=FILE and more, see docs/network.md; user is the default
@@ -313,17 +315,6 @@ pub enum Serial {
     File(PathBuf),
 }
 
-/// `--disk`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
-    /// Raw image or block device.
-    pub file: PathBuf,
-    /// The guest may not write.
-    pub readonly: bool,
-    /// Serial number shown to the guest, at most 20 bytes (virtio 1.2, 5.2.6.1).
-    pub serial: Option<String>,
-}
-
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) {
@@ -405,36 +396,6 @@ fn gdb(text: &str) -> Result<Gdb, String> {
     Ok(Gdb { address, wait })
 }
 
-fn disk(text: &str) -> Result<Disk, String> {
-    let mut words = text.split(',');
-    let file = words.next().unwrap_or_default();
-    if file.is_empty() {
-        return Err("a disk is FILE[,readonly][,serial=S]".into());
-    }
-    let mut disk = Disk {
-        file: file.into(),
-        readonly: false,
-        serial: None,
-    };
-    for word in words {
-        match word.split_once('=') {
-            None if word == "readonly" => disk.readonly = true,
-            Some(("serial", serial)) if (1..=20).contains(&serial.len()) && serial.is_ascii() => {
-                disk.serial = Some(serial.to_owned());
-            }
-            Some(("serial", _)) => {
-                return Err("a disk's serial number has 1 to 20 ASCII characters".into());
-            }
-            _ => {
-                return Err(format!(
-                    "unknown disk option {word:?}: there are readonly and serial=S"
-                ));
-            }
-        }
-    }
-    Ok(disk)
-}
-
 fn serial(text: &str) -> Result<Serial, String> {
     match text {
         "stdio" => Ok(Serial::Stdio),
@@ -496,27 +457,6 @@ mod tests {
             "9999999999h",
         ] {
             assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn disks() {
-        assert_eq!(
-            disk("a.img,readonly,serial=X1"),
-            Ok(Disk {
-                file: "a.img".into(),
-                readonly: true,
-                serial: Some("X1".into())
-            })
-        );
-        for bad in [
-            "",
-            ",readonly",
-            "a,ro",
-            "a,serial=",
-            "a,serial=123456789012345678901",
-        ] {
-            assert!(disk(bad).is_err(), "{bad}");
         }
     }
 

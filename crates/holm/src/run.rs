@@ -226,6 +226,7 @@ impl Session {
     fn command(&mut self, command: Command) {
         match command {
             Command::Continue => {
+                self.guest.resume();
                 self.monitor_open = false;
                 if let Some(input) = &self.input {
                     input.monitor(false);
@@ -349,28 +350,17 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
     description.nics =
         network::cards(&arguments.nets, &arguments.publish).map_err(Failure::Usage)?;
     description.uuid = uuid(arguments.keep.as_deref())?;
-    description.disks.extend(disk.map(|file| Disk {
-        file,
-        read_only: false,
-        serial: None,
-    }));
+    description.disks.extend(disk.map(Disk::new));
     let mut own_disks = Vec::new();
     for template in image.iter().flat_map(|image| &image.disks) {
         let own = disks::own(template, arguments.keep.as_deref())?;
         description.disks.push(Disk {
-            file: own.path.clone(),
             read_only: template.readonly,
-            serial: None,
+            ..Disk::new(&own.path)
         });
         own_disks.push(own);
     }
-    description
-        .disks
-        .extend(arguments.disks.iter().map(|disk| Disk {
-            file: disk.file.clone(),
-            read_only: disk.readonly,
-            serial: disk.serial.clone(),
-        }));
+    description.disks.extend(arguments.disks.iter().cloned());
     Ok((description, own_disks))
 }
 

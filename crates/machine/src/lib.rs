@@ -20,6 +20,7 @@ mod peripherals;
 mod socket;
 mod source;
 mod state;
+mod storage;
 
 pub use arch::cpuid::CpuModel;
 pub use board::{BoardState, Consoles};
@@ -32,5 +33,7 @@ pub use outcome::{MachineError, Outcome};
 pub use peripherals::{Peripherals, Share, VsockSocket, WatchdogAction};
 pub use socket::{OwnSocket, listen};
 pub use state::MachineState;
+pub use storage::DiskPort;
 pub use virtio::balloon::{BalloonControl, BalloonReport, Statistics};
+pub use virtio::blk::{Limit, Limits, OnError};
 pub use virtio::console::{ConsoleInput, ConsoleSink};

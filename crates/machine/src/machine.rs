@@ -25,6 +25,7 @@ use crate::outcome::{MachineError, Outcome};
 use crate::peripherals::WatchdogAction;
 use crate::source::Source;
 use crate::state::{MachineState, STATE_VERSION};
+use crate::storage::DiskPort;
 
 /// Makes the engine of a machine with this RAM, number of vCPUs and CPU model.
 pub type MakeEngine<'a> =
@@ -288,6 +289,12 @@ impl Machine {
         })
     }
 
+    /// The disks, in the order of their PCI slots.
+    #[must_use]
+    pub fn disks(&self) -> Vec<DiskPort> {
+        self.inner.board.disks()
+    }
+
     /// The network cards, in the order of their description.
     pub fn nics(&self) -> impl Iterator<Item = &NicPort> {
         self.inner.board.nics()
@@ -538,6 +545,10 @@ impl Inner {
                     self.events.record(event);
                     match (event, self.description.peripherals.watchdog) {
                         (GuestEvent::WatchdogExpired, Some(action)) => self.bite(action),
+                        (GuestEvent::DiskStopped, _) => {
+                            self.pause();
+                            self.control.release();
+                        }
                         _ => self.control.release(),
                     }
                 }

@@ -155,23 +155,9 @@ impl Shared {
             known.get_or_insert(failure);
             first
         };
-        let IoFailure {
-            sector,
-            write,
-            error,
-            held,
-        } = failure;
+        tracing::debug!(?failure, first, "a disk operation failed");
         if !first {
-            tracing::debug!(sector, write, %error, held, "another disk operation failed");
             return;
-        }
-        match held {
-            true => {
-                tracing::warn!(sector, write, %error, "disk I/O failed; the request waits to be tried again")
-            }
-            false => {
-                tracing::warn!(sector, write, %error, "disk I/O failed; the guest sees an I/O error")
-            }
         }
         if let Some(hook) = &self.on_failure {
             hook(failure);
