@@ -71,7 +71,7 @@ pub enum Vendor {
 }
 
 /// Features, as the registers of the leaves that hold them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     /// Leaf 1 ECX.
     pub l1_ecx: u32,
@@ -399,6 +399,15 @@ impl CpuidTable {
         })
     }
 
+    /// What a saved machine needs of it.
+    pub fn identity(&self) -> crate::CpuIdentity {
+        crate::CpuIdentity {
+            vendor: String::from_utf8_lossy(&self.vendor_text).into_owned(),
+            features: self.features,
+            tsc_khz: self.tsc_khz,
+        }
+    }
+
     /// The vendor.
     pub fn vendor(&self) -> Vendor {
         self.vendor
@@ -607,7 +616,7 @@ const NAMES: [(Features, &str); 15] = {
     ]
 };
 
-fn missing_names(need: Features, have: Features) -> String {
+pub(crate) fn missing_names(need: Features, have: Features) -> String {
     let missing: Vec<&str> = NAMES
         .iter()
         .filter(|(f, _)| need.contains(*f) && !have.contains(*f))

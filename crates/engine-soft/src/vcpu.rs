@@ -182,15 +182,7 @@ impl Core {
         if self.debugger.steps() && !self.cpu.halted {
             return Ok(None);
         }
-        if signal.take(pending::INIT) != 0 {
-            system::init_reset(self);
-        }
-        if signal.take(pending::SIPI) != 0
-            && self.cpu.wait_for_sipi
-            && let Some(vector) = self.lapic.take_sipi()
-        {
-            system::startup(self, vector);
-        }
+        self.start_messages();
         if self.cpu.wait_for_sipi {
             signal.take(pending::INTERRUPT | pending::NMI);
             return Ok(None);
@@ -205,6 +197,20 @@ impl Core {
             self.interrupt()?;
         }
         Ok(None)
+    }
+
+    /// Does what INIT and SIPI messages ask for.
+    fn start_messages(&mut self) {
+        let signal = self.signal().clone();
+        if signal.take(pending::INIT) != 0 {
+            system::init_reset(self);
+        }
+        if signal.take(pending::SIPI) != 0
+            && self.cpu.wait_for_sipi
+            && let Some(vector) = self.lapic.take_sipi()
+        {
+            system::startup(self, vector);
+        }
     }
 
     /// Delivers the local APIC's (or the 8259's) interrupt, if the guest lets it.
@@ -296,6 +302,8 @@ impl Vcpu for SoftVcpu {
     }
 
     fn save(&mut self) -> Result<CpuState, EngineError> {
+        // They have no place in the state.
+        self.core.start_messages();
         Ok(self.core.save_state())
     }
 

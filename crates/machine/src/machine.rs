@@ -446,16 +446,30 @@ impl Inner {
     /// See [`Machine::pause`].
     pub(crate) fn pause(&self) {
         let _one = self.operation.lock();
-        if !self.control.is_paused() {
+        self.pause_locked();
+    }
+
+    /// As [`Self::pause`], for who holds `operation`; whether it ran before.
+    pub(crate) fn pause_locked(&self) -> bool {
+        let ran = !self.control.is_paused();
+        if ran {
             self.control.set_paused(true);
+            self.engine.stop_time();
             self.board.pause();
         }
+        ran
     }
 
     /// See [`Machine::resume`].
     pub(crate) fn resume(&self) {
         let _one = self.operation.lock();
+        self.resume_locked();
+    }
+
+    /// As [`Self::resume`], for who holds `operation`.
+    pub(crate) fn resume_locked(&self) {
         if self.control.is_paused() {
+            self.engine.resume_time();
             self.board.resume();
             self.control.set_paused(false);
         }

@@ -76,7 +76,7 @@ impl Core {
             .collect();
         let xsave = native::save_xsave(self);
         let bits = self.signal().peek();
-        let tsc = self.guest_tsc();
+        let tsc = self.stopped_tsc();
         let table = |(base, limit): (u64, u16)| DescriptorTable { base, limit };
         let c = &*self.cpu;
         CpuState {
@@ -147,8 +147,7 @@ impl Core {
         if s.tsc != 0 {
             // A saved machine's time goes on; a reset state keeps this one's.
             let tsc = s.tsc.wrapping_sub(self.system.tsc_adjust);
-            let base = tsc.wrapping_sub(super::clock::host_tsc());
-            self.shared.tsc_base.store(base, Ordering::SeqCst);
+            self.shared.tsc_base.set_tsc(tsc);
         }
         self.sync_tsc();
         self.restore_apic(s);
