@@ -12,6 +12,8 @@ use crate::exit_code;
 use crate::named;
 use crate::network;
 use crate::peripherals;
+use crate::restore;
+use crate::snapshot;
 
 /// Least memory of a machine, in bytes.
 pub const LEAST_MEMORY: u64 = 2 << 20;
@@ -131,6 +133,19 @@ pub enum Command {
     /// Example: holm nmi web1
     #[command(after_help = exit_code::CONTROL_HELP)]
     Nmi(named::Named),
+    /// Makes, shows and checks snapshots of running machines
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Runs a machine from where a snapshot was taken
+    ///
+    /// Any number of machines can run from one snapshot; it stays as it is. Memory is read when
+    /// the guest uses it, and shared with the other machines until it is written.
+    ///
+    /// Examples:
+    ///   holm restore /srv/snapshots/web1-monday --name web1
+    ///   holm restore /srv/snapshots/web1-monday --clone --name web2 --publish 2223:22
+    #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
+    Restore(Box<restore::Restore>),
     /// Says what this host offers and which CPU engine `auto` takes, and why
     ///
     /// Example: holm doctor -o json
@@ -396,7 +411,11 @@ fn gdb(text: &str) -> Result<Gdb, String> {
     Ok(Gdb { address, wait })
 }
 
-fn serial(text: &str) -> Result<Serial, String> {
+/// Where a serial port leads: stdio, null or file=PATH.
+///
+/// # Errors
+/// Says what there is.
+pub fn serial(text: &str) -> Result<Serial, String> {
     match text {
         "stdio" => Ok(Serial::Stdio),
         "null" => Ok(Serial::Null),

@@ -2,12 +2,12 @@
 //! never changes, and any number of machines run from it at once.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom as Position, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{OFlags, SeekFrom};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::image::Template;
@@ -122,39 +122,8 @@ fn unnamed(template: &Path, directory: &Path) -> io::Result<OwnDisk> {
     })
 }
 
-/// Shares the blocks where the file system can, else copies what is not a hole.
 fn copy(template: &Path, target: &File) -> io::Result<()> {
-    let mut source = File::open(template)?;
-    if rustix::fs::ioctl_ficlone(target, &source).is_ok() {
-        return Ok(());
-    }
-    let size = source.metadata()?.len();
-    target.set_len(size)?;
-    let mut target = target;
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(&source, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(Errno::NXIO) => break,
-            Err(error) => return Err(error.into()),
-        };
-        at = rustix::fs::seek(&source, SeekFrom::Hole(start))?;
-        source.seek(Position::Start(start))?;
-        target.seek(Position::Start(start))?;
-        copy_range(&mut source, &mut target, at - start)?;
-    }
-    Ok(())
-}
-
-fn copy_range(source: &mut File, target: &mut &File, length: u64) -> io::Result<()> {
-    let copied = io::copy(&mut source.take(length), target)?;
-    if copied != length {
-        return Err(io::Error::new(
-            io::ErrorKind::UnexpectedEof,
-            "the image's disk became shorter while it was copied",
-        ));
-    }
-    target.flush()
+    machine::copy_sparse(&File::open(template)?, target).map(drop)
 }
 
 #[cfg(test)]

@@ -16,7 +16,9 @@ mod image;
 mod named;
 mod network;
 mod peripherals;
+mod restore;
 mod run;
+mod snapshot;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -58,6 +60,8 @@ fn main() -> ! {
         Command::Reset(machine) => named::ask(machine, &Request::Reset {}),
         Command::Kill(machine) => named::ask(machine, &Request::Kill {}),
         Command::Nmi(machine) => named::ask(machine, &Request::Nmi {}),
+        Command::Snapshot(command) => snapshot::run(command),
+        Command::Restore(arguments) => restore::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
     }))
     .unwrap_or(exit_code::INTERNAL);

@@ -21,7 +21,7 @@ use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
 use crate::control::{Control, Event};
 use crate::description::Description;
 use crate::events::GuestEvent;
-use crate::nic::{NicPort, OpenNic};
+use crate::nic::{self, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
 use crate::storage::{self, DiskPort};
@@ -63,6 +63,20 @@ pub(crate) struct Backends {
     pub nics: Vec<OpenNic>,
 }
 
+impl Backends {
+    /// Opens and locks the disks of a machine, and opens its networks.
+    pub(crate) fn open(description: &Description) -> Result<Self, MachineError> {
+        Ok(Self {
+            disks: description
+                .disks
+                .iter()
+                .map(storage::open)
+                .collect::<Result<_, MachineError>>()?,
+            nics: nic::open_all(&description.nics, &description.uuid)?,
+        })
+    }
+}
+
 /// The state of all devices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoardState {
@@ -79,13 +93,6 @@ pub struct BoardState {
 }
 
 impl Board {
-    /// Opens and locks the disks of a machine.
-    pub(crate) fn open_disks(
-        description: &Description,
-    ) -> Result<Vec<Arc<dyn BlockBackend>>, MachineError> {
-        description.disks.iter().map(storage::open).collect()
-    }
-
     /// Builds and wires all devices.
     pub(crate) fn new(
         description: &Description,

@@ -220,7 +220,6 @@ impl Control {
 
     /// Runs `f` while no vCPU runs nor does a job, and lets them go on. Short:
     /// devices and the guest's clock are not stopped. Not for vCPU threads.
-    #[allow(dead_code, reason = "snapshots, which are about to come")]
     pub fn quiesce<R>(&self, f: impl FnOnce() -> R) -> R {
         self.state.lock().quiesced += 1;
         self.wait_parked();

@@ -118,7 +118,17 @@ impl Client {
         }
     }
 
-    fn strange(&self) -> ControlError {
+    /// Waits for the next answer as long as it takes.
+    ///
+    /// # Errors
+    /// [`ControlError::Connection`].
+    pub fn wait_long(&mut self) -> Result<(), ControlError> {
+        let set = self.stream.get_ref().set_read_timeout(None);
+        set.map_err(|source| self.broken(source))
+    }
+
+    /// The error for an answer that does not fit.
+    pub fn strange(&self) -> ControlError {
         self.broken(io::Error::other("it gave an answer to something else"))
     }
 

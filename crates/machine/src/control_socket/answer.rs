@@ -1,6 +1,11 @@
 //! What each request does.
 
-use machine_protocol::{Description, DiskReport, ErrorCode, Metrics, Reply, Request, RunState};
+use std::path::Path;
+use std::time::Duration;
+
+use machine_protocol::{
+    Description, DiskReport, ErrorCode, Metrics, Reply, Request, RunState, SnapshotMade,
+};
 
 use crate::control::Event;
 use crate::machine::Inner;
@@ -17,6 +22,10 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
     match request {
         Request::Describe {} => return Reply::Description(describe(machine)),
         Request::Metrics {} => return metrics(machine),
+        Request::Snapshot {
+            directory,
+            incremental,
+        } => return snapshot(machine, Path::new(directory), *incremental),
         Request::Pause {} => machine.pause(),
         Request::Resume {} => machine.resume(),
         Request::PowerButton {} => machine.board().press_power_button(),
@@ -27,8 +36,33 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
     Reply::Done
 }
 
+fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {
+    let failed = |message: String| Reply::Error {
+        code: ErrorCode::Failed,
+        message,
+    };
+    if !directory.is_absolute() {
+        return failed("a snapshot's directory is named by its absolute path".into());
+    }
+    let microseconds = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    match crate::snapshot::create(machine, directory, incremental) {
+        Ok(made) => Reply::Snapshot(SnapshotMade {
+            id: made.id,
+            stopped_us: microseconds(made.stopped),
+            took_us: microseconds(made.took),
+            memory_bytes: made.memory,
+        }),
+        Err(error) => failed(error.to_string()),
+    }
+}
+
 fn describe(machine: &Inner) -> Description {
     let d = machine.description();
+    let mut generation_id = [0; 16];
+    // Zero if the machine is too small to have one.
+    let _ = machine
+        .ram()
+        .read(arch::layout::GENERATION_ID, &mut generation_id);
     let state = match machine.control().is_paused() {
         true => RunState::Paused,
         false if machine.uptime().is_none() => RunState::Created,
@@ -43,7 +77,8 @@ fn describe(machine: &Inner) -> Description {
         disks: machine.board().disks().iter().map(disk).collect(),
         nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
-        uuid: d.uuid.iter().map(|b| format!("{b:02x}")).collect(),
+        uuid: hexadecimal(d.uuid),
+        generation_id: hexadecimal(generation_id),
     }
 }
 
@@ -76,6 +111,10 @@ fn disk_metrics(port: &DiskPort, metrics: &mut Metrics) {
     metrics.add("holm_disk_errors_total", &[disk()], stats.errors);
     metrics.add("holm_disk_throttled_total", &[disk()], stats.throttled);
     metrics.add("holm_disk_size_bytes", &[disk()], port.size());
+}
+
+fn hexadecimal(id: [u8; 16]) -> String {
+    id.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn metrics(machine: &Inner) -> Reply {
