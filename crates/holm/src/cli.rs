@@ -18,7 +18,7 @@ use crate::snapshot;
 /// Least memory of a machine, in bytes.
 pub const LEAST_MEMORY: u64 = 2 << 20;
 /// Most memory of a machine, in bytes.
-pub const MOST_MEMORY: u64 = 1 << 40;
+pub const MOST_MEMORY: u64 = arch::layout::MAX_RAM;
 
 /// Runs x86-64 virtual machines on any Linux host, with or without KVM
 #[derive(Parser, Debug)]
@@ -333,7 +333,7 @@ pub enum Serial {
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) {
-        return Err("a machine has between 2M and 1T of memory".into());
+        return Err("a machine has between 2M and 255G of memory".into());
     }
     if bytes % (1 << 20) != 0 {
         return Err("memory is given in whole MiB".into());

@@ -10,6 +10,7 @@ use arch::cpuid::CpuModel;
 use boot::BootError;
 use devices::serial::SerialSink;
 use engine::EngineError;
+use engine_kvm::KvmEngine;
 use engine_soft::SoftEngine;
 use machine::{Consoles, Description, GuestEvent, Machine, MachineError, NicError, Outcome};
 use parking_lot::Mutex;
@@ -97,10 +98,7 @@ impl Guest {
         };
         let make_engine = |ram, vcpus, model| match engine {
             EngineKind::Soft => SoftEngine::new(ram, vcpus, model),
-            EngineKind::Kvm => Err(EngineError::Unavailable {
-                engine: "kvm",
-                reason: "this version of Holm has no engine for it yet".into(),
-            }),
+            EngineKind::Kvm => KvmEngine::new(ram, vcpus, model),
         };
         let (machine, paused) = match origin {
             Origin::Start => (Machine::new(description, &make_engine, consoles)?, false),

@@ -255,7 +255,7 @@ pub enum DescriptionError {
     #[error("a machine has between 1 and {most} CPUs, not {0}", most = arch::layout::MAX_VCPUS)]
     Cpus(u32),
     /// A memory size that cannot be.
-    #[error("a machine's memory is a multiple of 4 KiB between 2 MiB and 1 TiB, not {0} bytes")]
+    #[error("a machine's memory is a multiple of 4 KiB between 2 MiB and 255 GiB, not {0} bytes")]
     Memory(u64),
     /// More disks than PCI slots.
     #[error("a machine has at most {MOST_DISKS} disks, not {0}")]
@@ -337,7 +337,9 @@ impl Description {
         if self.cpus == 0 || self.cpus > arch::layout::MAX_VCPUS {
             return Err(DescriptionError::Cpus(self.cpus));
         }
-        if !self.memory.is_multiple_of(4096) || !(2 << 20..=1 << 40).contains(&self.memory) {
+        if !self.memory.is_multiple_of(4096)
+            || !(2 << 20..=arch::layout::MAX_RAM).contains(&self.memory)
+        {
             return Err(DescriptionError::Memory(self.memory));
         }
         if self.disks.len() > MOST_DISKS {
