@@ -23,7 +23,7 @@ mod socket;
 mod source;
 mod state;
 
-pub use arch::cpuid::CpuModel;
+pub use arch::cpuid::{CpuChoice, CpuModel};
 pub use board::{BoardState, Consoles};
 pub use copy::{Copied, copy_sparse};
 pub use description::{Boot, Description, DescriptionError, Disk, DiskBoot, KernelBoot, OnReset};
