@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use disk::Format;
 
 use crate::agent;
 use crate::exit_code;
@@ -190,9 +191,19 @@ pub struct Run {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub append: Option<String>,
 
-    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly)
-    #[arg(long = "disk", value_name = "FILE[,readonly][,serial=S]", value_parser = disk)]
+    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly
+    /// --disk web.qcow2,format=qcow2); see docs/disks.md
+    #[arg(long = "disk", value_name = "FILE[,format=raw|qcow2][,readonly][,serial=S]",
+          value_parser = disk)]
     pub disks: Vec<Disk>,
+
+    /// Format of DISK (--format qcow2); needed for an image from elsewhere that builds on other files
+    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse, requires = "image")]
+    pub format: Option<Format>,
+
+    /// Discards at the end what the guest writes to DISK and to the disks of --disk
+    #[arg(long)]
+    pub ephemeral: bool,
 
     /// Network card, up to four (--net user, --net switch=lab,mtu=9000, --net bridge=br0, --net tap=t0,
     /// --net none); with ,rate=100mbit ,pcap=FILE and more, see docs/network.md; user is the default
@@ -254,6 +265,10 @@ pub struct BootEntries {
     /// Whole-disk image or block device, or an image that starts from a disk
     #[arg(value_name = "DISK")]
     pub disk: String,
+
+    /// Format of the disk (--format qcow2)
+    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse)]
+    pub format: Option<Format>,
 
     /// Form of the answer
     #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
@@ -331,8 +346,10 @@ pub enum Serial {
 /// `--disk`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// Raw image or block device.
+    /// Image or block device.
     pub file: PathBuf,
+    /// Its format, if told.
+    pub format: Option<Format>,
     /// The guest may not write.
     pub readonly: bool,
     /// Serial number shown to the guest, at most 20 bytes (virtio 1.2, 5.2.6.1).
@@ -424,16 +441,18 @@ fn disk(text: &str) -> Result<Disk, String> {
     let mut words = text.split(',');
     let file = words.next().unwrap_or_default();
     if file.is_empty() {
-        return Err("a disk is FILE[,readonly][,serial=S]".into());
+        return Err("a disk is FILE[,format=raw|qcow2][,readonly][,serial=S]".into());
     }
     let mut disk = Disk {
         file: file.into(),
+        format: None,
         readonly: false,
         serial: None,
     };
     for word in words {
         match word.split_once('=') {
             None if word == "readonly" => disk.readonly = true,
+            Some(("format", format)) => disk.format = Some(Format::parse(format)?),
             Some(("serial", serial)) if (1..=20).contains(&serial.len()) && serial.is_ascii() => {
                 disk.serial = Some(serial.to_owned());
             }
@@ -442,7 +461,7 @@ fn disk(text: &str) -> Result<Disk, String> {
             }
             _ => {
                 return Err(format!(
-                    "unknown disk option {word:?}: there are readonly and serial=S"
+                    "unknown disk option {word:?}: there are format=, readonly and serial="
                 ));
             }
         }
@@ -521,9 +540,10 @@ mod tests {
     #[test]
     fn disks() {
         assert_eq!(
-            disk("a.img,readonly,serial=X1"),
+            disk("a.img,readonly,serial=X1,format=raw"),
             Ok(Disk {
                 file: "a.img".into(),
+                format: Some(Format::Raw),
                 readonly: true,
                 serial: Some("X1".into())
             })
@@ -532,6 +552,7 @@ mod tests {
             "",
             ",readonly",
             "a,ro",
+            "a,format=vmdk",
             "a,serial=",
             "a,serial=123456789012345678901",
         ] {

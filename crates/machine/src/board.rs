@@ -9,7 +9,7 @@ use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
 use devices::watchdog::WatchdogState;
-use disk::{BlockBackend, RawDisk, RawOptions};
+use disk::{BlockBackend, DiskOptions};
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
@@ -65,10 +65,12 @@ impl Backends {
     /// Opens and locks the disks of a machine, and opens its networks.
     pub(crate) fn open(description: &Description) -> Result<Self, MachineError> {
         let open = |d: &crate::Disk| {
-            let mut options = RawOptions::new(&d.file);
+            let mut options = DiskOptions::new(&d.file);
+            options.format = d.format;
+            options.scratch = d.scratch;
             options.read_only = d.read_only;
             options.serial = d.serial.clone().unwrap_or_default();
-            Ok(Arc::new(RawDisk::open(&options)?) as Arc<dyn BlockBackend>)
+            Ok(disk::open(&options)?)
         };
         Ok(Self {
             disks: description

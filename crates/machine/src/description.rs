@@ -161,8 +161,14 @@ impl Boot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// Raw image or block device.
+    /// Image or block device.
     pub file: PathBuf,
+    /// Its format; found out safely if missing (see `disk::DiskOptions`).
+    #[serde(default)]
+    pub format: Option<disk::Format>,
+    /// What is written is lost with the machine, and need not survive the host.
+    #[serde(default)]
+    pub scratch: bool,
     /// The guest may not write.
     #[serde(default)]
     pub read_only: bool,
@@ -331,6 +337,8 @@ mod tests {
         assert!(matches!(d.check(), Err(DescriptionError::BootDisk(0))));
         d.disks.push(Disk {
             file: "disk.img".into(),
+            format: Some(disk::Format::Raw),
+            scratch: false,
             read_only: false,
             serial: None,
         });
