@@ -24,7 +24,7 @@ mod source;
 mod state;
 mod storage;
 
-pub use arch::cpuid::CpuModel;
+pub use arch::cpuid::{CpuChoice, CpuModel};
 pub use board::{BoardState, Consoles};
 pub use copy::{Copied, copy_sparse};
 pub use description::{Boot, Description, DescriptionError, Disk, DiskBoot, KernelBoot, OnReset};

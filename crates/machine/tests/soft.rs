@@ -5,16 +5,16 @@ mod support;
 use std::time::{Duration, Instant};
 
 use machine::{
-    CpuModel, Description, MachineError, Nic, NicNetwork, OnReset, Outcome, RunState, UserNic,
+    CpuChoice, Description, MachineError, Nic, NicNetwork, OnReset, Outcome, RunState, UserNic,
 };
 use support::{description, kernel, machine, run};
 
 fn soft(
     ram: std::sync::Arc<memory::GuestRam>,
     cpus: u32,
-    model: CpuModel,
+    cpu: CpuChoice,
 ) -> Result<std::sync::Arc<dyn engine::Engine>, engine::EngineError> {
-    engine_soft::SoftEngine::new(ram, cpus, model)
+    engine_soft::SoftEngine::new(ram, cpus, cpu)
 }
 
 #[test]
