@@ -56,7 +56,7 @@ enum Target {
     Raw(File),
     /// An image on the same backing file as the disk's, with what is the
     /// disk's own.
-    Overlay(Image),
+    Overlay(Box<Image>),
 }
 
 /// An empty file for a copy of a disk.
@@ -105,7 +105,7 @@ impl CapturableDisk {
                     overlay.grow(size).map_err(wrong)?;
                 }
                 return Ok(CaptureTarget {
-                    target: Target::Overlay(overlay),
+                    target: Target::Overlay(Box::new(overlay)),
                     file,
                     below: files
                         .iter()

@@ -5,6 +5,7 @@ mod agent;
 mod boot_entries;
 mod cli;
 mod console;
+mod disk_option;
 mod disks;
 mod doctor;
 mod engine_choice;

@@ -9,12 +9,15 @@ use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
 use devices::watchdog::WatchdogState;
+<<<<<<< HEAD
 use disk::{BlockBackend, CapturableDisk, DiskOptions};
+=======
+use disk::BlockBackend;
+>>>>>>> main
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
 use serde::{Deserialize, Serialize};
-use virtio::blk::Blk;
 use virtio::console::{Console, ConsoleInput, ConsoleSink};
 use virtio::rng::Rng;
 use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
@@ -25,6 +28,7 @@ use crate::events::GuestEvent;
 use crate::nic::{self, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
+use crate::storage::{self, DiskPort};
 
 /// Where the guest's consoles lead.
 #[derive(Clone)]
@@ -53,8 +57,13 @@ pub(crate) struct Board {
     peripherals: Handles,
     /// By PCI slot, ascending.
     nics: Vec<(u8, NicPort)>,
+<<<<<<< HEAD
     /// In the order of their description.
     disks: Vec<Arc<dyn BlockBackend>>,
+=======
+    /// By PCI slot, ascending.
+    disks: Vec<(u8, DiskPort)>,
+>>>>>>> main
 }
 
 /// What a machine has of the host, opened before anything is built.
@@ -66,6 +75,7 @@ pub(crate) struct Backends {
 impl Backends {
     /// Opens and locks the disks of a machine, and opens its networks.
     pub(crate) fn open(description: &Description) -> Result<Self, MachineError> {
+<<<<<<< HEAD
         let open = |d: &crate::Disk| {
             let mut options = DiskOptions::new(&d.file);
             options.format = d.format;
@@ -75,11 +85,13 @@ impl Backends {
             let disk = CapturableDisk::new(disk::open(&options)?);
             Ok(Arc::new(disk) as Arc<dyn BlockBackend>)
         };
+=======
+>>>>>>> main
         Ok(Self {
             disks: description
                 .disks
                 .iter()
-                .map(open)
+                .map(storage::open)
                 .collect::<Result<_, MachineError>>()?,
             nics: nic::open_all(&description.nics, &description.uuid)?,
         })
@@ -129,7 +141,11 @@ impl Board {
             console: None,
             peripherals: Handles::default(),
             nics: Vec::new(),
+<<<<<<< HEAD
             disks: backends.disks.clone(),
+=======
+            disks: Vec::new(),
+>>>>>>> main
         };
         let mut attach =
             |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
@@ -146,8 +162,15 @@ impl Board {
             attach(slot, Box::new(nic.device))?;
             nics.push((slot, nic.port));
         }
-        for (slot, disk) in (FIRST_DISK_SLOT..).zip(backends.disks) {
-            attach(slot, Box::new(Blk::new(disk, 1)))?;
+        let mut disks = Vec::new();
+        let names = storage::names(&description.disks);
+        let described = names.into_iter().zip(&description.disks);
+        for ((slot, backend), (name, disk)) in
+            (FIRST_DISK_SLOT..).zip(backends.disks).zip(described)
+        {
+            let (device, port) = storage::device(name, disk, backend, description.cpus, control);
+            attach(slot, Box::new(device))?;
+            disks.push((slot, port));
         }
         board.console = input;
         if description.peripherals.watchdog.is_some() {
@@ -156,6 +179,7 @@ impl Board {
         }
         board.peripherals = peripherals;
         board.nics = nics;
+        board.disks = disks;
         Ok(board)
     }
 
@@ -237,9 +261,15 @@ impl Board {
         self.nics.iter().map(|(_, port)| port)
     }
 
+<<<<<<< HEAD
     /// The disks, in the order of their description.
     pub(crate) fn disks(&self) -> &[Arc<dyn BlockBackend>] {
         &self.disks
+=======
+    /// The disks.
+    pub(crate) fn disks(&self) -> Vec<DiskPort> {
+        self.disks.iter().map(|(_, port)| port.clone()).collect()
+>>>>>>> main
     }
 
     /// Takes back a state; the devices stay paused.

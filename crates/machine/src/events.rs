@@ -20,6 +20,11 @@ pub enum GuestEvent {
     WatchdogExpired,
     /// It was reset and started again.
     Rebooted,
+    /// The host could not do a request to a disk. The machine was paused; when
+    /// it is resumed, the request is tried again.
+    DiskStopped,
+    /// The host could not do a request to a disk, and the guest got an error.
+    DiskFailed,
 }
 
 /// A [`GuestEvent`] and when it was.

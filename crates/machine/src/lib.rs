@@ -22,8 +22,9 @@ pub mod snapshot;
 mod socket;
 mod source;
 mod state;
+mod storage;
 
-pub use arch::cpuid::CpuModel;
+pub use arch::cpuid::{CpuChoice, CpuModel};
 pub use board::{BoardState, Consoles};
 pub use copy::{Copied, copy_sparse};
 pub use description::{Boot, Description, DescriptionError, Disk, DiskBoot, KernelBoot, OnReset};
@@ -36,5 +37,7 @@ pub use peripherals::{Peripherals, Share, VsockSocket, WatchdogAction};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotMade};
 pub use socket::{OwnSocket, listen};
 pub use state::MachineState;
+pub use storage::DiskPort;
 pub use virtio::balloon::{BalloonControl, BalloonReport, Statistics};
+pub use virtio::blk::{Limit, Limits, OnError};
 pub use virtio::console::{ConsoleInput, ConsoleSink};
