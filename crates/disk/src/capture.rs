@@ -90,7 +90,7 @@ impl CapturableDisk {
         let mut options = File::options();
         options.read(true).write(true).create_new(true);
         let file = options.open(path).map_err(wrong)?;
-        let size = self.inner.info().sectors * SECTOR;
+        let size = self.inner.sectors() * SECTOR;
         if let Some(image) = self.inner.image() {
             let files: Vec<_> = image.files().collect();
             if let Some((below, format)) = files.get(1) {
@@ -138,7 +138,7 @@ impl CapturableDisk {
         {
             return Ok(Capture(None));
         }
-        let size = self.inner.info().sectors * SECTOR;
+        let size = self.inner.sectors() * SECTOR;
         let mut slot = self.hook.copy.lock();
         if slot.is_some() {
             return Err(io::ErrorKind::AlreadyExists.into());
@@ -165,6 +165,14 @@ impl CapturableDisk {
 impl BlockBackend for CapturableDisk {
     fn info(&self) -> &BlockInfo {
         self.inner.info()
+    }
+
+    fn sectors(&self) -> u64 {
+        self.inner.sectors()
+    }
+
+    fn grow(&self, sectors: u64) -> Result<(), DiskError> {
+        self.inner.grow(sectors)
     }
 
     fn open_queue(&self, ram: Arc<GuestRam>) -> Result<Box<dyn BlockQueue>, DiskError> {

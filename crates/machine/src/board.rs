@@ -9,11 +9,7 @@ use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
 use devices::watchdog::WatchdogState;
-<<<<<<< HEAD
-use disk::{BlockBackend, CapturableDisk, DiskOptions};
-=======
 use disk::BlockBackend;
->>>>>>> main
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
@@ -57,13 +53,8 @@ pub(crate) struct Board {
     peripherals: Handles,
     /// By PCI slot, ascending.
     nics: Vec<(u8, NicPort)>,
-<<<<<<< HEAD
-    /// In the order of their description.
-    disks: Vec<Arc<dyn BlockBackend>>,
-=======
     /// By PCI slot, ascending.
     disks: Vec<(u8, DiskPort)>,
->>>>>>> main
 }
 
 /// What a machine has of the host, opened before anything is built.
@@ -75,18 +66,6 @@ pub(crate) struct Backends {
 impl Backends {
     /// Opens and locks the disks of a machine, and opens its networks.
     pub(crate) fn open(description: &Description) -> Result<Self, MachineError> {
-<<<<<<< HEAD
-        let open = |d: &crate::Disk| {
-            let mut options = DiskOptions::new(&d.file);
-            options.format = d.format;
-            options.scratch = d.scratch;
-            options.read_only = d.read_only;
-            options.serial = d.serial.clone().unwrap_or_default();
-            let disk = CapturableDisk::new(disk::open(&options)?);
-            Ok(Arc::new(disk) as Arc<dyn BlockBackend>)
-        };
-=======
->>>>>>> main
         Ok(Self {
             disks: description
                 .disks
@@ -141,11 +120,7 @@ impl Board {
             console: None,
             peripherals: Handles::default(),
             nics: Vec::new(),
-<<<<<<< HEAD
-            disks: backends.disks.clone(),
-=======
             disks: Vec::new(),
->>>>>>> main
         };
         let mut attach =
             |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
@@ -261,15 +236,9 @@ impl Board {
         self.nics.iter().map(|(_, port)| port)
     }
 
-<<<<<<< HEAD
-    /// The disks, in the order of their description.
-    pub(crate) fn disks(&self) -> &[Arc<dyn BlockBackend>] {
-        &self.disks
-=======
     /// The disks.
     pub(crate) fn disks(&self) -> Vec<DiskPort> {
         self.disks.iter().map(|(_, port)| port.clone()).collect()
->>>>>>> main
     }
 
     /// Takes back a state; the devices stay paused.

@@ -32,13 +32,12 @@ pub(super) fn prepare(
     machine: &Inner,
     directory: &NewDirectory,
 ) -> Result<Vec<Prepared>, SnapshotError> {
-    let described = machine.description().disks.iter();
-    let disks = described.zip(machine.board().disks()).enumerate();
+    let disks = machine.board().disks().into_iter().enumerate();
     disks
-        .map(|(index, (described, disk))| {
-            let name = files::disk(index);
-            let (file, target) = match described.read_only {
-                true => (refer(described)?, None),
+        .map(|(index, port)| {
+            let (name, disk) = (files::disk(index), port.control.disk());
+            let (file, target) = match port.disk.read_only {
+                true => (refer(&port.disk)?, None),
                 false => target(disk, &name, &directory.path().join(&name))?,
             };
             Ok(Prepared {
