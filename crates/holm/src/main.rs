@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod background;
 mod boot_entries;
 mod cli;
 mod console;
@@ -57,6 +58,8 @@ fn main() -> ! {
         Command::Reset(machine) => named::ask(machine, &Request::Reset {}),
         Command::Kill(machine) => named::ask(machine, &Request::Kill {}),
         Command::Nmi(machine) => named::ask(machine, &Request::Nmi {}),
+        Command::Events(arguments) => named::events::run(arguments),
+        Command::Console(arguments) => named::console::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
     }))
     .unwrap_or(exit_code::INTERNAL);

@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
+use crate::background;
 use crate::cli::{self, Run, Serial};
 use crate::console::input::{Input, Room};
 use crate::console::log::SerialLog;
@@ -30,6 +31,8 @@ use crate::network;
 
 /// Time for the guest's last output to reach a slow reader.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Time for a machine that was stopped to end.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Time to end in good order after a signal.
 const GOOD_ORDER: Duration = Duration::from_secs(2);
 
@@ -40,7 +43,7 @@ const SERIAL_CONSOLE: &str = "console=ttyS0";
 #[derive(Debug)]
 pub enum Event {
     /// The machine ended.
-    Ended(Result<Arc<Outcome>, Failure>),
+    Ended(Arc<Outcome>),
     /// Ctrl-A x.
     EndedByUser,
     /// Ctrl-A c.
@@ -55,7 +58,11 @@ pub enum Event {
 
 /// Runs the machine and returns the exit status.
 pub fn run(arguments: &Run) -> u8 {
-    match start(arguments) {
+    let started = match arguments.detach && !arguments.in_background {
+        true => background::start(arguments),
+        false => start(arguments),
+    };
+    match started {
         Ok(code) => code,
         Err(failure) => {
             terminal::restore();
@@ -67,7 +74,14 @@ pub fn run(arguments: &Run) -> u8 {
 
 fn start(arguments: &Run) -> Result<u8, Failure> {
     let deadline = arguments.timeout.map(|timeout| Instant::now() + timeout);
-    let on_stdio = arguments.serial == Serial::Stdio;
+    let mut serial = &arguments.serial;
+    if arguments.in_background {
+        background::leave_session();
+        if *serial == Serial::Stdio {
+            serial = &Serial::Null;
+        }
+    }
+    let on_stdio = *serial == Serial::Stdio;
     // What the files and the host cannot do is said before the terminal changes.
     let claim = arguments
         .name
@@ -77,7 +91,7 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
     let (description, own_disks) = describe(arguments)?;
     let engine = engine_choice::decide(arguments.engine)?;
     let internal = |what: &str, error: io::Error| Failure::Internal(format!("{what}: {error}"));
-    let output = output(&arguments.serial)?;
+    let output = output(serial)?;
     let log = serial_log(arguments)?;
     let (events, received) = mpsc::channel();
     let room = Arc::new(Room::default());
@@ -117,12 +131,16 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
     if raw.is_some() {
         terminal::say("holm: Ctrl-A x ends the machine, Ctrl-A c opens the monitor");
     }
+    guest.start()?;
+    if let Some(name) = arguments.name.as_ref().filter(|_| arguments.in_background) {
+        background::announce(name)?;
+    }
     let machine = Arc::clone(&guest);
     thread::Builder::new()
         .name("machine".into())
         .spawn(move || {
             // Without a receiver the process is ending.
-            let _ = events.send(Event::Ended(machine.run()));
+            let _ = events.send(Event::Ended(machine.wait()));
         })
         .map_err(|e| internal("starting the machine's thread", e))?;
 
@@ -134,6 +152,8 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         monitor_open: false,
     };
     let result = session.until_end(&received, deadline);
+    // Who follows the machine from elsewhere hears of its end.
+    let _ = session.guest.wait_for(LAST_MOMENT);
     session.output.flush(LAST_WORDS);
     if let Some(log) = log {
         log.flush(LAST_WORDS);
@@ -164,8 +184,8 @@ impl Session {
                 Some(left) => events.recv_timeout(left),
             };
             let code = match event {
-                Ok(Event::Ended(result)) => {
-                    return result.map(|outcome| ended(&outcome, self.guest.panicked()));
+                Ok(Event::Ended(outcome)) => {
+                    return Ok(ended(&outcome, self.guest.panicked()));
                 }
                 Ok(Event::EndedByUser) => {
                     self.guest.stop();

@@ -20,12 +20,13 @@ mod peripherals;
 mod socket;
 mod source;
 mod state;
+mod terminal;
 
 pub use arch::cpuid::CpuModel;
 pub use board::{BoardState, Consoles};
 pub use description::{Boot, Description, DescriptionError, Disk, DiskBoot, KernelBoot, OnReset};
 pub use devices::serial::SerialSink;
-pub use events::{GuestEvent, Happened, Listener};
+pub use events::{GuestEvent, Listener};
 pub use machine::{Machine, MakeEngine, RunState};
 pub use nic::{MOST_NICS, Nic, NicCapture, NicError, NicNetwork, NicPort, NicReach, UserNic};
 pub use outcome::{MachineError, Outcome};

@@ -11,6 +11,7 @@ use arch::cpuid::CpuModel;
 use arch::layout::LOW_RAM_LIMIT;
 use boot::{Identity, Request};
 use engine::{Engine, EngineError, Vcpu, VcpuStats};
+use machine_protocol::{Event as Happened, EventKind};
 use memory::GuestRam;
 use parking_lot::{Condvar, Mutex};
 use virtio::balloon::BalloonControl;
@@ -19,16 +20,20 @@ use virtio::console::ConsoleInput;
 use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, OnReset};
-use crate::events::{Events, GuestEvent, Happened, Listener};
+use crate::events::{Events, GuestEvent, Listener};
 use crate::nic::{self, NicPort};
 use crate::outcome::{MachineError, Outcome};
 use crate::peripherals::WatchdogAction;
 use crate::source::Source;
 use crate::state::{MachineState, STATE_VERSION};
+use crate::terminal::Terminal;
 
 /// Makes the engine of a machine with this RAM, number of vCPUs and CPU model.
 pub type MakeEngine<'a> =
     &'a dyn Fn(Arc<GuestRam>, u32, CpuModel) -> Result<Arc<dyn Engine>, EngineError>;
+
+/// How long clients of the control socket may take to hear of the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +67,8 @@ pub(crate) struct Inner {
     /// One reboot, pause, resume, save or restore at a time.
     operation: Mutex<()>,
     started: OnceLock<Instant>,
-    events: Events,
+    events: Arc<Events>,
+    terminal: Arc<Terminal>,
     outcome: Mutex<Option<Arc<Outcome>>>,
     ended: Condvar,
 }
@@ -75,9 +81,11 @@ impl Machine {
     pub fn new(
         description: Description,
         make_engine: MakeEngine<'_>,
-        consoles: Consoles,
+        mut consoles: Consoles,
     ) -> Result<Self, MachineError> {
         description.check()?;
+        let terminal = Terminal::new(consoles.serial);
+        consoles.serial = terminal.clone();
         let backends = Backends {
             disks: Board::open_disks(&description)?,
             nics: nic::open_all(&description.nics, &description.uuid)?,
@@ -106,7 +114,8 @@ impl Machine {
             threads: Mutex::default(),
             operation: Mutex::default(),
             started: OnceLock::new(),
-            events: Events::default(),
+            events: Arc::default(),
+            terminal,
             outcome: Mutex::default(),
             ended: Condvar::new(),
         });
@@ -138,6 +147,7 @@ impl Machine {
             })?;
         *supervisor = Some(thread);
         let _ = self.inner.started.set(Instant::now());
+        self.inner.events.note(EventKind::Started);
         self.inner.control.release();
         Ok(())
     }
@@ -225,14 +235,14 @@ impl Machine {
         self.inner.board.console()
     }
 
-    /// What happened in the guest since the machine was made, the last few
-    /// hundred events.
+    /// What happened to the machine since it was made, the last few hundred
+    /// events.
     #[must_use]
     pub fn events(&self) -> Vec<Happened> {
-        self.inner.events.list()
+        self.inner.events.after(0).events
     }
 
-    /// Has each event told; in place of who was told before.
+    /// Has each event of the guest told; in place of who was told before.
     pub fn listen(&self, listener: Listener) {
         self.inner.events.listen(listener);
     }
@@ -264,8 +274,9 @@ impl Machine {
         match &self.inner.board.peripherals().agent {
             Some(agent) => {
                 let (balloon, memory) = (self.balloon().cloned(), self.inner.ram.size());
+                let events = Arc::clone(&self.inner.events);
                 let local = move |command: &str, line: &[u8]| {
-                    crate::agent::local(balloon.as_ref(), memory, command, line)
+                    crate::agent::local(balloon.as_ref(), memory, &events, command, line)
                 };
                 agent.serve(listener, Arc::new(local))
             }
@@ -419,6 +430,14 @@ impl Inner {
         self.description.cpus
     }
 
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    pub(crate) fn terminal(&self) -> &Arc<Terminal> {
+        &self.terminal
+    }
+
     pub(crate) fn description(&self) -> &Description {
         &self.description
     }
@@ -442,6 +461,7 @@ impl Inner {
         if !self.control.is_paused() {
             self.control.set_paused(true);
             self.board.pause();
+            self.events.note(EventKind::Paused);
         }
     }
 
@@ -451,6 +471,7 @@ impl Inner {
         if self.control.is_paused() {
             self.board.resume();
             self.control.set_paused(false);
+            self.events.note(EventKind::Resumed);
         }
     }
 
@@ -585,8 +606,15 @@ impl Inner {
             // Its panic, if any, was an event.
             let _ = thread.join();
         }
-        let _one = self.operation.lock();
+        let one = self.operation.lock();
         self.board.shut_down();
+        drop(one);
+        self.events.note(EventKind::Ended {
+            outcome: outcome.to_string(),
+        });
+        // Who waits for the end may end the process.
+        self.terminal.end(LAST_WORDS);
+        self.events.drain(LAST_WORDS);
         self.outcome.lock().get_or_insert_with(|| Arc::new(outcome));
         self.ended.notify_all();
     }

@@ -1,6 +1,6 @@
 //! What each request does.
 
-use machine_protocol::{Description, ErrorCode, Metrics, Reply, Request, RunState};
+use machine_protocol::{Description, ErrorCode, EventKind, Metrics, Reply, Request, RunState};
 
 use crate::control::Event;
 use crate::machine::Inner;
@@ -22,7 +22,31 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
         Request::Reset {} => machine.control().post(Event::Reset),
         Request::Kill {} => machine.control().post(Event::Stop),
         Request::Nmi {} => machine.control().nmi(0),
+        Request::Balloon { memory } => return balloon(machine, *memory),
+        Request::Events { after, .. } => return Reply::Events(machine.events().after(*after)),
+        Request::Console { .. }
+        | Request::Type { .. }
+        | Request::TakeKeyboard {}
+        | Request::ConsoleSize { .. } => {
+            return Reply::Error {
+                code: ErrorCode::Failed,
+                message: "this connection is not attached to the console; ask for `console` first"
+                    .into(),
+            };
+        }
     }
+    Reply::Done
+}
+
+fn balloon(machine: &Inner, memory: u64) -> Reply {
+    let Some(balloon) = &machine.board().peripherals().balloon else {
+        return Reply::Error {
+            code: ErrorCode::Failed,
+            message: "this machine has no balloon; start it with --balloon on".into(),
+        };
+    };
+    balloon.set_memory(memory);
+    machine.events().note(EventKind::BalloonTarget { memory });
     Reply::Done
 }
 
@@ -67,6 +91,12 @@ fn metrics(machine: &Inner) -> Reply {
     metrics.add("holm_memory_size_bytes", &[], machine.description().memory);
     if let Some(uptime) = machine.uptime() {
         metrics.add("holm_uptime_seconds", &[], uptime.as_secs());
+    }
+    if let Some(balloon) = &machine.board().peripherals().balloon {
+        let report = balloon.report();
+        metrics.add("holm_balloon_target_bytes", &[], report.target);
+        metrics.add("holm_balloon_taken_bytes", &[], report.actual);
+        metrics.add("holm_balloon_reported_bytes_total", &[], report.reported);
     }
     for (index, port) in machine.board().nics().enumerate() {
         let stats = port.card.stats();
