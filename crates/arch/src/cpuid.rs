@@ -3,10 +3,14 @@
 //! A model shows exactly what the software engine implements: never AVX-512,
 //! AMX, PKU, CET, LA57, MPX or RTM, whatever the host has.
 
+mod hardware;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use hardware::Hardware;
 
 /// Named CPU model (`--cpu`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,7 +75,7 @@ pub enum Vendor {
 }
 
 /// Features, as the registers of the leaves that hold them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Features {
     /// Leaf 1 ECX.
     pub l1_ecx: u32,
@@ -193,6 +197,9 @@ pub const APIC_BUS_KHZ: u32 = 1_000_000;
 const AMD_SAFE: u32 = 1 << 14 | 1 << 26 | 1 << 29;
 /// Leaf 0x8000_0008 EBX: FXRSTOR always restores the x87 error pointers.
 const AMD_XSAVEERPTR: u32 = 1 << 2;
+/// Leaf 0x8000_0021 EAX and ECX: LFENCE serializing, null selectors clear the
+/// base, automatic IBRS, SRSO_NO; TSA_SQ_NO and TSA_L1_NO.
+const AMD_X21_SAFE: [u32; 2] = [1 << 2 | 1 << 6 | 1 << 8 | 1 << 29, 1 << 1 | 1 << 2];
 const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// What CPUID shows to one machine's guest code.
@@ -208,6 +215,10 @@ pub struct CpuidTable {
     amd_l1: [u32; 4],
     l2: [u32; 4],
     x8_ebx: u32,
+    /// Leaf 0x8000_0021 EAX, ECX.
+    x21: [u32; 2],
+    kvm_features: u32,
+    physical_bits: u32,
 }
 
 const NONE: Features = Features {
@@ -396,7 +407,19 @@ impl CpuidTable {
             amd_l1: host.amd_l1,
             l2: host.l2,
             x8_ebx: AMD_SAFE | host.x8_ebx & AMD_XSAVEERPTR,
+            x21: AMD_X21_SAFE,
+            kvm_features: KVM_FEATURES,
+            physical_bits: PHYSICAL_BITS,
         })
+    }
+
+    /// What a saved machine needs of it.
+    pub fn identity(&self) -> crate::CpuIdentity {
+        crate::CpuIdentity {
+            vendor: String::from_utf8_lossy(&self.vendor_text).into_owned(),
+            features: self.features,
+            tsc_khz: self.tsc_khz,
+        }
     }
 
     /// The vendor.
@@ -526,7 +549,7 @@ impl CpuidTable {
             0x8000_0006 => self.l2,
             0x8000_0007 => [0, 0, 0, 1 << 8],
             0x8000_0008 => {
-                let address = PHYSICAL_BITS | 48 << 8;
+                let address = self.physical_bits | 48 << 8;
                 if amd {
                     [
                         address,
@@ -538,9 +561,7 @@ impl CpuidTable {
                     [address, 0, 0, 0]
                 }
             }
-            // LFENCE serializing, null selectors clear the base, automatic
-            // IBRS, SRSO_NO; TSA_SQ_NO and TSA_L1_NO.
-            0x8000_0021 => [1 << 2 | 1 << 6 | 1 << 8 | 1 << 29, 0, 1 << 1 | 1 << 2, 0],
+            0x8000_0021 => [self.x21[0], 0, self.x21[1], 0],
             _ => [0; 4],
         }
     }
@@ -551,7 +572,7 @@ impl CpuidTable {
                 let [b, c, d] = text3(b"KVMKVMKVM\0\0\0");
                 [0x4000_0010, b, c, d]
             }
-            0x4000_0001 => [KVM_FEATURES, 0, 0, 0],
+            0x4000_0001 => [self.kvm_features, 0, 0, 0],
             0x4000_0010 => [self.tsc_khz, APIC_BUS_KHZ, 0, 0],
             _ => [0; 4],
         }
@@ -607,7 +628,7 @@ const NAMES: [(Features, &str); 15] = {
     ]
 };
 
-fn missing_names(need: Features, have: Features) -> String {
+pub(crate) fn missing_names(need: Features, have: Features) -> String {
     let missing: Vec<&str> = NAMES
         .iter()
         .filter(|(f, _)| need.contains(*f) && !have.contains(*f))

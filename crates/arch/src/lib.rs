@@ -4,9 +4,11 @@
 
 pub mod cpuid;
 pub mod exception;
+mod identity;
 pub mod layout;
 pub mod msr;
 pub mod state;
 
 pub use exception::Exception;
-pub use state::{CpuState, DescriptorTable, LapicState, MpState, Segment};
+pub use identity::{CpuIdentity, CpuMismatch};
+pub use state::{CpuState, DescriptorTable, Injected, LapicState, MpState, Segment};

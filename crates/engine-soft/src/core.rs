@@ -52,13 +52,15 @@ pub struct Shared {
     pub world: World,
     /// What CPUID shows.
     pub cpuid: arch::cpuid::CpuidTable,
-    /// Guest TSC minus host TSC, before what each vCPU has added to its own
-    /// (IA32_TSC_ADJUST): the same for all, so that their TSCs agree.
-    pub tsc_base: std::sync::atomic::AtomicU64,
+    /// The guest's time.
+    pub tsc_base: crate::system::clock::TscBase,
     /// Translated code.
     pub(crate) code: CodeCache,
     /// The vCPUs' states, for use while the world stands still.
     pub(crate) cpus: Vec<CpuPtr>,
+    /// The paravirtual clock: a TSC value without IA32_TSC_ADJUST, and the
+    /// nanoseconds at it.
+    pub(crate) pvclock: parking_lot::Mutex<(u64, u64)>,
 }
 
 /// Address of a vCPU's state, which its `Core` owns.
@@ -237,9 +239,10 @@ impl Shared {
             signals,
             world,
             cpuid,
-            tsc_base: crate::system::clock::new_tsc_base(),
+            tsc_base: crate::system::clock::TscBase::new(),
             code: CodeCache::new()?,
             cpus: cpus.iter().map(|c| CpuPtr(c.as_ptr())).collect(),
+            pvclock: parking_lot::Mutex::default(),
         });
         let mut cores = Vec::new();
         for (cpu, index) in cpus.into_iter().zip(0..) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arch::CpuIdentity;
 use arch::cpuid::CpuModel;
 use engine::{Bus, Engine, EngineError, InterruptSink, Vcpu};
 use memory::{GuestRam, WriteWatcher};
@@ -103,5 +104,33 @@ impl Engine for SoftEngine {
 
     fn connect(&self, bus: Arc<dyn Bus>) {
         let _ = self.shared.bus.set(bus);
+    }
+
+    fn stop_time(&self) {
+        let now = self.shared.tsc_base.stop();
+        for lapic in &self.shared.lapics {
+            lapic.freeze(now);
+        }
+    }
+
+    fn resume_time(&self) {
+        if let Some(now) = self.shared.tsc_base.go() {
+            for lapic in &self.shared.lapics {
+                lapic.thaw(now);
+            }
+        }
+    }
+
+    fn collect_dirty(&self) -> Result<bool, EngineError> {
+        for cpu in &self.shared.cpus {
+            // SAFETY: no vCPU is in `run`, which is the caller's promise, so
+            // none touches its TLB.
+            crate::mmu::forget_writes(unsafe { &mut *cpu.0 });
+        }
+        Ok(true)
+    }
+
+    fn cpu(&self) -> CpuIdentity {
+        self.shared.cpuid.identity()
     }
 }

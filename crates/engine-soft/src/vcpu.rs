@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use engine::{DebugRequest, EngineError, Exit, Vcpu, VcpuHandle, VcpuStats};
 
-use arch::CpuState;
+use arch::{CpuState, Exception, Injected};
 
 use crate::core::{Core, Exec, Trap};
 use crate::cpu::{flag, pending};
@@ -47,7 +47,11 @@ impl SoftVcpu {
 
     fn run_loop(&mut self) -> Exit {
         loop {
-            match self.core.turn() {
+            let turn = match self.core.system.injected.take() {
+                None => self.core.turn(),
+                Some(event) => self.core.deliver_injected(event).map(|()| Turn::Go),
+            };
+            match turn {
                 Ok(Turn::Go) => {}
                 Ok(Turn::Leave(exit)) => return exit,
                 Err(Trap::Halt) => self.core.cpu.halted = true,
@@ -95,6 +99,21 @@ impl Core {
             self.interpret_stretch()?;
         }
         Ok(Turn::Go)
+    }
+
+    /// What another engine had begun to deliver when its state was saved.
+    #[cold]
+    fn deliver_injected(&mut self, event: Injected) -> Exec {
+        self.cpu.halted = false;
+        if !event.exception {
+            return system::deliver_interrupt(self, event.vector, false);
+        }
+        let exception = Exception {
+            vector: event.vector,
+            error: event.error,
+            cr2: self.cpu.cr2,
+        };
+        system::deliver_exception(self, exception)
     }
 
     /// Interprets until a jump lands where translated code may be, something
@@ -182,15 +201,7 @@ impl Core {
         if self.debugger.steps() && !self.cpu.halted {
             return Ok(None);
         }
-        if signal.take(pending::INIT) != 0 {
-            system::init_reset(self);
-        }
-        if signal.take(pending::SIPI) != 0
-            && self.cpu.wait_for_sipi
-            && let Some(vector) = self.lapic.take_sipi()
-        {
-            system::startup(self, vector);
-        }
+        self.start_messages();
         if self.cpu.wait_for_sipi {
             signal.take(pending::INTERRUPT | pending::NMI);
             return Ok(None);
@@ -205,6 +216,20 @@ impl Core {
             self.interrupt()?;
         }
         Ok(None)
+    }
+
+    /// Does what INIT and SIPI messages ask for.
+    fn start_messages(&mut self) {
+        let signal = self.signal().clone();
+        if signal.take(pending::INIT) != 0 {
+            system::init_reset(self);
+        }
+        if signal.take(pending::SIPI) != 0
+            && self.cpu.wait_for_sipi
+            && let Some(vector) = self.lapic.take_sipi()
+        {
+            system::startup(self, vector);
+        }
     }
 
     /// Delivers the local APIC's (or the 8259's) interrupt, if the guest lets it.
@@ -296,6 +321,8 @@ impl Vcpu for SoftVcpu {
     }
 
     fn save(&mut self) -> Result<CpuState, EngineError> {
+        // They have no place in the state.
+        self.core.start_messages();
         Ok(self.core.save_state())
     }
 

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use arch::CpuState;
+use arch::{CpuIdentity, CpuState};
 
 /// What vCPUs reach outside RAM. Implemented by the machine's buses; called on
 /// vCPU threads, from several at once.
@@ -189,4 +189,21 @@ pub trait Engine: Send + Sync {
     fn interrupts(&self) -> Arc<dyn InterruptSink>;
     /// Connects the buses; must come before the first `run`, once.
     fn connect(&self, bus: Arc<dyn Bus>);
+    /// Stops the guest's time: TSCs, and the timers of local APICs. States
+    /// saved meanwhile are those of this moment. No vCPU is in `run`; nothing
+    /// happens if time stands already.
+    fn stop_time(&self);
+    /// Time goes on where it stopped, as if none had passed; with restored
+    /// states, where those were. No vCPU is in `run`.
+    fn resume_time(&self);
+    /// Brings RAM's dirty bitmap ([`memory::GuestRam::take_dirty`]) up to date
+    /// with all that vCPUs have written, and has what they write from now on
+    /// marked again. No vCPU is in `run`. `false`: this engine does not know
+    /// what its vCPUs write, and any page may have changed.
+    ///
+    /// # Errors
+    /// [`EngineError::Host`].
+    fn collect_dirty(&self) -> Result<bool, EngineError>;
+    /// What the guest sees as its CPU.
+    fn cpu(&self) -> CpuIdentity;
 }

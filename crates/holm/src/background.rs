@@ -1,4 +1,4 @@
-//! `holm run --detach`: the machine runs in a process of its own in the
+//! `holm run --detach` and `holm restore --detach`: the machine runs in a process of its own in the
 //! background, and the command ends when it does run.
 
 use std::ffi::OsStr;
@@ -8,10 +8,36 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::cli::Run;
+use clap::Args;
+
 use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
+
+/// Whether a machine runs in the background.
+#[derive(Args, Debug)]
+pub struct Options {
+    /// Runs the machine in the background and returns when it runs (-d --name web1); its console is
+    /// at `holm console`
+    #[arg(short, long, requires = "name")]
+    detach: bool,
+
+    /// This is the background process of --detach
+    #[arg(long, hide = true, requires = "detach")]
+    in_background: bool,
+}
+
+impl Options {
+    /// It is to be started there.
+    pub fn wanted(&self) -> bool {
+        self.detach && !self.in_background
+    }
+
+    /// This is that process.
+    pub fn is(&self) -> bool {
+        self.in_background
+    }
+}
 
 /// Option that the background process has in addition.
 const OPTION: &str = "--in-background";
@@ -22,7 +48,7 @@ const RUNS: &str = "runs";
 ///
 /// # Errors
 /// [`Failure`]; those of the machine are said by the process itself.
-pub fn start(arguments: &Run) -> Result<u8, Failure> {
+pub fn start(name: Option<&str>) -> Result<u8, Failure> {
     let failed = |e: io::Error| Failure::Internal(format!("starting in the background: {e}"));
     let program = std::env::current_exe().map_err(failed)?;
     let mut words = std::env::args_os().skip(1);
@@ -41,7 +67,7 @@ pub fn start(arguments: &Run) -> Result<u8, Failure> {
             .map_err(failed)?;
     }
     if line.trim_end() == RUNS {
-        let name = arguments.name.as_deref().unwrap_or_default();
+        let name = name.unwrap_or_default();
         terminal::say(&format!(
             "holm: {name} runs; `holm console {name}` shows its console, `holm stop {name}` ends it"
         ));

@@ -5,17 +5,21 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use disk::Format;
 
 use crate::agent;
+use crate::background;
 use crate::exit_code;
 use crate::named;
 use crate::network;
 use crate::peripherals;
+use crate::restore;
+use crate::snapshot;
 
 /// Least memory of a machine, in bytes.
 pub const LEAST_MEMORY: u64 = 2 << 20;
 /// Most memory of a machine, in bytes.
-pub const MOST_MEMORY: u64 = 1 << 40;
+pub const MOST_MEMORY: u64 = arch::layout::MAX_RAM;
 
 /// Runs x86-64 virtual machines on any Linux host, with or without KVM
 #[derive(Parser, Debug)]
@@ -149,6 +153,19 @@ pub enum Command {
     ///   holm console web1 --watch --replay 256K
     #[command(verbatim_doc_comment, after_help = exit_code::CONSOLE_HELP)]
     Console(named::console::Arguments),
+    /// Makes, shows and checks snapshots of running machines
+    #[command(subcommand)]
+    Snapshot(snapshot::Command),
+    /// Runs a machine from where a snapshot was taken
+    ///
+    /// Any number of machines can run from one snapshot; it stays as it is. Memory is read when
+    /// the guest uses it, and shared with the other machines until it is written.
+    ///
+    /// Examples:
+    ///   holm restore /srv/snapshots/web1-monday --name web1
+    ///   holm restore /srv/snapshots/web1-monday --clone --name web2 --publish 2223:22
+    #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
+    Restore(Box<restore::Restore>),
     /// Says what this host offers and which CPU engine `auto` takes, and why
     ///
     /// Example: holm doctor -o json
@@ -194,9 +211,19 @@ pub struct Run {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub append: Option<String>,
 
-    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly)
-    #[arg(long = "disk", value_name = "FILE[,readonly][,serial=S]", value_parser = disk)]
+    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly
+    /// --disk web.qcow2,format=qcow2); see docs/disks.md
+    #[arg(long = "disk", value_name = "FILE[,format=raw|qcow2][,readonly][,serial=S]",
+          value_parser = disk)]
     pub disks: Vec<Disk>,
+
+    /// Format of DISK (--format qcow2); needed for an image from elsewhere that builds on other files
+    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse, requires = "image")]
+    pub format: Option<Format>,
+
+    /// Discards at the end what the guest writes to DISK and to the disks of --disk
+    #[arg(long)]
+    pub ephemeral: bool,
 
     /// Network card, up to four (--net user, --net switch=lab,mtu=9000, --net bridge=br0, --net tap=t0,
     /// --net none); with ,rate=100mbit ,pcap=FILE and more, see docs/network.md; user is the default
@@ -238,14 +265,9 @@ pub struct Run {
     #[arg(long, value_name = "NAME", value_parser = named::place::name)]
     pub name: Option<String>,
 
-    /// Runs the machine in the background and returns when it runs (-d --name web1); its console is
-    /// at `holm console`
-    #[arg(short, long, requires = "name", conflicts_with = "gdb")]
-    pub detach: bool,
-
-    /// This is the background process of --detach
-    #[arg(long, hide = true, requires = "detach")]
-    pub in_background: bool,
+    /// Whether it runs in the background
+    #[command(flatten)]
+    pub background: background::Options,
 
     /// Serves GDB there, on this host only unless an address is given; with wait the guest
     /// starts when GDB has come (--gdb 1234,wait)
@@ -267,6 +289,10 @@ pub struct BootEntries {
     /// Whole-disk image or block device, or an image that starts from a disk
     #[arg(value_name = "DISK")]
     pub disk: String,
+
+    /// Format of the disk (--format qcow2)
+    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse)]
+    pub format: Option<Format>,
 
     /// Form of the answer
     #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
@@ -344,8 +370,10 @@ pub enum Serial {
 /// `--disk`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
-    /// Raw image or block device.
+    /// Image or block device.
     pub file: PathBuf,
+    /// Its format, if told.
+    pub format: Option<Format>,
     /// The guest may not write.
     pub readonly: bool,
     /// Serial number shown to the guest, at most 20 bytes (virtio 1.2, 5.2.6.1).
@@ -355,7 +383,7 @@ pub struct Disk {
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) {
-        return Err("a machine has between 2M and 1T of memory".into());
+        return Err("a machine has between 2M and 255G of memory".into());
     }
     if bytes % (1 << 20) != 0 {
         return Err("memory is given in whole MiB".into());
@@ -437,16 +465,18 @@ fn disk(text: &str) -> Result<Disk, String> {
     let mut words = text.split(',');
     let file = words.next().unwrap_or_default();
     if file.is_empty() {
-        return Err("a disk is FILE[,readonly][,serial=S]".into());
+        return Err("a disk is FILE[,format=raw|qcow2][,readonly][,serial=S]".into());
     }
     let mut disk = Disk {
         file: file.into(),
+        format: None,
         readonly: false,
         serial: None,
     };
     for word in words {
         match word.split_once('=') {
             None if word == "readonly" => disk.readonly = true,
+            Some(("format", format)) => disk.format = Some(Format::parse(format)?),
             Some(("serial", serial)) if (1..=20).contains(&serial.len()) && serial.is_ascii() => {
                 disk.serial = Some(serial.to_owned());
             }
@@ -455,7 +485,7 @@ fn disk(text: &str) -> Result<Disk, String> {
             }
             _ => {
                 return Err(format!(
-                    "unknown disk option {word:?}: there are readonly and serial=S"
+                    "unknown disk option {word:?}: there are format=, readonly and serial="
                 ));
             }
         }
@@ -463,7 +493,11 @@ fn disk(text: &str) -> Result<Disk, String> {
     Ok(disk)
 }
 
-fn serial(text: &str) -> Result<Serial, String> {
+/// Where a serial port leads: stdio, null or file=PATH.
+///
+/// # Errors
+/// Says what there is.
+pub fn serial(text: &str) -> Result<Serial, String> {
     match text {
         "stdio" => Ok(Serial::Stdio),
         "null" => Ok(Serial::Null),
@@ -530,9 +564,10 @@ mod tests {
     #[test]
     fn disks() {
         assert_eq!(
-            disk("a.img,readonly,serial=X1"),
+            disk("a.img,readonly,serial=X1,format=raw"),
             Ok(Disk {
                 file: "a.img".into(),
+                format: Some(Format::Raw),
                 readonly: true,
                 serial: Some("X1".into())
             })
@@ -541,6 +576,7 @@ mod tests {
             "",
             ",readonly",
             "a,ro",
+            "a,format=vmdk",
             "a,serial=",
             "a,serial=123456789012345678901",
         ] {

@@ -31,6 +31,12 @@ pub const AGENT: u8 = 24;
 /// A running machine cannot be found or refused.
 pub const CONTROL: u8 = 28;
 
+/// The table for commands on snapshots.
+pub const SNAPSHOT_HELP: &str = "Exit status:
+  0    the snapshot is whole
+  2    wrong command line
+  14   it is missing, damaged, or of a version that this holm does not read";
+
 /// The table for commands on running machines.
 pub const CONTROL_HELP: &str = "Exit status:
   0    done

@@ -11,6 +11,7 @@ use arch::cpuid::CpuModel;
 use boot::BootError;
 use devices::serial::SerialSink;
 use engine::EngineError;
+use engine_kvm::KvmEngine;
 use engine_soft::SoftEngine;
 use machine::{Consoles, Description, GuestEvent, Machine, MachineError, NicError, Outcome};
 use parking_lot::Mutex;
@@ -23,11 +24,13 @@ use crate::console::output::Output;
 use crate::console::terminal;
 use crate::engine_choice::EngineKind;
 use crate::failure::Failure;
-use crate::run::Event;
+use crate::run::{Event, Origin};
 
 /// A machine with the first serial port as its console.
 pub struct Guest {
     machine: Machine,
+    /// Was restored, and is not to run yet.
+    stays_paused: bool,
     size_asked: Arc<AtomicBool>,
     /// The guest's kernel has panicked since it was started.
     panicked: Arc<AtomicBool>,
@@ -79,6 +82,7 @@ impl Guest {
     /// [`Failure`], by what the user can do about it.
     pub fn new(
         description: Description,
+        origin: &Origin,
         engine: EngineKind,
         output: Output,
         log: Option<Output>,
@@ -93,22 +97,26 @@ impl Guest {
                 asked: Arc::clone(&size_asked),
             })),
         };
-        let machine = Machine::new(
-            description,
-            &|ram, vcpus, model| match engine {
-                EngineKind::Soft => SoftEngine::new(ram, vcpus, model),
-                EngineKind::Kvm => Err(EngineError::Unavailable {
-                    engine: "kvm",
-                    reason: "this version of Holm has no engine for it yet".into(),
-                }),
-            },
-            consoles,
-        )?;
+        let make_engine = |ram, vcpus, model| match engine {
+            EngineKind::Soft => SoftEngine::new(ram, vcpus, model),
+            EngineKind::Kvm => KvmEngine::new(ram, vcpus, model),
+        };
+        let (machine, paused) = match origin {
+            Origin::Start => (Machine::new(description, &make_engine, consoles)?, false),
+            Origin::Snapshot {
+                snapshot, paused, ..
+            } => {
+                let restored =
+                    Machine::from_snapshot(snapshot, description, &make_engine, consoles)?;
+                (restored, *paused)
+            }
+        };
         let panicked = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&panicked);
         machine.listen(Box::new(move |event| tell(event, &seen)));
         Ok(Self {
             machine,
+            stays_paused: paused,
             panicked,
             size_asked,
         })
@@ -161,7 +169,11 @@ impl Guest {
     /// # Errors
     /// [`Failure`] if the host gives no thread.
     pub fn start(&self) -> Result<(), Failure> {
-        Ok(self.machine.start(None)?)
+        self.machine.start(None)?;
+        if !self.stays_paused {
+            self.machine.resume();
+        }
+        Ok(())
     }
 
     /// Waits for its end.

@@ -16,7 +16,9 @@ mod image;
 mod named;
 mod network;
 mod peripherals;
+mod restore;
 mod run;
+mod snapshot;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -60,6 +62,8 @@ fn main() -> ! {
         Command::Nmi(machine) => named::ask(machine, &Request::Nmi {}),
         Command::Events(arguments) => named::events::run(arguments),
         Command::Console(arguments) => named::console::run(arguments),
+        Command::Snapshot(command) => snapshot::run(command),
+        Command::Restore(arguments) => restore::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
     }))
     .unwrap_or(exit_code::INTERNAL);

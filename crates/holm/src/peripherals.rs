@@ -103,7 +103,11 @@ fn share(text: &str) -> Result<Share, String> {
     Ok(share)
 }
 
-fn serial_log(text: &str) -> Result<LogOption, String> {
+/// `--serial-log`'s argument.
+///
+/// # Errors
+/// Says what it looks like.
+pub fn serial_log(text: &str) -> Result<LogOption, String> {
     const DEFAULT: u64 = 16 << 20;
     const LEAST: u64 = 4096;
     let (path, most) = match text.split_once(",max=") {

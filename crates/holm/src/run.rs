@@ -2,13 +2,15 @@
 
 use std::fs::File;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use machine::{Boot, Description, Disk, DiskBoot, KernelBoot, MachineError, OnReset, Outcome};
+use machine::{
+    Boot, Description, Disk, DiskBoot, KernelBoot, MachineError, OnReset, Outcome, Snapshot,
+};
 use sha2::{Digest, Sha256};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -21,13 +23,14 @@ use crate::console::monitor::{self, Command, Line};
 use crate::console::output::Output;
 use crate::console::terminal::{self, RawMode};
 use crate::disks::{self, OwnDisk};
-use crate::engine_choice;
+use crate::engine_choice::{self, EngineKind};
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::guest::{self, Guest};
 use crate::image::{self, Image, Target};
 use crate::named;
 use crate::network;
+use crate::peripherals::LogOption;
 
 /// Time for the guest's last output to reach a slow reader.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -58,11 +61,15 @@ pub enum Event {
 
 /// Runs the machine and returns the exit status.
 pub fn run(arguments: &Run) -> u8 {
-    let started = match arguments.detach && !arguments.in_background {
-        true => background::start(arguments),
+    report(match arguments.background.wanted() {
+        true => background::start(arguments.name.as_deref()),
         false => start(arguments),
-    };
-    match started {
+    })
+}
+
+/// Says what failed; the exit status.
+pub fn report(result: Result<u8, Failure>) -> u8 {
+    match result {
         Ok(code) => code,
         Err(failure) => {
             terminal::restore();
@@ -74,14 +81,6 @@ pub fn run(arguments: &Run) -> u8 {
 
 fn start(arguments: &Run) -> Result<u8, Failure> {
     let deadline = arguments.timeout.map(|timeout| Instant::now() + timeout);
-    let mut serial = &arguments.serial;
-    if arguments.in_background {
-        background::leave_session();
-        if *serial == Serial::Stdio {
-            serial = &Serial::Null;
-        }
-    }
-    let on_stdio = *serial == Serial::Stdio;
     // What the files and the host cannot do is said before the terminal changes.
     let claim = arguments
         .name
@@ -89,30 +88,97 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         .map(named::place::Claim::take)
         .transpose()?;
     let (description, own_disks) = describe(arguments)?;
-    let engine = engine_choice::decide(arguments.engine)?;
+    session(Plan {
+        description,
+        own_disks,
+        origin: Origin::Start,
+        claim,
+        engine: engine_choice::decide(arguments.engine)?,
+        serial: arguments.serial.clone(),
+        serial_log: arguments.peripherals.serial_log.clone(),
+        agent_socket: arguments.peripherals.agent_socket.clone(),
+        gdb: arguments.gdb,
+        deadline,
+        background: arguments.background.is(),
+    })
+}
+
+/// Where a machine begins.
+pub enum Origin {
+    /// With the start of its guest.
+    Start,
+    /// Where a snapshot was taken.
+    Snapshot {
+        /// The snapshot.
+        snapshot: Box<Snapshot>,
+        /// It stays paused.
+        paused: bool,
+    },
+}
+
+/// A machine to run in the foreground.
+pub struct Plan {
+    /// What it is made of.
+    pub description: Description,
+    /// Disks that live as long as it.
+    pub own_disks: Vec<OwnDisk>,
+    /// Where it begins.
+    pub origin: Origin,
+    /// Its name, if it has one.
+    pub claim: Option<named::place::Claim>,
+    /// Its CPU engine.
+    pub engine: EngineKind,
+    /// Where its serial port leads.
+    pub serial: Serial,
+    /// What of it is kept.
+    pub serial_log: Option<LogOption>,
+    /// Where its agent is served.
+    pub agent_socket: Option<PathBuf>,
+    /// Where a debugger is served.
+    pub gdb: Option<cli::Gdb>,
+    /// When it ends at the latest.
+    pub deadline: Option<Instant>,
+    /// This is a process in the background, started for the machine.
+    pub background: bool,
+}
+
+/// Runs a machine to its end; the exit status.
+///
+/// # Errors
+/// [`Failure`]: why it cannot run.
+pub fn session(mut plan: Plan) -> Result<u8, Failure> {
+    if plan.background {
+        background::leave_session();
+        if plan.serial == Serial::Stdio {
+            plan.serial = Serial::Null;
+        }
+    }
+    let on_stdio = plan.serial == Serial::Stdio;
     let internal = |what: &str, error: io::Error| Failure::Internal(format!("{what}: {error}"));
-    let output = output(serial)?;
-    let log = serial_log(arguments)?;
+    let output = output(&plan.serial)?;
+    let log = serial_log(plan.serial_log.as_ref())?;
     let (events, received) = mpsc::channel();
     let room = Arc::new(Room::default());
     let guest = Arc::new(Guest::new(
-        description,
-        engine,
+        plan.description,
+        &plan.origin,
+        plan.engine,
         output.clone(),
         log.clone(),
         Arc::clone(&room),
         events.clone(),
     )?);
 
-    if let Some(gdb) = &arguments.gdb {
+    if let Some(gdb) = &plan.gdb {
         let address = guest.serve_gdb(gdb)?;
         terminal::say(&format!("holm: GDB is served at {address}"));
     }
-    let by_name = claim.as_ref().map(|claim| claim.agent());
-    let agent_socket = arguments.peripherals.agent_socket.clone().or(by_name);
+    let by_name = plan.claim.as_ref().map(|claim| claim.agent());
+    let agent_socket = plan.agent_socket.or(by_name);
     let agent_socket = agent_socket.map(|path| guest.serve_agent(&path));
     let _agent_socket = agent_socket.transpose()?;
-    let control_socket = claim
+    let control_socket = plan
+        .claim
         .as_ref()
         .map(|claim| guest.serve_control(&claim.control()));
     let _control_socket = control_socket.transpose()?;
@@ -132,8 +198,8 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         terminal::say("holm: Ctrl-A x ends the machine, Ctrl-A c opens the monitor");
     }
     guest.start()?;
-    if let Some(name) = arguments.name.as_ref().filter(|_| arguments.in_background) {
-        background::announce(name)?;
+    if let Some(claim) = plan.claim.as_ref().filter(|_| plan.background) {
+        background::announce(claim.name())?;
     }
     let machine = Arc::clone(&guest);
     thread::Builder::new()
@@ -151,7 +217,7 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         line: Line::default(),
         monitor_open: false,
     };
-    let result = session.until_end(&received, deadline);
+    let result = session.until_end(&received, plan.deadline);
     // Who follows the machine from elsewhere hears of its end.
     let _ = session.guest.wait_for(LAST_MOMENT);
     session.output.flush(LAST_WORDS);
@@ -159,7 +225,7 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         log.flush(LAST_WORDS);
     }
     drop(raw);
-    drop(own_disks);
+    drop(plan.own_disks);
     result
 }
 
@@ -306,8 +372,8 @@ fn output(serial: &Serial) -> Result<Output, Failure> {
     output.map_err(|error| Failure::Internal(format!("starting the console: {error}")))
 }
 
-fn serial_log(arguments: &Run) -> Result<Option<Output>, Failure> {
-    let Some(option) = &arguments.peripherals.serial_log else {
+fn serial_log(option: Option<&LogOption>) -> Result<Option<Output>, Failure> {
+    let Some(option) = option else {
         return Ok(None);
     };
     let failed = |error| {
@@ -369,16 +435,26 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
     description.nics =
         network::cards(&arguments.nets, &arguments.publish).map_err(Failure::Usage)?;
     description.uuid = uuid(arguments.keep.as_deref())?;
+    if disk.is_none() && arguments.format.is_some() {
+        return Err(Failure::Usage(
+            "--format is for disks; an image says itself what its disks are".into(),
+        ));
+    }
     description.disks.extend(disk.map(|file| Disk {
         file,
+        format: arguments.format,
+        scratch: false,
         read_only: false,
         serial: None,
     }));
+    let own_from = description.disks.len();
     let mut own_disks = Vec::new();
     for template in image.iter().flat_map(|image| &image.disks) {
         let own = disks::own(template, arguments.keep.as_deref())?;
         description.disks.push(Disk {
             file: own.path.clone(),
+            format: Some(own.format),
+            scratch: own.scratch,
             read_only: template.readonly,
             serial: None,
         });
@@ -388,9 +464,23 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
         .disks
         .extend(arguments.disks.iter().map(|disk| Disk {
             file: disk.file.clone(),
+            format: disk.format,
+            scratch: false,
             read_only: disk.readonly,
             serial: disk.serial.clone(),
         }));
+    if arguments.ephemeral {
+        let own = own_from..own_from + own_disks.len();
+        for (index, disk) in description.disks.iter_mut().enumerate() {
+            if disk.read_only || own.contains(&index) {
+                continue;
+            }
+            let overlay = disks::overlay(&disk.file, disk.format)?;
+            (disk.file, disk.format) = (overlay.path.clone(), Some(overlay.format));
+            disk.scratch = true;
+            own_disks.push(overlay);
+        }
+    }
     Ok((description, own_disks))
 }
 
@@ -409,13 +499,27 @@ fn uuid(keep: Option<&Path>) -> Result<[u8; 16], Failure> {
                 *to = from;
             }
         }
-        None => getrandom::fill(&mut uuid)
-            .map_err(|e| Failure::Host(format!("the host gives no random numbers: {e}")))?,
+        None => return random_uuid(),
     }
-    // RFC 9562: version 4 (random) or 8 (of our own making), variant 1.
-    uuid[6] = uuid[6] & 0x0f | if keep.is_some() { 0x80 } else { 0x40 };
+    Ok(marked(uuid, 0x80))
+}
+
+/// A UUID that no other machine has.
+///
+/// # Errors
+/// [`Failure::Host`].
+pub fn random_uuid() -> Result<[u8; 16], Failure> {
+    let mut uuid = [0; 16];
+    getrandom::fill(&mut uuid)
+        .map_err(|e| Failure::Host(format!("the host gives no random numbers: {e}")))?;
+    Ok(marked(uuid, 0x40))
+}
+
+/// RFC 9562: version 4 (random) or 8 (of our own making), variant 1.
+fn marked(mut uuid: [u8; 16], version: u8) -> [u8; 16] {
+    uuid[6] = uuid[6] & 0x0f | version;
     uuid[8] = uuid[8] & 0x3f | 0x80;
-    Ok(uuid)
+    uuid
 }
 
 /// The kernel of the command line or the image, or else what the disk says.

@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 use common::{BOOT, Console, SOON, holm};
-use debian::{logged_in, power_off, sh};
+use debian::{apt_options, logged_in, power_off, sh};
 use sha2::{Digest, Sha256};
 
 /// Bytes of the files that are carried to and fro.
@@ -81,34 +81,6 @@ fn serve(mut stream: TcpStream, file: &[u8]) {
     // Who asked may have gone.
     let _ = stream.write_all(head.as_bytes());
     let _ = stream.write_all(body);
-}
-
-/// Options that make the guest's apt reach its mirror as the host's does.
-fn apt_options() -> String {
-    let dump = Command::new("apt-config")
-        .args(["dump", "--format", "%f=%v%n", "Acquire"])
-        .output()
-        .unwrap();
-    let dump = String::from_utf8(dump.stdout).unwrap();
-    let wanted = |line: &&str| {
-        let name = line.split('=').next().unwrap_or_default();
-        name.contains("::Proxy") || name.contains("Check-")
-    };
-    let mut options = String::new();
-    for line in dump.lines().filter(wanted) {
-        let line = line
-            .replace("//127.0.0.1:", "//10.0.2.2:")
-            .replace("//localhost:", "//10.0.2.2:");
-        write!(options, " -o {line}").unwrap();
-    }
-    for name in ["http_proxy", "https_proxy"] {
-        if let Ok(proxy) = std::env::var(name) {
-            let scheme = name.trim_end_matches("_proxy");
-            let proxy = proxy.replace("//127.0.0.1:", "//10.0.2.2:");
-            write!(options, " -o Acquire::{scheme}::Proxy={proxy}").unwrap();
-        }
-    }
-    options
 }
 
 fn free_port() -> u16 {

@@ -91,6 +91,15 @@ pub enum Request {
         /// Lines.
         rows: u16,
     },
+    /// Makes a snapshot of its memory, state and disks: [`SnapshotMade`],
+    /// which may take long. It runs on.
+    Snapshot {
+        /// Absolute path of the directory, which must not exist.
+        directory: String,
+        /// Only the memory that changed since the last one.
+        #[serde(default)]
+        incremental: bool,
+    },
 }
 
 /// The answer to a request.
@@ -112,6 +121,8 @@ pub enum Reply {
         /// It has.
         held: bool,
     },
+    /// To [`Request::Snapshot`].
+    Snapshot(SnapshotMade),
     /// It is not done.
     Error {
         /// Which kind of failure, for programs.
@@ -168,6 +179,22 @@ pub struct Description {
     pub uptime_seconds: u64,
     /// System UUID, in hexadecimal.
     pub uuid: String,
+    /// Generation id, in hexadecimal: another one after each restore.
+    #[serde(default)]
+    pub generation_id: String,
+}
+
+/// A snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnapshotMade {
+    /// Its id.
+    pub id: String,
+    /// How long the guest stood, in microseconds.
+    pub stopped_us: u64,
+    /// How long all of it took, in microseconds.
+    pub took_us: u64,
+    /// Bytes of memory written.
+    pub memory_bytes: u64,
 }
 
 /// Counters of a machine by name, with units in the names, as in Prometheus.

@@ -9,7 +9,7 @@ use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
 use devices::watchdog::WatchdogState;
-use disk::{BlockBackend, RawDisk, RawOptions};
+use disk::{BlockBackend, DiskOptions};
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
@@ -22,7 +22,7 @@ use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
 use crate::control::{Control, Event};
 use crate::description::Description;
 use crate::events::GuestEvent;
-use crate::nic::{NicPort, OpenNic};
+use crate::nic::{self, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
 
@@ -61,6 +61,28 @@ pub(crate) struct Backends {
     pub nics: Vec<OpenNic>,
 }
 
+impl Backends {
+    /// Opens and locks the disks of a machine, and opens its networks.
+    pub(crate) fn open(description: &Description) -> Result<Self, MachineError> {
+        let open = |d: &crate::Disk| {
+            let mut options = DiskOptions::new(&d.file);
+            options.format = d.format;
+            options.scratch = d.scratch;
+            options.read_only = d.read_only;
+            options.serial = d.serial.clone().unwrap_or_default();
+            Ok(disk::open(&options)?)
+        };
+        Ok(Self {
+            disks: description
+                .disks
+                .iter()
+                .map(open)
+                .collect::<Result<_, MachineError>>()?,
+            nics: nic::open_all(&description.nics, &description.uuid)?,
+        })
+    }
+}
+
 /// The state of all devices.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BoardState {
@@ -77,19 +99,6 @@ pub struct BoardState {
 }
 
 impl Board {
-    /// Opens and locks the disks of a machine.
-    pub(crate) fn open_disks(
-        description: &Description,
-    ) -> Result<Vec<Arc<dyn BlockBackend>>, MachineError> {
-        let open = |d: &crate::Disk| {
-            let mut options = RawOptions::new(&d.file);
-            options.read_only = d.read_only;
-            options.serial = d.serial.clone().unwrap_or_default();
-            Ok(Arc::new(RawDisk::open(&options)?) as Arc<dyn BlockBackend>)
-        };
-        description.disks.iter().map(open).collect()
-    }
-
     /// Builds and wires all devices.
     pub(crate) fn new(
         description: &Description,

@@ -45,6 +45,8 @@ struct State {
     /// Holds by the user (pause) and by the supervisor (an event).
     paused: bool,
     held: bool,
+    /// How many want all vCPUs to stand for a moment, jobs included.
+    quiesced: u32,
     ended: bool,
     slots: Vec<Slot>,
     events: VecDeque<Event>,
@@ -61,7 +63,7 @@ impl State {
     fn may_run(&self, index: usize) -> bool {
         let debugged = self.debugger.as_ref();
         let let_run = debugged.is_none_or(|d| d.lets_run.get(index) == Some(&true));
-        !self.paused && !self.held && let_run
+        !self.paused && !self.held && self.quiesced == 0 && let_run
     }
 }
 
@@ -78,6 +80,7 @@ impl Control {
             state: Mutex::new(State {
                 paused: false,
                 held: true,
+                quiesced: 0,
                 ended: false,
                 slots: Vec::new(),
                 events: VecDeque::new(),
@@ -134,7 +137,12 @@ impl Control {
     fn gate(&self, index: usize, vcpu: &mut dyn Vcpu) -> bool {
         let mut s = self.state.lock();
         loop {
-            if let Some(job) = s.slots[index].jobs.pop_front() {
+            let next = match s.quiesced {
+                0 => s.slots[index].jobs.pop_front(),
+                _ => None,
+            };
+            if let Some(job) = next {
+                s.slots[index].parked = false;
                 drop(s);
                 job(vcpu);
                 s = self.state.lock();
@@ -208,6 +216,17 @@ impl Control {
         while s.slots.iter().any(|v| !v.parked && !v.gone) {
             self.changed.wait(&mut s);
         }
+    }
+
+    /// Runs `f` while no vCPU runs nor does a job, and lets them go on. Short:
+    /// devices and the guest's clock are not stopped. Not for vCPU threads.
+    pub fn quiesce<R>(&self, f: impl FnOnce() -> R) -> R {
+        self.state.lock().quiesced += 1;
+        self.wait_parked();
+        let result = f();
+        self.state.lock().quiesced -= 1;
+        self.changed.notify_all();
+        result
     }
 
     /// Ends the supervisor's hold, unless another event has come.
@@ -418,6 +437,12 @@ mod tests {
             assert_eq!(seen, counts[1].load(Ordering::SeqCst));
             assert_eq!(sum(&counts), before);
             control.set_paused(false);
+            let stand = control.quiesce(|| {
+                let before = sum(&counts);
+                std::thread::yield_now();
+                (before, sum(&counts))
+            });
+            assert_eq!(stand.0, stand.1);
         }
         assert!(control.on_vcpu(2, |v| v.save().unwrap().tsc).is_some());
         control.post(Event::Reset);

@@ -161,8 +161,14 @@ impl Boot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// Raw image or block device.
+    /// Image or block device.
     pub file: PathBuf,
+    /// Its format; found out safely if missing (see `disk::DiskOptions`).
+    #[serde(default)]
+    pub format: Option<disk::Format>,
+    /// What is written is lost with the machine, and need not survive the host.
+    #[serde(default)]
+    pub scratch: bool,
     /// The guest may not write.
     #[serde(default)]
     pub read_only: bool,
@@ -197,7 +203,7 @@ pub enum DescriptionError {
     #[error("a machine has between 1 and {most} CPUs, not {0}", most = arch::layout::MAX_VCPUS)]
     Cpus(u32),
     /// A memory size that cannot be.
-    #[error("a machine's memory is a multiple of 4 KiB between 2 MiB and 1 TiB, not {0} bytes")]
+    #[error("a machine's memory is a multiple of 4 KiB between 2 MiB and 255 GiB, not {0} bytes")]
     Memory(u64),
     /// More disks than PCI slots.
     #[error("a machine has at most {MOST_DISKS} disks, not {0}")]
@@ -267,7 +273,9 @@ impl Description {
         if self.cpus == 0 || self.cpus > arch::layout::MAX_VCPUS {
             return Err(DescriptionError::Cpus(self.cpus));
         }
-        if !self.memory.is_multiple_of(4096) || !(2 << 20..=1 << 40).contains(&self.memory) {
+        if !self.memory.is_multiple_of(4096)
+            || !(2 << 20..=arch::layout::MAX_RAM).contains(&self.memory)
+        {
             return Err(DescriptionError::Memory(self.memory));
         }
         if self.disks.len() > MOST_DISKS {
@@ -329,6 +337,8 @@ mod tests {
         assert!(matches!(d.check(), Err(DescriptionError::BootDisk(0))));
         d.disks.push(Disk {
             file: "disk.img".into(),
+            format: Some(disk::Format::Raw),
+            scratch: false,
             read_only: false,
             serial: None,
         });

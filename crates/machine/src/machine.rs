@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use boot::{Identity, Request};
 use engine::{Engine, EngineError, Vcpu, VcpuStats};
 use machine_protocol::{Event as Happened, EventKind};
 use memory::GuestRam;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use virtio::balloon::BalloonControl;
 use virtio::console::ConsoleInput;
 
@@ -21,9 +22,10 @@ use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, OnReset};
 use crate::events::{Events, GuestEvent, Listener};
-use crate::nic::{self, NicPort};
+use crate::nic::NicPort;
 use crate::outcome::{MachineError, Outcome};
 use crate::peripherals::WatchdogAction;
+use crate::snapshot::{self, Ledger, Snapshot, SnapshotError, SnapshotMade};
 use crate::source::Source;
 use crate::state::{MachineState, STATE_VERSION};
 use crate::terminal::Terminal;
@@ -66,6 +68,8 @@ pub(crate) struct Inner {
     threads: Mutex<Vec<JoinHandle<()>>>,
     /// One reboot, pause, resume, save or restore at a time.
     operation: Mutex<()>,
+    /// For snapshots, one at a time. Taken before `operation`.
+    ledger: Mutex<Ledger>,
     started: OnceLock<Instant>,
     events: Arc<Events>,
     terminal: Arc<Terminal>,
@@ -81,49 +85,69 @@ impl Machine {
     pub fn new(
         description: Description,
         make_engine: MakeEngine<'_>,
-        mut consoles: Consoles,
+        consoles: Consoles,
     ) -> Result<Self, MachineError> {
         description.check()?;
-        let terminal = Terminal::new(consoles.serial);
-        consoles.serial = terminal.clone();
-        let backends = Backends {
-            disks: Board::open_disks(&description)?,
-            nics: nic::open_all(&description.nics, &description.uuid)?,
-        };
+        let backends = Backends::open(&description)?;
         let source = Source::open(&description, &backends.disks)?;
         let ram = GuestRam::new(description.memory, LOW_RAM_LIMIT)?;
-        let engine = make_engine(ram.clone(), description.cpus, description.cpu_model)?;
-        let control = Control::new();
-        let board = Board::new(&description, &ram, &*engine, &control, consoles, backends)?;
-        engine.connect(board.bus());
-        let mut vcpus = Vec::new();
-        let mut reset_states = Vec::new();
-        for index in 0..description.cpus {
-            let mut vcpu = engine.take_vcpu(index)?;
-            reset_states.push(vcpu.save()?);
-            vcpus.push(vcpu);
-        }
-        let inner = Arc::new(Inner {
+        let ledger = Ledger::new(ram.pages());
+        let parts = Parts {
             description,
-            ram,
-            engine,
+            backends,
             source,
-            board,
-            control,
-            reset_states,
-            threads: Mutex::default(),
-            operation: Mutex::default(),
-            started: OnceLock::new(),
-            events: Arc::default(),
-            terminal,
-            outcome: Mutex::default(),
-            ended: Condvar::new(),
-        });
-        inner.boot_vcpus(vcpus)?;
-        Ok(Self {
+            ram,
+            ledger,
+        };
+        let (inner, vcpus) = Inner::assemble(parts, make_engine, consoles)?;
+        let states = inner.load()?;
+        inner.boot_vcpus(vcpus, &states)?;
+        Ok(Self::of(inner))
+    }
+
+    /// Assembles the machine of a snapshot, paused where that was taken:
+    /// [`Self::start`] and [`Self::resume`] let it go on. `description` is the
+    /// snapshot's, but for what leads to the host: the files of its disks
+    /// (writable ones must be the machine's own) and its networks' places. The
+    /// guest learns by a new generation id that it was restored.
+    ///
+    /// # Errors
+    /// [`MachineError`]: whatever file, host resource or value is unfit.
+    pub fn from_snapshot(
+        snapshot: &Snapshot,
+        description: Description,
+        make_engine: MakeEngine<'_>,
+        consoles: Consoles,
+    ) -> Result<Self, MachineError> {
+        description.check()?;
+        snapshot.fits(&description)?;
+        let state = snapshot.state()?;
+        let backends = Backends::open(&description)?;
+        let source = Source::later(&description, &backends.disks)?;
+        let parts = Parts {
+            source,
+            ram: snapshot.ram(LOW_RAM_LIMIT)?,
+            ledger: snapshot.ledger(),
+            backends,
+            description,
+        };
+        let (inner, vcpus) = Inner::assemble(parts, make_engine, consoles)?;
+        snapshot.fits_cpu(&inner.engine.cpu())?;
+        inner.boot_vcpus(vcpus, &inner.reset_states)?;
+        let machine = Self::of(inner);
+        machine.pause();
+        machine.restore(&state)?;
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(|e| MachineError::State(e.to_string()))?;
+        machine.set_generation_id(id)?;
+        Ok(machine)
+    }
+
+    fn of(inner: Arc<Inner>) -> Self {
+        Self {
             inner,
             supervisor: Mutex::default(),
-        })
+        }
     }
 
     /// Starts the guest; once. After `limit`, if given, the machine ends with
@@ -368,6 +392,20 @@ impl Machine {
         })
     }
 
+    /// Makes a snapshot in a new directory, of which the running guest notices
+    /// only that it stands for some milliseconds. `incremental`: only what has
+    /// changed since the last one, or since the restore.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; the machine goes on.
+    pub fn snapshot(
+        &self,
+        directory: &Path,
+        incremental: bool,
+    ) -> Result<SnapshotMade, SnapshotError> {
+        snapshot::create(&self.inner, directory, incremental)
+    }
+
     /// The state of all vCPUs and devices. The machine must be paused, so that
     /// it fits the memory.
     ///
@@ -376,15 +414,7 @@ impl Machine {
     pub fn save(&self) -> Result<MachineState, MachineError> {
         let _one = self.inner.operation.lock();
         self.inner.must_be_paused()?;
-        let mut vcpus = Vec::new();
-        for index in 0..self.cpus() {
-            vcpus.push(self.registers(index)?);
-        }
-        Ok(MachineState {
-            version: STATE_VERSION,
-            vcpus,
-            devices: self.inner.board.save(),
-        })
+        self.inner.save_locked()
     }
 
     /// Takes back a state; memory is the caller's. The machine must be paused.
@@ -417,7 +447,92 @@ impl Drop for Machine {
     }
 }
 
+/// vCPUs by index, before they have threads.
+type Vcpus = Vec<Box<dyn Vcpu>>;
+
+/// What a machine is assembled from.
+struct Parts {
+    description: Description,
+    backends: Backends,
+    source: Source,
+    ram: Arc<GuestRam>,
+    ledger: Ledger,
+}
+
 impl Inner {
+    /// Puts the parts together; the vCPUs are in their reset state.
+    fn assemble(
+        parts: Parts,
+        make_engine: MakeEngine<'_>,
+        mut consoles: Consoles,
+    ) -> Result<(Arc<Self>, Vcpus), MachineError> {
+        let terminal = Terminal::new(consoles.serial);
+        consoles.serial = terminal.clone();
+        let Parts {
+            description,
+            backends,
+            source,
+            ram,
+            ledger,
+        } = parts;
+        let engine = make_engine(ram.clone(), description.cpus, description.cpu_model)?;
+        let control = Control::new();
+        let board = Board::new(&description, &ram, &*engine, &control, consoles, backends)?;
+        engine.connect(board.bus());
+        let mut vcpus = Vec::new();
+        let mut reset_states = Vec::new();
+        for index in 0..description.cpus {
+            let mut vcpu = engine.take_vcpu(index)?;
+            reset_states.push(vcpu.save()?);
+            vcpus.push(vcpu);
+        }
+        let inner = Arc::new(Self {
+            description,
+            ram,
+            engine,
+            source,
+            board,
+            control,
+            reset_states,
+            threads: Mutex::default(),
+            operation: Mutex::default(),
+            ledger: Mutex::new(ledger),
+            started: OnceLock::new(),
+            events: Arc::default(),
+            terminal,
+            outcome: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        Ok((inner, vcpus))
+    }
+
+    /// Held by who pauses, resumes, saves, restores or reboots.
+    pub(crate) fn operation(&self) -> MutexGuard<'_, ()> {
+        self.operation.lock()
+    }
+
+    pub(crate) fn ledger(&self) -> &Mutex<Ledger> {
+        &self.ledger
+    }
+
+    pub(crate) fn engine(&self) -> &dyn Engine {
+        &*self.engine
+    }
+
+    /// As [`Machine::save`], for who holds `operation` and has paused.
+    pub(crate) fn save_locked(&self) -> Result<MachineState, MachineError> {
+        let mut vcpus = Vec::new();
+        for index in 0..self.cpus() {
+            let state = self.control.on_vcpu(index, |v| v.save());
+            vcpus.push(state.ok_or(MachineError::Ended)??);
+        }
+        Ok(MachineState {
+            version: STATE_VERSION,
+            vcpus,
+            devices: self.board.save(),
+        })
+    }
+
     pub(crate) fn control(&self) -> &Control {
         &self.control
     }
@@ -458,20 +573,37 @@ impl Inner {
     /// See [`Machine::pause`].
     pub(crate) fn pause(&self) {
         let _one = self.operation.lock();
-        if !self.control.is_paused() {
-            self.control.set_paused(true);
-            self.board.pause();
+        if self.pause_locked() && self.started.get().is_some() {
             self.events.note(EventKind::Paused);
         }
+    }
+
+    /// As [`Self::pause`], for who holds `operation`; whether it ran before.
+    pub(crate) fn pause_locked(&self) -> bool {
+        let ran = !self.control.is_paused();
+        if ran {
+            self.control.set_paused(true);
+            self.engine.stop_time();
+            self.board.pause();
+        }
+        ran
     }
 
     /// See [`Machine::resume`].
     pub(crate) fn resume(&self) {
         let _one = self.operation.lock();
         if self.control.is_paused() {
+            self.resume_locked();
+            self.events.note(EventKind::Resumed);
+        }
+    }
+
+    /// As [`Self::resume`], for who holds `operation`.
+    pub(crate) fn resume_locked(&self) {
+        if self.control.is_paused() {
+            self.engine.resume_time();
             self.board.resume();
             self.control.set_paused(false);
-            self.events.note(EventKind::Resumed);
         }
     }
 
@@ -505,11 +637,10 @@ impl Inner {
         Ok(states)
     }
 
-    fn boot_vcpus(&self, vcpus: Vec<Box<dyn Vcpu>>) -> Result<(), MachineError> {
-        let states = self.load()?;
+    fn boot_vcpus(&self, vcpus: Vcpus, states: &[CpuState]) -> Result<(), MachineError> {
         let started = vcpus
             .into_iter()
-            .zip(&states)
+            .zip(states)
             .try_for_each(|(v, s)| self.spawn(v, s));
         if started.is_err() {
             self.control.end();

@@ -95,6 +95,9 @@ pub enum MachineError {
     /// The devices contradict each other: a defect of Holm.
     #[error("the machine's devices cannot be put together: {0}")]
     Assembly(String),
+    /// A snapshot cannot be used.
+    #[error(transparent)]
+    Snapshot(#[from] crate::snapshot::SnapshotError),
     /// A saved state is of another version, another machine, or damaged.
     #[error("cannot restore the machine: {0}")]
     State(String),

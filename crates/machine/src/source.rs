@@ -7,7 +7,7 @@ use boot::{BootError, ImageFile, Role};
 use bootdisk::isolated::{Reader, printable};
 use disk::{BlockBackend, SECTOR};
 
-use crate::description::{Boot, Description, DiskBoot};
+use crate::description::{Boot, Description, DiskBoot, KernelBoot};
 use crate::outcome::MachineError;
 
 /// Kernel, initrd and command line.
@@ -19,10 +19,26 @@ pub(crate) struct Files {
     pub unpack: bool,
 }
 
+impl Files {
+    fn open(boot: &KernelBoot) -> Result<Self, BootError> {
+        let initrd = boot.initrd.as_deref();
+        Ok(Self {
+            kernel: ImageFile::open(Role::Kernel, &boot.kernel)?,
+            initrd: initrd
+                .map(|path| ImageFile::open(Role::Initrd, path))
+                .transpose()?,
+            cmdline: boot.cmdline.clone(),
+            unpack: !boot.self_unpack,
+        })
+    }
+}
+
 /// What a machine starts from.
 pub(crate) enum Source {
     /// Open files: the same at every start.
     Host(Box<Files>),
+    /// Files that are opened when they are needed.
+    Later(KernelBoot),
     /// A disk: what it says at that time.
     Disk {
         boot: DiskBoot,
@@ -41,17 +57,7 @@ impl Source {
         disks: &[Arc<dyn BlockBackend>],
     ) -> Result<Self, MachineError> {
         match &description.boot {
-            Boot::Kernel(boot) => {
-                let initrd = boot.initrd.as_deref();
-                Ok(Self::Host(Box::new(Files {
-                    kernel: ImageFile::open(Role::Kernel, &boot.kernel)?,
-                    initrd: initrd
-                        .map(|path| ImageFile::open(Role::Initrd, path))
-                        .transpose()?,
-                    cmdline: boot.cmdline.clone(),
-                    unpack: !boot.self_unpack,
-                })))
-            }
+            Boot::Kernel(boot) => Ok(Self::Host(Box::new(Files::open(boot)?))),
             Boot::Disk(boot) => {
                 let described = description.disks.get(boot.disk);
                 let (Some(described), Some(disk)) = (described, disks.get(boot.disk)) else {
@@ -66,6 +72,21 @@ impl Source {
         }
     }
 
+    /// For a machine that runs already: a kernel's files may be gone until it
+    /// starts anew.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for those of files.
+    pub(crate) fn later(
+        description: &Description,
+        disks: &[Arc<dyn BlockBackend>],
+    ) -> Result<Self, MachineError> {
+        match &description.boot {
+            Boot::Kernel(boot) => Ok(Self::Later(boot.clone())),
+            Boot::Disk(_) => Self::open(description, disks),
+        }
+    }
+
     /// Gives what to start now to `start`; `memory` is the guest's below 3 GiB.
     ///
     /// # Errors
@@ -77,6 +98,7 @@ impl Source {
     ) -> Result<T, MachineError> {
         match self {
             Self::Host(files) => Ok(start(files)?),
+            Self::Later(boot) => Ok(start(&Files::open(boot)?)?),
             Self::Disk { boot, name, disk } => {
                 let loaded = Reader::default()
                     .load(

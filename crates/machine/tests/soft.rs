@@ -156,6 +156,8 @@ fn bad_descriptions_and_files_are_refused_before_anything_runs() {
     assert!(matches!(try_new(d), MachineError::Boot(_)));
     let mut d = good.clone();
     d.disks.push(machine::Disk {
+        format: Some(disk::Format::Raw),
+        scratch: false,
         file: "/nonexistent.img".into(),
         read_only: false,
         serial: None,

@@ -6,10 +6,16 @@
 //! guest memory goes through this crate, so that writes can be tracked
 //! (dirty pages) and watched (pages that hold translated code).
 
+mod frozen;
 pub mod host;
+mod image;
+mod pages;
 mod ram;
 mod track;
 
+pub use frozen::FrozenRam;
+pub use image::{ImageWriter, Layer};
+pub use pages::PageSet;
 pub use ram::{DiscardHold, GuestRam, MemoryError, PAGE_SIZE};
 pub use track::{TrackSlice, Tracker, WriteWatcher};
 

@@ -37,6 +37,9 @@ pub enum MemoryError {
     /// The host does not take pages back.
     #[error("the host does not take guest memory back: {0}")]
     Discard(std::io::Error),
+    /// A file with the contents of RAM cannot be used.
+    #[error("reading guest memory from its file: {0}")]
+    Image(#[source] std::io::Error),
     /// `vm-memory` refused the layout.
     #[error("guest memory layout: {0}")]
     Layout(String),

@@ -71,7 +71,8 @@ impl Lapic {
         let r = f(&mut s);
         let ready = s.deliverable().map_or(0, |v| 0x100 | u32::from(v));
         let extint = s.extint();
-        let deadline = s.timer.deadline.map_or(NEVER, to_ns);
+        let runs = s.timer.deadline.filter(|_| s.frozen.is_none());
+        let deadline = runs.map_or(NEVER, to_ns);
         let was_ready = self.ready.swap(ready, Ordering::SeqCst);
         let was_extint = self.extint.swap(extint, Ordering::SeqCst);
         let was_deadline = self.deadline.swap(deadline, Ordering::SeqCst);
@@ -210,14 +211,28 @@ impl Lapic {
     }
 
     fn read(&self, r: u32) -> Option<u32> {
-        self.state.lock().read(r, Instant::now())
+        let s = self.state.lock();
+        s.read(r, s.now())
+    }
+
+    /// Holds the timer at this time, until [`Self::thaw`].
+    pub(crate) fn freeze(&self, now: Instant) {
+        self.with(|s| {
+            s.frozen.get_or_insert(now);
+        });
+    }
+
+    /// The timer goes on: what was due in some time is due in the same time
+    /// from `now` on.
+    pub(crate) fn thaw(&self, now: Instant) {
+        self.with(|s| s.thaw(now));
     }
 
     /// Registers, for `CpuState`.
     pub fn save(&self) -> LapicState {
         let s = self.state.lock();
         LapicState {
-            regs: s.save(Instant::now()),
+            regs: s.save(s.now()),
             base: s.base,
             tsc_deadline: s.tsc_deadline,
         }
@@ -230,7 +245,7 @@ impl Lapic {
                 s.base = s.base & !(BASE_ENABLE | BASE_X2APIC) | BASE_ENABLE;
                 s.reset();
             } else {
-                s.restore(&state.regs, state.base, Instant::now());
+                s.restore(&state.regs, state.base, s.now());
             }
             self.base.store(s.base, Ordering::Relaxed);
         });
@@ -263,7 +278,7 @@ impl Core {
 
     /// Writes a register and does what follows from it; `false`: #GP.
     fn lapic_write(&mut self, r: u32, v: u64) -> bool {
-        let effect = self.lapic.with(|s| s.write(r, v, Instant::now()));
+        let effect = self.lapic.with(|s| s.write(r, v, s.now()));
         match effect {
             Effect::None => {}
             Effect::Eoi(vector) => self.shared.bus().end_of_interrupt(vector),

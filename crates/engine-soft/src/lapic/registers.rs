@@ -125,6 +125,8 @@ pub(crate) struct State {
     tmr: Bits,
     /// Level of the 8259's INTR at LINT0.
     pub(crate) extint_line: bool,
+    /// The guest's time stands still since then.
+    pub(crate) frozen: Option<Instant>,
 }
 
 impl State {
@@ -149,6 +151,7 @@ impl State {
             isr: Bits::default(),
             tmr: Bits::default(),
             extint_line: false,
+            frozen: None,
         };
         s.reset();
         s
@@ -482,6 +485,19 @@ impl State {
         let lvt = self.lvt[LVT_TIMER];
         if lvt & MASKED == 0 {
             self.request(lvt as u8, false);
+        }
+    }
+
+    /// The time by which the timer counts.
+    pub(crate) fn now(&self) -> Instant {
+        self.frozen.unwrap_or_else(Instant::now)
+    }
+
+    /// Time goes on after it was `frozen`.
+    pub(crate) fn thaw(&mut self, now: Instant) {
+        if let Some(since) = self.frozen.take() {
+            let stood = now.saturating_duration_since(since);
+            self.timer.deadline = self.timer.deadline.map(|at| at + stood);
         }
     }
 

@@ -6,5 +6,5 @@ mod tlb;
 mod walk;
 
 pub use tlb::TlbUse;
-pub(crate) use tlb::drop_writes;
+pub(crate) use tlb::{drop_writes, forget_writes};
 pub use walk::{Access, Translation};

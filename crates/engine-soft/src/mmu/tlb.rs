@@ -246,3 +246,13 @@ pub(crate) fn drop_writes(cpu: &mut Cpu, host_page: u64) {
         }
     }
 }
+
+/// Drops all write entries of a vCPU: the next store to each page is seen, and
+/// marks it dirty.
+pub(crate) fn forget_writes(cpu: &mut Cpu) {
+    for view in &mut cpu.tlb {
+        for (i, tag) in view[1].neg_page.iter_mut().enumerate() {
+            *tag = never(i);
+        }
+    }
+}

@@ -164,6 +164,7 @@ impl Core {
                 Entry::Table(next) => {
                     if e & A == 0 {
                         cell.fetch_or(A, Ordering::SeqCst);
+                        self.mark_dirty(at);
                     }
                     table = next;
                     level -= 1;
@@ -178,6 +179,7 @@ impl Core {
                             // Changed under us by another vCPU: look again.
                             continue;
                         }
+                        self.mark_dirty(at);
                     }
                     return Ok(Translation {
                         gpa: e & ADDR & !low | la & low,
@@ -240,6 +242,13 @@ impl Core {
         })
     }
 
+    /// The walk has set bits of an entry.
+    fn mark_dirty(&self, gpa: u64) {
+        if let Some(offset) = self.ram.offset_of(gpa) {
+            self.ram.set_dirty(offset >> 12);
+        }
+    }
+
     fn load32(&self, gpa: u64) -> u64 {
         self.ram.page_ptr(gpa).map_or(0, |p| {
             // SAFETY: 4-byte aligned RAM, as an atomic.
@@ -251,6 +260,7 @@ impl Core {
         if let Some(p) = self.ram.page_ptr(gpa) {
             // SAFETY: 4-byte aligned RAM, as an atomic.
             unsafe { AtomicU32::from_ptr(p.cast()) }.fetch_or(bits as u32, Ordering::SeqCst);
+            self.mark_dirty(gpa);
         }
     }
 

@@ -1,14 +1,15 @@
 //! The guest's time: its TSC, and the KVM paravirtual clock made from it
 //! (Linux Documentation/virt/kvm/x86/msr.rst).
 //!
-//! The pair (guest TSC, system time) that the clock publishes is always
-//! (TSC_ADJUST, 0), so it is the same on all vCPUs, needs no state of its own,
-//! and stays right after a restore.
+//! The pair (guest TSC without TSC_ADJUST, system time) that the clock publishes
+//! is the same on all vCPUs: (0, 0), or that of a restored state.
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
 
 use crate::core::Core;
 
@@ -110,16 +111,65 @@ fn ticks_to_ns(ticks: u64, khz: u32) -> u64 {
     ((t * u128::from(mul)) >> 32) as u64
 }
 
-/// `Shared::tsc_base` of a new machine: its TSC starts at zero now.
-pub fn new_tsc_base() -> AtomicU64 {
-    AtomicU64::new(host_tsc().wrapping_neg())
+/// What the TSCs of a machine's vCPUs are made from.
+pub struct TscBase {
+    /// Guest TSC minus host TSC, before what each vCPU has added to its own
+    /// (IA32_TSC_ADJUST): the same for all, so that their TSCs agree.
+    base: AtomicU64,
+    /// When time was stopped, if it was.
+    stopped: Mutex<Option<(u64, Instant)>>,
+}
+
+impl TscBase {
+    /// Of a new machine: its TSC starts at zero now.
+    pub fn new() -> Self {
+        Self {
+            base: AtomicU64::new(host_tsc().wrapping_neg()),
+            stopped: Mutex::new(None),
+        }
+    }
+
+    /// Host TSC and host time by which the guest's time counts: those of the
+    /// moment at which it was stopped, or now.
+    fn now(&self) -> (u64, Instant) {
+        self.stopped.lock().unwrap_or_else(pair)
+    }
+
+    /// The guest's time stops; when. Nothing if it stands.
+    pub fn stop(&self) -> Instant {
+        self.stopped.lock().get_or_insert_with(pair).1
+    }
+
+    /// It goes on where it stopped; since when. `None` if it runs.
+    pub fn go(&self) -> Option<Instant> {
+        let (tsc, _) = self.stopped.lock().take()?;
+        let (now, instant) = pair();
+        self.base.fetch_sub(now.wrapping_sub(tsc), Ordering::SeqCst);
+        Some(instant)
+    }
+
+    fn get(&self) -> u64 {
+        self.base.load(Ordering::SeqCst)
+    }
+
+    /// Makes the guest's TSC this value, before IA32_TSC_ADJUST.
+    pub(crate) fn set_tsc(&self, tsc: u64) {
+        let base = tsc.wrapping_sub(self.now().0);
+        self.base.store(base, Ordering::SeqCst);
+    }
+}
+
+impl Default for TscBase {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Core {
     /// Before the vCPU runs: takes the machine's TSC base, which a restore of
     /// any vCPU may have moved.
     pub fn sync_tsc(&mut self) {
-        let base = self.shared.tsc_base.load(Ordering::SeqCst);
+        let base = self.shared.tsc_base.get();
         let offset = base.wrapping_add(self.system.tsc_adjust);
         if offset != self.cpu.tsc_offset {
             self.cpu.tsc_offset = offset;
@@ -136,10 +186,20 @@ impl Core {
         host_tsc().wrapping_add(self.cpu.tsc_offset)
     }
 
+    /// As [`Self::guest_tsc`]; while the guest's time is stopped, what it was
+    /// then.
+    pub fn stopped_tsc(&self) -> u64 {
+        self.shared
+            .tsc_base
+            .now()
+            .0
+            .wrapping_add(self.cpu.tsc_offset)
+    }
+
     /// The time at which the guest's TSC reaches a value; now if it has.
     pub(crate) fn instant_of_tsc(&self, tsc: u64) -> Instant {
-        let now = Instant::now();
-        let ahead = tsc.saturating_sub(self.guest_tsc());
+        let (host, now) = self.shared.tsc_base.now();
+        let ahead = tsc.saturating_sub(host.wrapping_add(self.cpu.tsc_offset));
         let ns = u128::from(ahead) * 1_000_000 / u128::from(self.shared.cpuid.tsc_khz().max(1));
         // A year ahead is as good as never, and cannot overflow.
         let ns = u64::try_from(ns)
@@ -161,7 +221,10 @@ impl Core {
         let version = (u32::from_le_bytes(old) | 1).wrapping_add(1);
         let mut b = [0u8; 32];
         b[..4].copy_from_slice(&version.wrapping_sub(1).to_le_bytes());
-        b[8..16].copy_from_slice(&self.system.tsc_adjust.to_le_bytes());
+        let (tsc, ns) = *self.shared.pvclock.lock();
+        let tsc = tsc.wrapping_add(self.system.tsc_adjust);
+        b[8..16].copy_from_slice(&tsc.to_le_bytes());
+        b[16..24].copy_from_slice(&ns.to_le_bytes());
         b[24..28].copy_from_slice(&mul.to_le_bytes());
         b[28] = shift as u8;
         // PVCLOCK_TSC_STABLE_BIT.
@@ -171,10 +234,24 @@ impl Core {
         self.phys_write(gpa, &version.to_le_bytes());
     }
 
+    /// The paravirtual clock when the guest's TSC has this value.
+    pub(crate) fn system_time(&self, tsc: u64) -> u64 {
+        let (from, ns) = *self.shared.pvclock.lock();
+        let ticks = tsc.wrapping_sub(self.system.tsc_adjust).wrapping_sub(from);
+        ns.wrapping_add(ticks_to_ns(ticks, self.shared.cpuid.tsc_khz()))
+    }
+
+    /// Takes a saved machine's clock, which the first vCPU has.
+    pub(crate) fn restore_system_time(&self, tsc: u64, ns: Option<u64>) {
+        if self.index == 0 {
+            let pair = ns.map(|ns| (tsc.wrapping_sub(self.system.tsc_adjust), ns));
+            *self.shared.pvclock.lock() = pair.unwrap_or_default();
+        }
+    }
+
     /// Writes the wall-clock time at system time zero.
     pub(crate) fn write_wall_clock(&mut self, gpa: u64) {
-        let ticks = self.guest_tsc().wrapping_sub(self.system.tsc_adjust);
-        let up = ticks_to_ns(ticks, self.shared.cpuid.tsc_khz());
+        let up = self.system_time(self.guest_tsc());
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()

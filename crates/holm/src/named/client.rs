@@ -137,11 +137,11 @@ impl Client {
         }
     }
 
-    /// Lets the machine be silent for as long as it likes.
+    /// Waits for the next answer as long as it takes.
     ///
     /// # Errors
     /// [`ControlError::Connection`].
-    pub fn without_patience(&self) -> Result<(), ControlError> {
+    pub fn wait_long(&mut self) -> Result<(), ControlError> {
         let set = self.stream.get_ref().set_read_timeout(None);
         set.map_err(|source| self.broken(source))
     }
@@ -159,7 +159,8 @@ impl Client {
         Ok(Sending(Arc::new(Mutex::new(stream))))
     }
 
-    fn strange(&self) -> ControlError {
+    /// The error for an answer that does not fit.
+    pub fn strange(&self) -> ControlError {
         self.broken(io::Error::other("it gave an answer to something else"))
     }
 

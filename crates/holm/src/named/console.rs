@@ -99,7 +99,7 @@ fn attach(arguments: &Arguments) -> Result<News, Failure> {
         keyboard,
         replay: u32::try_from(arguments.replay).unwrap_or(u32::MAX),
     })?;
-    client.without_patience()?;
+    client.wait_long()?;
     let sending = client.sending()?;
     let raw = RawMode::enter()?;
     let mut held = matches!(first, Reply::Keyboard { held: true });

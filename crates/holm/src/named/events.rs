@@ -79,7 +79,7 @@ fn of_one(
     let request = Request::Events { after: 0, follow };
     let mut reply = Some(client.ask(&request)?);
     if follow {
-        client.without_patience()?;
+        client.wait_long()?;
     }
     while let Some(Reply::Events(list)) = reply.take() {
         list.events.iter().try_for_each(&mut *each)?;

@@ -1,7 +1,7 @@
 //! Commands on running machines that have names: `ls`, `show`, `pause`,
 //! `resume`, `stop`, `reset`, `kill`, `nmi`, `metrics`, `events`, `console`.
 
-mod client;
+pub mod client;
 pub mod console;
 pub mod events;
 pub mod place;
@@ -127,6 +127,7 @@ pub fn show(arguments: &Show) -> u8 {
                     println!("memory:  {} MiB", d.memory >> 20);
                     println!("uptime:  {} s", d.uptime_seconds);
                     println!("uuid:    {}", d.uuid);
+                    println!("generation: {}", d.generation_id);
                     println!("pid:     {}", d.pid);
                     d.disks.iter().for_each(|disk| println!("disk:    {disk}"));
                     d.nics.iter().for_each(|nic| println!("nic:     {nic}"));
@@ -198,7 +199,8 @@ fn ended(name: &str, within: Duration) -> bool {
     false
 }
 
-fn finish(result: Result<(), ControlError>) -> u8 {
+/// Says what failed; the exit status.
+pub fn finish(result: Result<(), ControlError>) -> u8 {
     match result {
         Ok(()) => exit_code::SUCCESS,
         Err(error) => {
@@ -223,7 +225,8 @@ fn with_name(name: &str, d: &Description) -> serde_json::Value {
     value
 }
 
-fn print_json(value: &impl serde::Serialize) {
+/// Prints an answer for programs.
+pub fn print_json(value: &impl serde::Serialize) {
     match serde_json::to_string_pretty(value) {
         Ok(text) => println!("{text}"),
         Err(e) => terminal::say(&format!("holm: {e}")),

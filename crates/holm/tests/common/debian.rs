@@ -1,6 +1,8 @@
 //! A `debian` that is logged in on its console.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+use std::fmt::Write as _;
+use std::process::Command;
 use std::time::Duration;
 
 use crate::common::{BOOT, Console, SOON, base64, holm, image};
@@ -9,8 +11,13 @@ use crate::common::{BOOT, Console, SOON, base64, holm, image};
 pub const OFF: Duration = Duration::from_secs(120);
 
 pub fn logged_in(options: &[&str]) -> Console {
-    image("debian");
-    let mut console = Console::start(holm().args(["run", "debian"]).args(options)).unwrap();
+    logged_in_to("debian", options)
+}
+
+/// The same for another image that is a Debian.
+pub fn logged_in_to(name: &str, options: &[&str]) -> Console {
+    image(name);
+    let mut console = Console::start(holm().args(["run", name]).args(options)).unwrap();
     console.expect("debian login: ", BOOT).unwrap();
     console.send("root\n").unwrap();
     console.expect("root@debian:~# ", BOOT).unwrap();
@@ -42,4 +49,32 @@ pub fn power_off(mut console: Console) {
     console.send("systemctl poweroff\n").unwrap();
     let (status, rest) = console.finish(OFF).unwrap();
     assert_eq!(status.code(), Some(0), "{rest}");
+}
+
+/// Options that make the guest's apt reach its mirror as the host's does.
+pub fn apt_options() -> String {
+    let dump = Command::new("apt-config")
+        .args(["dump", "--format", "%f=%v%n", "Acquire"])
+        .output()
+        .unwrap();
+    let dump = String::from_utf8(dump.stdout).unwrap();
+    let wanted = |line: &&str| {
+        let name = line.split('=').next().unwrap_or_default();
+        name.contains("::Proxy") || name.contains("Check-")
+    };
+    let mut options = String::new();
+    for line in dump.lines().filter(wanted) {
+        let line = line
+            .replace("//127.0.0.1:", "//10.0.2.2:")
+            .replace("//localhost:", "//10.0.2.2:");
+        write!(options, " -o {line}").unwrap();
+    }
+    for name in ["http_proxy", "https_proxy"] {
+        if let Ok(proxy) = std::env::var(name) {
+            let scheme = name.trim_end_matches("_proxy");
+            let proxy = proxy.replace("//127.0.0.1:", "//10.0.2.2:");
+            write!(options, " -o Acquire::{scheme}::Proxy={proxy}").unwrap();
+        }
+    }
+    options
 }

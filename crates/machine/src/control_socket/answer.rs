@@ -1,6 +1,11 @@
 //! What each request does.
 
-use machine_protocol::{Description, ErrorCode, EventKind, Metrics, Reply, Request, RunState};
+use std::path::Path;
+use std::time::Duration;
+
+use machine_protocol::{
+    Description, ErrorCode, EventKind, Metrics, Reply, Request, RunState, SnapshotMade,
+};
 
 use crate::control::Event;
 use crate::machine::Inner;
@@ -16,6 +21,10 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
     match request {
         Request::Describe {} => return Reply::Description(describe(machine)),
         Request::Metrics {} => return metrics(machine),
+        Request::Snapshot {
+            directory,
+            incremental,
+        } => return snapshot(machine, Path::new(directory), *incremental),
         Request::Pause {} => machine.pause(),
         Request::Resume {} => machine.resume(),
         Request::PowerButton {} => machine.board().press_power_button(),
@@ -50,8 +59,38 @@ fn balloon(machine: &Inner, memory: u64) -> Reply {
     Reply::Done
 }
 
+fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {
+    let failed = |message: String| Reply::Error {
+        code: ErrorCode::Failed,
+        message,
+    };
+    if !directory.is_absolute() {
+        return failed("a snapshot's directory is named by its absolute path".into());
+    }
+    let microseconds = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    match crate::snapshot::create(machine, directory, incremental) {
+        Ok(made) => {
+            machine.events().note(EventKind::SnapshotTaken {
+                directory: directory.display().to_string(),
+            });
+            Reply::Snapshot(SnapshotMade {
+                id: made.id,
+                stopped_us: microseconds(made.stopped),
+                took_us: microseconds(made.took),
+                memory_bytes: made.memory,
+            })
+        }
+        Err(error) => failed(error.to_string()),
+    }
+}
+
 fn describe(machine: &Inner) -> Description {
     let d = machine.description();
+    let mut generation_id = [0; 16];
+    // Zero if the machine is too small to have one.
+    let _ = machine
+        .ram()
+        .read(arch::layout::GENERATION_ID, &mut generation_id);
     let state = match machine.control().is_paused() {
         true => RunState::Paused,
         false if machine.uptime().is_none() => RunState::Created,
@@ -70,8 +109,13 @@ fn describe(machine: &Inner) -> Description {
             .collect(),
         nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
-        uuid: d.uuid.iter().map(|b| format!("{b:02x}")).collect(),
+        uuid: hexadecimal(d.uuid),
+        generation_id: hexadecimal(generation_id),
     }
+}
+
+fn hexadecimal(id: [u8; 16]) -> String {
+    id.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn metrics(machine: &Inner) -> Reply {

@@ -1,0 +1,181 @@
+//! `holm snapshot`: making, showing and checking snapshots.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use machine::snapshot::{DiskKept, Manifest, Snapshot};
+use machine_protocol::{Reply, Request, SnapshotMade};
+
+use crate::cli::Output;
+use crate::console::terminal;
+use crate::exit_code;
+use crate::failure::Failure;
+use crate::named::{self, client::Client};
+
+/// `holm snapshot`.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Captures a running machine, memory and disks at one instant, in a new directory
+    ///
+    /// The guest stands for some milliseconds and runs on. `holm restore` makes machines of it.
+    ///
+    /// Examples:
+    ///   holm snapshot create web1 /srv/snapshots/web1-monday
+    ///   holm snapshot create web1 /srv/snapshots/web1-tuesday --incremental
+    #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
+    Create(Create),
+    /// Shows what a snapshot is: its machine, host files that it needs, sizes
+    ///
+    /// Example: holm snapshot show /srv/snapshots/web1-monday
+    #[command(after_help = exit_code::SNAPSHOT_HELP)]
+    Show(Show),
+    /// Reads all of a snapshot and compares it with its digests
+    ///
+    /// Example: holm snapshot check /srv/snapshots/web1-monday
+    #[command(after_help = exit_code::SNAPSHOT_HELP)]
+    Check(Directory),
+}
+
+/// `holm snapshot create`.
+#[derive(Args, Debug)]
+pub struct Create {
+    /// The machine
+    #[command(flatten)]
+    pub machine: named::Named,
+
+    /// The directory, which must not exist; it appears when it is complete
+    #[arg(value_name = "DIRECTORY")]
+    pub directory: PathBuf,
+
+    /// Keeps only the memory that changed since the machine's last snapshot, or since it was
+    /// restored; that snapshot must be kept too
+    #[arg(long)]
+    pub incremental: bool,
+
+    /// Form of the answer
+    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// A snapshot.
+#[derive(Args, Debug)]
+pub struct Directory {
+    /// The snapshot's directory
+    #[arg(value_name = "DIRECTORY")]
+    pub directory: PathBuf,
+}
+
+/// `holm snapshot show`.
+#[derive(Args, Debug)]
+pub struct Show {
+    /// The snapshot
+    #[command(flatten)]
+    pub snapshot: Directory,
+
+    /// Form of the answer
+    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// Does it, and returns the exit status.
+pub fn run(command: &Command) -> u8 {
+    match command {
+        Command::Create(arguments) => create(arguments),
+        Command::Show(arguments) => report(show(arguments)),
+        Command::Check(arguments) => report(check(arguments)),
+    }
+}
+
+fn report(result: Result<(), Failure>) -> u8 {
+    match result {
+        Ok(()) => exit_code::SUCCESS,
+        Err(failure) => {
+            terminal::say(&format!("holm: {failure}"));
+            failure.code()
+        }
+    }
+}
+
+fn open(directory: &Directory) -> Result<Snapshot, Failure> {
+    Snapshot::open(&directory.directory).map_err(|e| Failure::File(e.to_string()))
+}
+
+fn create(arguments: &Create) -> u8 {
+    let name = &arguments.machine.name;
+    let directory = match std::path::absolute(&arguments.directory) {
+        Ok(path) => path.to_string_lossy().into_owned(),
+        Err(e) => return report(Err(Failure::Usage(format!("the directory: {e}")))),
+    };
+    let request = Request::Snapshot {
+        directory: directory.clone(),
+        incremental: arguments.incremental,
+    };
+    let made = Client::connect(name).and_then(|mut client| {
+        client.wait_long()?;
+        match client.ask(&request)? {
+            Reply::Snapshot(made) => Ok(made),
+            _ => Err(client.strange()),
+        }
+    });
+    named::finish(made.map(|made| match arguments.output {
+        Output::Json => named::print_json(&made),
+        Output::Text => terminal::say(&told(name, &directory, &made)),
+    }))
+}
+
+fn told(name: &str, directory: &str, made: &SnapshotMade) -> String {
+    format!(
+        "{name}: snapshot {directory} in {:.2} s; the guest stood {:.1} ms; {} MiB of memory",
+        made.took_us as f64 / 1e6,
+        made.stopped_us as f64 / 1e3,
+        made.memory_bytes >> 20
+    )
+}
+
+fn show(arguments: &Show) -> Result<(), Failure> {
+    let snapshot = open(&arguments.snapshot)?;
+    match arguments.output {
+        Output::Json => named::print_json(snapshot.manifest()),
+        Output::Text => print(snapshot.manifest(), snapshot.depth()),
+    }
+    Ok(())
+}
+
+fn print(m: &Manifest, depth: usize) {
+    let d = &m.machine;
+    println!("id:       {}", m.id);
+    println!("created:  {} (Unix time)", m.created);
+    println!("made by:  holm {}, engine {}", m.holm, m.engine);
+    println!("machine:  {} CPUs, {} MiB", d.cpus, d.memory >> 20);
+    println!(
+        "memory:   {} MiB in {depth} files",
+        (m.memory.pages * 4) >> 10
+    );
+    if let Some(parent) = &m.parent {
+        println!("builds on {} ({})", parent.directory.display(), parent.id);
+    }
+    for disk in &m.disks {
+        let how = match disk.kept {
+            DiskKept::Copied => "copy",
+            DiskKept::Cloned => "copy with shared blocks",
+            DiskKept::Referred => "file of the host",
+        };
+        println!(
+            "disk:     {}, {} MiB, {how}",
+            disk.file.display(),
+            disk.size >> 20
+        );
+    }
+    for nic in &d.nics {
+        println!("nic:      {}", nic.network);
+    }
+}
+
+fn check(arguments: &Directory) -> Result<(), Failure> {
+    let snapshot = open(arguments)?;
+    snapshot
+        .check_contents()
+        .map_err(|e| Failure::File(e.to_string()))?;
+    println!("{}: whole", arguments.directory.display());
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! Making a snapshot of a running machine.
+//!
+//! Memory is copied while the guest runs, and again what it wrote meanwhile,
+//! until little is left. Then the guest stands: that little is copied, or, if
+//! it is much, frozen by a fork; the state is saved, and the guest goes on.
+
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use memory::{FrozenRam, ImageWriter, PAGE_SIZE, PageSet};
+
+use super::files::{self, NewDirectory};
+use super::ledger::{Last, Ledger};
+use super::manifest::{self, MANIFEST, Manifest, MemoryFile, Parent, StateFile};
+use super::{DiskFile, SnapshotError};
+use crate::machine::Inner;
+
+/// Pages copied while the guest stands; more are frozen. 16 MiB take some 4 ms.
+const COPIED_STANDING: u64 = 4096;
+/// Rounds of copying while the guest runs.
+const ROUNDS: usize = 5;
+/// Most snapshots that build on each other.
+pub(super) const DEPTH: usize = 64;
+
+/// A snapshot that was made.
+#[derive(Clone, Debug)]
+pub struct SnapshotMade {
+    /// Its id.
+    pub id: String,
+    /// How long the guest stood.
+    pub stopped: Duration,
+    /// How long all of it took.
+    pub took: Duration,
+    /// Bytes of memory written.
+    pub memory: u64,
+}
+
+/// What was taken while the guest stood.
+struct Standing {
+    memory: Taken,
+    state: crate::MachineState,
+    disks: Vec<DiskFile>,
+    /// What the ledger knew before.
+    since: PageSet,
+    stopped: Duration,
+    created: u64,
+}
+
+enum Taken {
+    Copied(Vec<(u64, Vec<u8>)>),
+    Frozen(FrozenRam),
+    /// Written already.
+    Written,
+}
+
+/// Makes a snapshot. The machine runs on, or stays paused if it was.
+pub(crate) fn create(
+    machine: &Inner,
+    goal: &Path,
+    incremental: bool,
+) -> Result<SnapshotMade, SnapshotError> {
+    let start = Instant::now();
+    let Some(mut ledger) = machine.ledger().try_lock() else {
+        return Err(SnapshotError::Refused(
+            "another one of this machine is being made; ask again when it is done".into(),
+        ));
+    };
+    let parent = parent(&ledger, incremental)?;
+    let directory = NewDirectory::make(goal)?;
+    let file = directory.create(files::MEMORY)?;
+    let path = directory.path().join(files::MEMORY);
+    let io = |e| SnapshotError::file("writing", &path)(e);
+    let ram = machine.ram();
+    let mut image = ImageWriter::new(file, ram, parent.is_none()).map_err(io)?;
+
+    let left = copy_running(machine, &mut ledger, &mut image, parent.is_some()).map_err(&io)??;
+    let standing = stand(machine, &mut ledger, &mut image, left, &directory)?;
+    let kept = standing.since.clone();
+    let made = store(machine, image, standing, &directory, parent.clone());
+    let made = made.and_then(|made| directory.finish().map(|()| made));
+    match made {
+        Ok(mut made) => {
+            made.took = start.elapsed();
+            ledger.last = Some(Last {
+                id: made.id.clone(),
+                directory: goal.to_owned(),
+                depth: parent.map_or(0, |p| p.depth) + 1,
+            });
+            tracing::info!(?made, "snapshot");
+            Ok(made)
+        }
+        Err(error) => {
+            // The next one must hold this one's pages too.
+            ledger.since.union(&kept);
+            Err(error)
+        }
+    }
+}
+
+fn parent(ledger: &Ledger, incremental: bool) -> Result<Option<Last>, SnapshotError> {
+    if !incremental {
+        return Ok(None);
+    }
+    match &ledger.last {
+        Some(last) if last.depth < DEPTH => Ok(Some(last.clone())),
+        Some(_) => Err(SnapshotError::Refused(format!(
+            "{DEPTH} snapshots build on each other already; make a full one"
+        ))),
+        None => Err(SnapshotError::Refused(
+            "an incremental one builds on another, and this machine has none; make a full one"
+                .into(),
+        )),
+    }
+}
+
+/// Copies while the guest runs; the pages that are left.
+fn copy_running(
+    machine: &Inner,
+    ledger: &mut Ledger,
+    image: &mut ImageWriter,
+    incremental: bool,
+) -> std::io::Result<Result<PageSet, SnapshotError>> {
+    let ram = machine.ram();
+    match ledger.collect(machine) {
+        Ok(Some(_)) => {}
+        Ok(None) if incremental => {
+            return Ok(Err(SnapshotError::Refused(
+                "this engine does not tell which pages have changed; make a full one".into(),
+            )));
+        }
+        Ok(None) => return Ok(Ok(PageSet::all(ram.pages()))),
+        Err(e) => return Ok(Err(e)),
+    }
+    let mut left = match incremental {
+        true => ledger.since.clone(),
+        false => ledger.written.clone(),
+    };
+    for _ in 0..ROUNDS {
+        let before = left.count();
+        if before <= COPIED_STANDING / 2 || machine.control().has_ended() {
+            break;
+        }
+        image.write(ram, &left)?;
+        left = match ledger.collect(machine) {
+            Ok(pages) => pages.unwrap_or_else(|| PageSet::all(ram.pages())),
+            Err(e) => return Ok(Err(e)),
+        };
+        // The guest writes faster than this: more rounds would not help.
+        if left.count() > before / 2 {
+            break;
+        }
+    }
+    Ok(Ok(left))
+}
+
+/// Stops the guest, takes what belongs to that instant, and lets it go on.
+fn stand(
+    machine: &Inner,
+    ledger: &mut Ledger,
+    image: &mut ImageWriter,
+    mut left: PageSet,
+    directory: &NewDirectory,
+) -> Result<Standing, SnapshotError> {
+    let start = Instant::now();
+    let _one = machine.operation();
+    let refused = |e: crate::MachineError| SnapshotError::Refused(e.to_string());
+    if machine.control().has_ended() {
+        return Err(refused(crate::MachineError::Ended));
+    }
+    let ran = machine.pause_locked();
+    let taken = take(machine, ledger, image, &mut left, directory);
+    if ran {
+        machine.resume_locked();
+    }
+    let mut standing = taken?;
+    standing.stopped = if ran { start.elapsed() } else { Duration::ZERO };
+    Ok(standing)
+}
+
+fn take(
+    machine: &Inner,
+    ledger: &mut Ledger,
+    image: &mut ImageWriter,
+    left: &mut PageSet,
+    directory: &NewDirectory,
+) -> Result<Standing, SnapshotError> {
+    let ram = machine.ram();
+    left.union(
+        &ledger
+            .collect(machine)?
+            .unwrap_or_else(|| PageSet::all(ram.pages())),
+    );
+    let written = |e| SnapshotError::file("writing", &directory.path().join(files::MEMORY))(e);
+    let memory = if left.count() <= COPIED_STANDING {
+        let mut copied = Vec::new();
+        ram.copy_pages(left, |page, bytes| {
+            copied.push((page, bytes.to_vec()));
+            Ok(())
+        })
+        .map_err(written)?;
+        Taken::Copied(copied)
+    } else {
+        match FrozenRam::write(ram, left, image) {
+            Ok(frozen) => Taken::Frozen(frozen),
+            Err(error) => {
+                tracing::warn!(%error, "memory cannot be frozen; the guest stands until it is written");
+                image.write(ram, left).map_err(written)?;
+                Taken::Written
+            }
+        }
+    };
+    let state = machine
+        .save_locked()
+        .map_err(|e| SnapshotError::Refused(e.to_string()))?;
+    let disks = super::disks::take(machine, directory)?;
+    let none = PageSet::none(ram.pages());
+    Ok(Standing {
+        memory,
+        state,
+        disks,
+        since: std::mem::replace(&mut ledger.since, none),
+        stopped: Duration::ZERO,
+        created: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs()),
+    })
+}
+
+/// Writes what was taken, and the manifest last.
+fn store(
+    machine: &Inner,
+    mut image: ImageWriter,
+    standing: Standing,
+    directory: &NewDirectory,
+    parent: Option<Last>,
+) -> Result<SnapshotMade, SnapshotError> {
+    let path = directory.path().join(files::MEMORY);
+    let io = |e| SnapshotError::file("writing", &path)(e);
+    match standing.memory {
+        Taken::Copied(pages) => pages
+            .into_iter()
+            .try_for_each(|(page, bytes)| image.put(page, &bytes)),
+        Taken::Frozen(frozen) => frozen.wait(&mut image),
+        Taken::Written => Ok(()),
+    }
+    .map_err(io)?;
+    let (file, held) = image.finish().map_err(io)?;
+    let list = files::page_list(&held);
+    directory.put(files::PAGES, &list)?;
+    let state = serde_json::to_vec(&standing.state)
+        .map_err(|e| SnapshotError::Refused(format!("its state cannot be written: {e}")))?;
+    directory.put(files::STATE, &state)?;
+    let mut disks = standing.disks;
+    super::disks::finish(&mut disks, directory)?;
+    let manifest = Manifest {
+        id: new_id()?,
+        created: standing.created,
+        holm: env!("CARGO_PKG_VERSION").into(),
+        engine: machine.engine_name().into(),
+        cpu: machine.engine().cpu(),
+        machine: machine.description().clone(),
+        parent: parent.map(|last| Parent {
+            id: last.id,
+            directory: last.directory,
+        }),
+        memory: MemoryFile {
+            size: machine.ram().size(),
+            pages: held.count(),
+            digest: files::pages_digest(&file, &held)
+                .map_err(SnapshotError::file("reading", &path))?,
+            list_digest: manifest::digest(&list),
+        },
+        state: StateFile {
+            size: state.len() as u64,
+            digest: manifest::digest(&state),
+        },
+        disks,
+        stopped_us: u64::try_from(standing.stopped.as_micros()).unwrap_or(u64::MAX),
+    };
+    let text = manifest
+        .to_text()
+        .map_err(|e| SnapshotError::Refused(format!("its manifest cannot be written: {e}")))?;
+    directory.put(MANIFEST, text.as_bytes())?;
+    Ok(SnapshotMade {
+        id: manifest.id,
+        stopped: standing.stopped,
+        took: Duration::ZERO,
+        memory: held.count() * PAGE_SIZE,
+    })
+}
+
+fn new_id() -> Result<String, SnapshotError> {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id)
+        .map_err(|e| SnapshotError::Refused(format!("the host gives no random numbers: {e}")))?;
+    Ok(id.iter().map(|b| format!("{b:02x}")).collect())
+}
