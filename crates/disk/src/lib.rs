@@ -54,7 +54,8 @@ pub struct GuestRange {
 /// What a disk looks like to its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockInfo {
-    /// Capacity in sectors of 512 bytes.
+    /// Capacity in sectors of 512 bytes when it was opened; see
+    /// [`BlockBackend::sectors`].
     pub sectors: u64,
     /// Smallest unit the guest addresses, in bytes (512 or 4096).
     pub logical_block: u32,
@@ -126,6 +127,25 @@ pub struct Completion {
 pub trait BlockBackend: Send + Sync {
     /// Size, block sizes, serial and abilities; constant while open.
     fn info(&self) -> &BlockInfo;
+
+    /// Capacity in sectors now. Only [`Self::grow`] changes it.
+    fn sectors(&self) -> u64 {
+        self.info().sectors
+    }
+
+    /// Makes the disk larger while it is in use; what is new reads as zeroes.
+    /// On a block device, which its owner makes larger, takes note of it.
+    ///
+    /// # Errors
+    /// [`DiskError::Grow`]: it would become smaller, has not whole blocks, or
+    /// cannot grow.
+    fn grow(&self, sectors: u64) -> Result<(), DiskError> {
+        let _ = sectors;
+        Err(DiskError::Grow {
+            disk: self.describe(),
+            why: "this format cannot grow while it is in use".into(),
+        })
+    }
 
     /// Opens a queue for operations on `ram`.
     ///

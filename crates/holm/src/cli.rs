@@ -9,6 +9,7 @@ use disk::Format;
 
 use crate::agent;
 use crate::background;
+use crate::disk_option;
 use crate::exit_code;
 use crate::named;
 use crate::network;
@@ -211,11 +212,10 @@ pub struct Run {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub append: Option<String>,
 
-    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly
-    /// --disk web.qcow2,format=qcow2); see docs/disks.md
-    #[arg(long = "disk", value_name = "FILE[,format=raw|qcow2][,readonly][,serial=S]",
-          value_parser = disk)]
-    pub disks: Vec<Disk>,
+    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly);
+    /// with ,name=N ,block-size=4096 ,iops=N ,bps=N ,on-error=report and more, see docs/disks.md
+    #[arg(long = "disk", value_name = "FILE[,OPTION[=VALUE]…]", value_parser = disk_option::parse)]
+    pub disks: Vec<machine::Disk>,
 
     /// Format of DISK (--format qcow2); needed for an image from elsewhere that builds on other files
     #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse, requires = "image")]
@@ -367,19 +367,6 @@ pub enum Serial {
     File(PathBuf),
 }
 
-/// `--disk`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
-    /// Image or block device.
-    pub file: PathBuf,
-    /// Its format, if told.
-    pub format: Option<Format>,
-    /// The guest may not write.
-    pub readonly: bool,
-    /// Serial number shown to the guest, at most 20 bytes (virtio 1.2, 5.2.6.1).
-    pub serial: Option<String>,
-}
-
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) {
@@ -461,38 +448,6 @@ fn gdb(text: &str) -> Result<Gdb, String> {
     Ok(Gdb { address, wait })
 }
 
-fn disk(text: &str) -> Result<Disk, String> {
-    let mut words = text.split(',');
-    let file = words.next().unwrap_or_default();
-    if file.is_empty() {
-        return Err("a disk is FILE[,format=raw|qcow2][,readonly][,serial=S]".into());
-    }
-    let mut disk = Disk {
-        file: file.into(),
-        format: None,
-        readonly: false,
-        serial: None,
-    };
-    for word in words {
-        match word.split_once('=') {
-            None if word == "readonly" => disk.readonly = true,
-            Some(("format", format)) => disk.format = Some(Format::parse(format)?),
-            Some(("serial", serial)) if (1..=20).contains(&serial.len()) && serial.is_ascii() => {
-                disk.serial = Some(serial.to_owned());
-            }
-            Some(("serial", _)) => {
-                return Err("a disk's serial number has 1 to 20 ASCII characters".into());
-            }
-            _ => {
-                return Err(format!(
-                    "unknown disk option {word:?}: there are format=, readonly and serial="
-                ));
-            }
-        }
-    }
-    Ok(disk)
-}
-
 /// Where a serial port leads: stdio, null or file=PATH.
 ///
 /// # Errors
@@ -558,29 +513,6 @@ mod tests {
             "9999999999h",
         ] {
             assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn disks() {
-        assert_eq!(
-            disk("a.img,readonly,serial=X1,format=raw"),
-            Ok(Disk {
-                file: "a.img".into(),
-                format: Some(Format::Raw),
-                readonly: true,
-                serial: Some("X1".into())
-            })
-        );
-        for bad in [
-            "",
-            ",readonly",
-            "a,ro",
-            "a,format=vmdk",
-            "a,serial=",
-            "a,serial=123456789012345678901",
-        ] {
-            assert!(disk(bad).is_err(), "{bad}");
         }
     }
 

@@ -196,6 +196,11 @@ impl Guest {
         self.machine.press_power_button();
     }
 
+    /// Lets a paused machine go on.
+    pub fn resume(&self) {
+        self.machine.resume();
+    }
+
     /// Tells the guest the size of the user's terminal, if there is one.
     pub fn set_terminal_size(&self, size: Option<(u16, u16)>) {
         self.size_asked.store(false, Ordering::Release);
@@ -236,6 +241,11 @@ fn tell(event: GuestEvent, panicked: &AtomicBool) {
         GuestEvent::Panicked => "the guest's kernel has panicked",
         GuestEvent::CrashLoaded => "the guest's kernel has panicked; its crash kernel runs",
         GuestEvent::WatchdogExpired => "the guest has not pinged its watchdog in time",
+        GuestEvent::DiskStopped => {
+            "a disk of the host has failed; the machine is paused, loses nothing, and tries again \
+             when it is resumed (`holm resume NAME`, or `continue` in the monitor, Ctrl-A c)"
+        }
+        GuestEvent::DiskFailed => "a disk of the host has failed; the guest sees an I/O error",
         GuestEvent::Rebooted => {
             panicked.store(false, Ordering::Release);
             return;

@@ -6,6 +6,7 @@ mod background;
 mod boot_entries;
 mod cli;
 mod console;
+mod disk_option;
 mod disks;
 mod doctor;
 mod engine_choice;

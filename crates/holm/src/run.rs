@@ -312,6 +312,7 @@ impl Session {
     fn command(&mut self, command: Command) {
         match command {
             Command::Continue => {
+                self.guest.resume();
                 self.monitor_open = false;
                 if let Some(input) = &self.input {
                     input.monitor(false);
@@ -441,34 +442,22 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
         ));
     }
     description.disks.extend(disk.map(|file| Disk {
-        file,
         format: arguments.format,
-        scratch: false,
-        read_only: false,
-        serial: None,
+        ..Disk::new(file)
     }));
     let own_from = description.disks.len();
     let mut own_disks = Vec::new();
     for template in image.iter().flat_map(|image| &image.disks) {
         let own = disks::own(template, arguments.keep.as_deref())?;
         description.disks.push(Disk {
-            file: own.path.clone(),
             format: Some(own.format),
             scratch: own.scratch,
             read_only: template.readonly,
-            serial: None,
+            ..Disk::new(&own.path)
         });
         own_disks.push(own);
     }
-    description
-        .disks
-        .extend(arguments.disks.iter().map(|disk| Disk {
-            file: disk.file.clone(),
-            format: disk.format,
-            scratch: false,
-            read_only: disk.readonly,
-            serial: disk.serial.clone(),
-        }));
+    description.disks.extend(arguments.disks.iter().cloned());
     if arguments.ephemeral {
         let own = own_from..own_from + own_disks.len();
         for (index, disk) in description.disks.iter_mut().enumerate() {

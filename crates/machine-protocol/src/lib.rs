@@ -171,8 +171,8 @@ pub struct Description {
     pub cpus: u32,
     /// RAM in bytes.
     pub memory: u64,
-    /// Its disks' files.
-    pub disks: Vec<String>,
+    /// Its disks.
+    pub disks: Vec<DiskReport>,
     /// Its network cards: where they lead.
     pub nics: Vec<String>,
     /// Seconds since it was started.
@@ -195,6 +195,24 @@ pub struct SnapshotMade {
     pub took_us: u64,
     /// Bytes of memory written.
     pub memory_bytes: u64,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// By which requests address it.
+    pub name: String,
+    /// Its file or block device.
+    pub file: String,
+    /// Capacity in bytes.
+    pub size: u64,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Serial number that the guest sees; may be empty.
+    pub serial: String,
+    /// What the host could not do since the machine was last resumed. A
+    /// machine that is paused for it tries again when it is resumed.
+    pub failure: Option<String>,
 }
 
 /// Counters of a machine by name, with units in the names, as in Prometheus.

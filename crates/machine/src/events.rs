@@ -9,6 +9,8 @@ use machine_protocol::{Event, EventKind, EventList};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 
+use crate::storage::DiskPort;
+
 /// Most events that are kept; older ones are forgotten.
 const KEPT: usize = 256;
 /// Most bytes of a text in an event, which may come from the host or a guest.
@@ -26,15 +28,38 @@ pub enum GuestEvent {
     WatchdogExpired,
     /// It was reset and started again.
     Rebooted,
+    /// The host could not do a request to a disk. The machine was paused; when
+    /// it is resumed, the request is tried again.
+    DiskStopped,
+    /// The host could not do a request to a disk, and the guest got an error.
+    DiskFailed,
 }
 
-impl From<GuestEvent> for EventKind {
-    fn from(event: GuestEvent) -> Self {
-        match event {
-            GuestEvent::Panicked => Self::GuestPanicked,
-            GuestEvent::CrashLoaded => Self::GuestCrashLoaded,
-            GuestEvent::WatchdogExpired => Self::WatchdogExpired,
-            GuestEvent::Rebooted => Self::Rebooted,
+impl GuestEvent {
+    /// As clients of the control socket are told of it.
+    pub(crate) fn kind(self, disks: &[DiskPort]) -> EventKind {
+        match self {
+            Self::Panicked => EventKind::GuestPanicked,
+            Self::CrashLoaded => EventKind::GuestCrashLoaded,
+            Self::WatchdogExpired => EventKind::WatchdogExpired,
+            Self::Rebooted => EventKind::Rebooted,
+            Self::DiskStopped | Self::DiskFailed => {
+                let failed = disks.iter().find_map(|port| Some((port, port.failure()?)));
+                let (disk, message) = failed.map_or_else(
+                    || ("of the machine".into(), "a request failed".into()),
+                    |(port, text)| {
+                        (
+                            format!("{} ({})", port.name, port.disk.file.display()),
+                            text,
+                        )
+                    },
+                );
+                EventKind::DiskError {
+                    disk,
+                    message,
+                    paused: self == Self::DiskStopped,
+                }
+            }
         }
     }
 }
@@ -61,8 +86,8 @@ pub(crate) struct Events {
 
 impl Events {
     /// Keeps what happened in the guest, and tells the listener.
-    pub fn record(&self, event: GuestEvent) {
-        self.note(event.into());
+    pub fn record(&self, event: GuestEvent, kind: EventKind) {
+        self.note(kind);
         if let Some(listener) = &*self.listener.lock() {
             listener(event);
         }
@@ -202,7 +227,7 @@ mod tests {
         assert_eq!(nothing, EventList::default());
         let noting = events.clone();
         let thread = std::thread::spawn(move || {
-            noting.record(GuestEvent::Panicked);
+            noting.record(GuestEvent::Panicked, EventKind::GuestPanicked);
             noting.note(EventKind::Ended {
                 outcome: "powered off".into(),
             });

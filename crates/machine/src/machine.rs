@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arch::CpuState;
-use arch::cpuid::CpuModel;
+use arch::cpuid::{CpuChoice, Features};
 use arch::layout::LOW_RAM_LIMIT;
 use boot::{Identity, Request};
 use engine::{Engine, EngineError, Vcpu, VcpuStats};
@@ -28,11 +28,12 @@ use crate::peripherals::WatchdogAction;
 use crate::snapshot::{self, Ledger, Snapshot, SnapshotError, SnapshotMade};
 use crate::source::Source;
 use crate::state::{MachineState, STATE_VERSION};
+use crate::storage::DiskPort;
 use crate::terminal::Terminal;
 
-/// Makes the engine of a machine with this RAM, number of vCPUs and CPU model.
+/// Makes the engine of a machine with this RAM, number of vCPUs and CPU.
 pub type MakeEngine<'a> =
-    &'a dyn Fn(Arc<GuestRam>, u32, CpuModel) -> Result<Arc<dyn Engine>, EngineError>;
+    &'a dyn Fn(Arc<GuestRam>, u32, CpuChoice) -> Result<Arc<dyn Engine>, EngineError>;
 
 /// How long clients of the control socket may take to hear of the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -98,6 +99,7 @@ impl Machine {
             source,
             ram,
             ledger,
+            limit: None,
         };
         let (inner, vcpus) = Inner::assemble(parts, make_engine, consoles)?;
         let states = inner.load()?;
@@ -128,6 +130,7 @@ impl Machine {
             source,
             ram: snapshot.ram(LOW_RAM_LIMIT)?,
             ledger: snapshot.ledger(),
+            limit: Some(snapshot.manifest().cpu.features),
             backends,
             description,
         };
@@ -323,6 +326,12 @@ impl Machine {
         })
     }
 
+    /// The disks, in the order of their PCI slots.
+    #[must_use]
+    pub fn disks(&self) -> Vec<DiskPort> {
+        self.inner.board.disks()
+    }
+
     /// The network cards, in the order of their description.
     pub fn nics(&self) -> impl Iterator<Item = &NicPort> {
         self.inner.board.nics()
@@ -457,6 +466,8 @@ struct Parts {
     source: Source,
     ram: Arc<GuestRam>,
     ledger: Ledger,
+    /// What the CPU may show at most.
+    limit: Option<Features>,
 }
 
 impl Inner {
@@ -474,8 +485,11 @@ impl Inner {
             source,
             ram,
             ledger,
+            limit,
         } = parts;
-        let engine = make_engine(ram.clone(), description.cpus, description.cpu_model)?;
+        let model = description.cpu_model;
+        let cpu = CpuChoice { model, limit };
+        let engine = make_engine(ram.clone(), description.cpus, cpu)?;
         let control = Control::new();
         let board = Board::new(&description, &ram, &*engine, &control, consoles, backends)?;
         engine.connect(board.bus());
@@ -687,9 +701,13 @@ impl Inner {
                     Err(e) => break Outcome::Failed(e),
                 },
                 Some(Event::Guest(event)) => {
-                    self.events.record(event);
+                    self.events.record(event, event.kind(&self.board.disks()));
                     match (event, self.description.peripherals.watchdog) {
                         (GuestEvent::WatchdogExpired, Some(action)) => self.bite(action),
+                        (GuestEvent::DiskStopped, _) => {
+                            self.pause();
+                            self.control.release();
+                        }
                         _ => self.control.release(),
                     }
                 }
@@ -725,7 +743,8 @@ impl Inner {
         let states = self.load()?;
         self.restore_vcpus(states)?;
         self.control.forget_events();
-        self.events.record(GuestEvent::Rebooted);
+        self.events
+            .record(GuestEvent::Rebooted, EventKind::Rebooted);
         self.control.release();
         Ok(())
     }

@@ -9,7 +9,7 @@ pub mod place;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use machine_protocol::{Description, Request, RunState};
+use machine_protocol::{Description, DiskReport, Request, RunState};
 
 use crate::cli::Output;
 use crate::console::terminal;
@@ -129,11 +129,24 @@ pub fn show(arguments: &Show) -> u8 {
                     println!("uuid:    {}", d.uuid);
                     println!("generation: {}", d.generation_id);
                     println!("pid:     {}", d.pid);
-                    d.disks.iter().for_each(|disk| println!("disk:    {disk}"));
+                    d.disks.iter().for_each(show_disk);
                     d.nics.iter().for_each(|nic| println!("nic:     {nic}"));
                 }
             }),
     )
+}
+
+fn show_disk(disk: &DiskReport) {
+    let read_only = if disk.read_only { ", read-only" } else { "" };
+    println!(
+        "disk:    {} ({}, {} MiB{read_only})",
+        disk.name,
+        disk.file,
+        disk.size >> 20
+    );
+    if let Some(failure) = &disk.failure {
+        println!("         failed: {failure}");
+    }
 }
 
 /// Prints a machine's counters.

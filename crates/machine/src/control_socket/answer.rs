@@ -4,11 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use machine_protocol::{
-    Description, ErrorCode, EventKind, Metrics, Reply, Request, RunState, SnapshotMade,
+    Description, DiskReport, ErrorCode, EventKind, Metrics, Reply, Request, RunState, SnapshotMade,
 };
 
 use crate::control::Event;
 use crate::machine::Inner;
+use crate::storage::DiskPort;
 
 /// Does a request; never waits for the guest.
 pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
@@ -102,16 +103,43 @@ fn describe(machine: &Inner) -> Description {
         engine: machine.engine_name().into(),
         cpus: d.cpus,
         memory: d.memory,
-        disks: d
-            .disks
-            .iter()
-            .map(|disk| disk.file.display().to_string())
-            .collect(),
+        disks: machine.board().disks().iter().map(disk).collect(),
         nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
         uuid: hexadecimal(d.uuid),
         generation_id: hexadecimal(generation_id),
     }
+}
+
+fn disk(port: &DiskPort) -> DiskReport {
+    DiskReport {
+        name: port.name.clone(),
+        file: port.disk.file.display().to_string(),
+        size: port.size(),
+        read_only: port.disk.read_only,
+        serial: port.disk.serial.clone().unwrap_or_default(),
+        failure: port.failure(),
+    }
+}
+
+fn disk_metrics(port: &DiskPort, metrics: &mut Metrics) {
+    let stats = port.control.stats();
+    let disk = || ("disk", port.name.clone());
+    for (operation, count, bytes) in [
+        ("read", stats.reads, stats.read_bytes),
+        ("write", stats.writes, stats.written_bytes),
+    ] {
+        let labels = [disk(), ("operation", operation.into())];
+        metrics.add("holm_disk_operations_total", &labels, count);
+        metrics.add("holm_disk_bytes_total", &labels, bytes);
+    }
+    for (operation, count) in [("flush", stats.flushes), ("discard", stats.discards)] {
+        let labels = [disk(), ("operation", operation.into())];
+        metrics.add("holm_disk_operations_total", &labels, count);
+    }
+    metrics.add("holm_disk_errors_total", &[disk()], stats.errors);
+    metrics.add("holm_disk_throttled_total", &[disk()], stats.throttled);
+    metrics.add("holm_disk_size_bytes", &[disk()], port.size());
 }
 
 fn hexadecimal(id: [u8; 16]) -> String {
@@ -151,6 +179,9 @@ fn metrics(machine: &Inner) -> Reply {
             metrics.add("holm_nic_errors_total", &labels, d.errors);
             metrics.add("holm_nic_drops_total", &labels, d.drops);
         }
+    }
+    for port in machine.board().disks() {
+        disk_metrics(&port, &mut metrics);
     }
     Reply::Metrics(metrics)
 }
