@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use disk::Format;
 
 use crate::agent;
+use crate::background;
 use crate::disk_option;
 use crate::exit_code;
 use crate::named;
@@ -44,6 +45,7 @@ pub enum Command {
     ///   holm run debian --cpus 2 --memory 1G
     ///   holm run disk.img --entry 1
     ///   holm run --kernel vmlinuz --initrd initrd --cmdline "console=ttyS0"
+    ///   holm run debian --name web1 --detach
     #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
     Run(Box<Run>),
     /// Lists what a disk offers to start, as `holm run DISK` would find it
@@ -134,6 +136,24 @@ pub enum Command {
     /// Example: holm nmi web1
     #[command(after_help = exit_code::CONTROL_HELP)]
     Nmi(named::Named),
+    /// Prints what happened to a machine, or to all: starts, pauses, panics, disk errors, and more
+    ///
+    /// Examples:
+    ///   holm events web1
+    ///   holm events --follow -o json
+    #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
+    Events(named::events::Arguments),
+    /// Attaches this terminal to the serial console of a running machine
+    ///
+    /// Any number may watch; one has the keyboard. Keys, on a terminal: Ctrl-] or Ctrl-A d
+    /// leaves the console (the machine runs on), Ctrl-A t takes the keyboard, Ctrl-A Ctrl-A
+    /// sends Ctrl-A.
+    ///
+    /// Examples:
+    ///   holm console web1
+    ///   holm console web1 --watch --replay 256K
+    #[command(verbatim_doc_comment, after_help = exit_code::CONSOLE_HELP)]
+    Console(named::console::Arguments),
     /// Makes, shows and checks snapshots of running machines
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -244,6 +264,10 @@ pub struct Run {
     /// find it (--name web1)
     #[arg(long, value_name = "NAME", value_parser = named::place::name)]
     pub name: Option<String>,
+
+    /// Whether it runs in the background
+    #[command(flatten)]
+    pub background: background::Options,
 
     /// Serves GDB there, on this host only unless an address is given; with wait the guest
     /// starts when GDB has come (--gdb 1234,wait)

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use arch::cpuid::CpuModel;
 use boot::BootError;
@@ -163,16 +164,26 @@ impl Guest {
         Ok(own)
     }
 
-    /// Runs it to its end.
+    /// Starts it.
     ///
     /// # Errors
-    /// [`Failure`] if Holm or the host failed.
-    pub fn run(&self) -> Result<Arc<Outcome>, Failure> {
+    /// [`Failure`] if the host gives no thread.
+    pub fn start(&self) -> Result<(), Failure> {
         self.machine.start(None)?;
         if !self.stays_paused {
             self.machine.resume();
         }
-        Ok(self.machine.wait())
+        Ok(())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) -> Arc<Outcome> {
+        self.machine.wait()
+    }
+
+    /// Waits for its end, for at most this long.
+    pub fn wait_for(&self, limit: Duration) -> Option<Arc<Outcome>> {
+        self.machine.wait_for(limit)
     }
 
     /// Ends the machine from outside, as if its power were cut.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod background;
 mod boot_entries;
 mod cli;
 mod console;
@@ -60,6 +61,8 @@ fn main() -> ! {
         Command::Reset(machine) => named::ask(machine, &Request::Reset {}),
         Command::Kill(machine) => named::ask(machine, &Request::Kill {}),
         Command::Nmi(machine) => named::ask(machine, &Request::Nmi {}),
+        Command::Events(arguments) => named::events::run(arguments),
+        Command::Console(arguments) => named::console::run(arguments),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Restore(arguments) => restore::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),

@@ -23,13 +23,14 @@ mod socket;
 mod source;
 mod state;
 mod storage;
+mod terminal;
 
 pub use arch::cpuid::{CpuChoice, CpuModel};
 pub use board::{BoardState, Consoles};
 pub use copy::{Copied, copy_sparse};
 pub use description::{Boot, Description, DescriptionError, Disk, DiskBoot, KernelBoot, OnReset};
 pub use devices::serial::SerialSink;
-pub use events::{GuestEvent, Happened, Listener};
+pub use events::{GuestEvent, Listener};
 pub use machine::{Machine, MakeEngine, RunState};
 pub use nic::{MOST_NICS, Nic, NicCapture, NicError, NicNetwork, NicPort, NicReach, UserNic};
 pub use outcome::{MachineError, Outcome};

@@ -1,7 +1,9 @@
 //! Commands on running machines that have names: `ls`, `show`, `pause`,
-//! `resume`, `stop`, `reset`, `kill`, `nmi`, `metrics`.
+//! `resume`, `stop`, `reset`, `kill`, `nmi`, `metrics`, `events`, `console`.
 
 pub mod client;
+pub mod console;
+pub mod events;
 pub mod place;
 
 use std::time::{Duration, Instant};

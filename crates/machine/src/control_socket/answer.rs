@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use machine_protocol::{
-    Description, DiskReport, ErrorCode, Metrics, Reply, Request, RunState, SnapshotMade,
+    Description, DiskReport, ErrorCode, EventKind, Metrics, Reply, Request, RunState, SnapshotMade,
 };
 
 use crate::control::Event;
@@ -32,7 +32,31 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
         Request::Reset {} => machine.control().post(Event::Reset),
         Request::Kill {} => machine.control().post(Event::Stop),
         Request::Nmi {} => machine.control().nmi(0),
+        Request::Balloon { memory } => return balloon(machine, *memory),
+        Request::Events { after, .. } => return Reply::Events(machine.events().after(*after)),
+        Request::Console { .. }
+        | Request::Type { .. }
+        | Request::TakeKeyboard {}
+        | Request::ConsoleSize { .. } => {
+            return Reply::Error {
+                code: ErrorCode::Failed,
+                message: "this connection is not attached to the console; ask for `console` first"
+                    .into(),
+            };
+        }
     }
+    Reply::Done
+}
+
+fn balloon(machine: &Inner, memory: u64) -> Reply {
+    let Some(balloon) = &machine.board().peripherals().balloon else {
+        return Reply::Error {
+            code: ErrorCode::Failed,
+            message: "this machine has no balloon; start it with --balloon on".into(),
+        };
+    };
+    balloon.set_memory(memory);
+    machine.events().note(EventKind::BalloonTarget { memory });
     Reply::Done
 }
 
@@ -46,12 +70,17 @@ fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {
     }
     let microseconds = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     match crate::snapshot::create(machine, directory, incremental) {
-        Ok(made) => Reply::Snapshot(SnapshotMade {
-            id: made.id,
-            stopped_us: microseconds(made.stopped),
-            took_us: microseconds(made.took),
-            memory_bytes: made.memory,
-        }),
+        Ok(made) => {
+            machine.events().note(EventKind::SnapshotTaken {
+                directory: directory.display().to_string(),
+            });
+            Reply::Snapshot(SnapshotMade {
+                id: made.id,
+                stopped_us: microseconds(made.stopped),
+                took_us: microseconds(made.took),
+                memory_bytes: made.memory,
+            })
+        }
         Err(error) => failed(error.to_string()),
     }
 }
@@ -134,6 +163,12 @@ fn metrics(machine: &Inner) -> Reply {
     metrics.add("holm_memory_size_bytes", &[], machine.description().memory);
     if let Some(uptime) = machine.uptime() {
         metrics.add("holm_uptime_seconds", &[], uptime.as_secs());
+    }
+    if let Some(balloon) = &machine.board().peripherals().balloon {
+        let report = balloon.report();
+        metrics.add("holm_balloon_target_bytes", &[], report.target);
+        metrics.add("holm_balloon_taken_bytes", &[], report.actual);
+        metrics.add("holm_balloon_reported_bytes_total", &[], report.reported);
     }
     for (index, port) in machine.board().nics().enumerate() {
         let stats = port.card.stats();
