@@ -3,7 +3,7 @@
 //! A model shows exactly what the software engine implements: never AVX-512,
 //! AMX, PKU, CET, LA57, MPX or RTM, whatever the host has.
 
-mod hardware;
+pub(crate) mod hardware;
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,6 +23,22 @@ pub enum CpuModel {
     V2,
     /// x86-64-v3 (AVX2, BMI, FMA …); needs a host that has it.
     V3,
+}
+
+/// The CPU that an engine is to give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuChoice {
+    /// The model.
+    pub model: CpuModel,
+    /// What it may show at most: a saved machine's guest goes on with what it
+    /// knows, and no more.
+    pub limit: Option<Features>,
+}
+
+impl From<CpuModel> for CpuChoice {
+    fn from(model: CpuModel) -> Self {
+        Self { model, limit: None }
+    }
 }
 
 /// A CPU model name that does not exist.
@@ -327,6 +343,12 @@ impl Features {
         self.zip(other, |a, b| a & b)
     }
 
+    /// These bits without the other's.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        self.zip(other, |a, b| a & !b)
+    }
+
     /// Whether all of the other's bits are here.
     pub fn contains(self, other: Self) -> bool {
         self.and(other) == other
@@ -349,11 +371,12 @@ impl CpuidTable {
     /// # Errors
     /// [`ModelUnavailable`] if the host lacks what the model promises.
     pub fn new(
-        model: CpuModel,
+        cpu: impl Into<CpuChoice>,
         host: &HostCpu,
         vcpus: u32,
         tsc_khz: u32,
     ) -> Result<Self, ModelUnavailable> {
+        let CpuChoice { model, limit } = cpu.into();
         let need = match model {
             CpuModel::V3 => V2.or(V3),
             CpuModel::Host | CpuModel::V2 => V2,
@@ -401,7 +424,7 @@ impl CpuidTable {
             vendor,
             signature,
             brand,
-            features,
+            features: limit.map_or(features, |limit| features.and(limit)),
             vcpus: vcpus.max(1),
             tsc_khz,
             amd_l1: host.amd_l1,

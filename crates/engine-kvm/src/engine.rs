@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use arch::cpuid::{CpuModel, CpuidTable, Hardware};
+use arch::cpuid::{CpuChoice, CpuidTable, Hardware};
 use arch::{CpuIdentity, CpuState};
 use engine::{Bus, Engine, EngineError, InterruptSink, Vcpu};
 use kvm_bindings::{
@@ -66,7 +66,7 @@ impl KvmEngine {
     pub fn new(
         ram: Arc<GuestRam>,
         vcpus: u32,
-        model: CpuModel,
+        cpu: impl Into<CpuChoice>,
     ) -> Result<Arc<dyn Engine>, EngineError> {
         let cannot = |what: &str, e| unavailable(format!("KVM cannot {what}: {e}"));
         let kvm = Kvm::new().map_err(|e| cannot("be opened (/dev/kvm)", e))?;
@@ -108,7 +108,7 @@ impl KvmEngine {
             .map_err(|e| cannot("create a vCPU", e))?;
         let khz = fds.first().map_or(Ok(0), |fd| fd.get_tsc_khz());
         let khz = khz.map_err(|e| cannot("tell the frequency of the TSC", e))?;
-        let cpuid = CpuidTable::on_hardware(model, &hardware, vcpus, khz)
+        let cpuid = CpuidTable::on_hardware(cpu, &hardware, vcpus, khz)
             .map_err(|e| unavailable(e.to_string()))?;
         let shared = Arc::new(Shared {
             interrupts: Interrupts::new(vm.clone()),

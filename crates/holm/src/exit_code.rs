@@ -54,6 +54,14 @@ pub const CONTROL_HELP: &str = "Exit status:
   18   internal failure
   28   no machine of that name runs, or it refused";
 
+/// The table for `holm console`.
+pub const CONSOLE_HELP: &str = "Exit status:
+  0    the console was left, or the machine has ended
+  2    wrong command line
+  18   internal failure
+  22   ended by SIGHUP, SIGINT or SIGTERM
+  28   no machine of that name runs, or it refused";
+
 /// The table for the commands through the guest's agent.
 pub const AGENT_HELP: &str = "Exit status:
   0    done; of `holm exec`, whatever the program ended with

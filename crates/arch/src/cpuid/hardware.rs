@@ -2,11 +2,11 @@
 //! supports limits every model, and the truth about speculation is shown, which
 //! the software engine has no need of.
 
-use super::{CpuModel, CpuidTable, Features, HostCpu, ModelUnavailable, bit};
+use super::{CpuChoice, CpuidTable, Features, HostCpu, ModelUnavailable, bit};
 
 /// Leaf 7.0 EDX: MD_CLEAR, SPEC_CTRL, STIBP, SSBD: what a guest's kernel needs
 /// to defend itself, and what the software engine executes too.
-const MITIGATIONS: u32 = 1 << 10 | 1 << 26 | 1 << 27 | 1 << 31;
+pub(crate) const MITIGATIONS: u32 = 1 << 10 | 1 << 26 | 1 << 27 | 1 << 31;
 /// Leaf 0x8000_0008 EBX: XSAVEERPTR, IBPB, IBRS, STIBP, their preferred uses,
 /// SSBD, SSB_NO, BTC_NO, IBPB_RET.
 const AMD_MITIGATIONS: u32 = 1 << 2
@@ -107,12 +107,13 @@ impl CpuidTable {
     /// # Errors
     /// [`ModelUnavailable`] if the host lacks what the model promises.
     pub fn on_hardware(
-        model: CpuModel,
+        cpu: impl Into<CpuChoice>,
         hardware: &Hardware,
         vcpus: u32,
         tsc_khz: u32,
     ) -> Result<Self, ModelUnavailable> {
-        let mut table = Self::new(model, &hardware.cpu, vcpus, tsc_khz)?;
+        let cpu = cpu.into();
+        let mut table = Self::new(cpu, &hardware.cpu, vcpus, tsc_khz)?;
         let own = Features {
             l1_ecx: bit::l1c::X2APIC | bit::l1c::HYPERVISOR,
             l1_edx: bit::L1D_HTT,
@@ -122,6 +123,9 @@ impl CpuidTable {
         let host = hardware.cpu.features;
         table.features = table.features.and(host.or(own));
         table.features.l7_edx |= host.l7_edx & MITIGATIONS;
+        if let Some(limit) = cpu.limit {
+            table.features = table.features.and(limit);
+        }
         table.x8_ebx = hardware.cpu.x8_ebx & AMD_MITIGATIONS;
         table.x21 = [hardware.x21[0] & AMD_X21_EAX, hardware.x21[1] & AMD_X21_ECX];
         table.kvm_features = hardware.kvm_features & KVM_FEATURES;
@@ -166,7 +170,7 @@ impl CpuidTable {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Dynamic;
+    use super::super::{CpuModel, Dynamic};
     use super::*;
 
     fn hardware(l7_edx: u32) -> Hardware {

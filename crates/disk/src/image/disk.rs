@@ -77,6 +77,10 @@ impl BlockBackend for ImageDisk {
         self.image.read(out, offset)
     }
 
+    fn image(&self) -> Option<&Arc<Image>> {
+        Some(&self.image)
+    }
+
     fn describe(&self) -> String {
         let mut text = self.image.format().name().to_owned();
         for (_, format) in self.image.files().skip(1) {

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::format::Format;
 use crate::layer::{Access, Layer};
@@ -71,6 +72,7 @@ pub(super) fn adopt(options: &RawOptions, layer: Layer) -> Result<RawDisk, DiskE
         files: Arc::new(Files {
             buffered,
             direct,
+            sectors: AtomicU64::new(size / SECTOR),
             guarded: layer.guarded && !options.read_only,
         }),
         info: BlockInfo {
@@ -211,6 +213,46 @@ fn size_of(file: &File, device: bool) -> io::Result<u64> {
     // The end of a block device is found by seeking.
     let mut file = file;
     io::Seek::seek(&mut file, io::SeekFrom::End(0))
+}
+
+/// Makes the file larger, or sees that the block device is.
+pub(super) fn grow(files: &Files, info: &BlockInfo, sectors: u64) -> Result<(), DiskError> {
+    let refuse = |why: String| {
+        let disk = "raw".to_owned();
+        Err(DiskError::Grow { disk, why })
+    };
+    let now = files.sectors.load(Ordering::Acquire);
+    if sectors < now {
+        return refuse(format!(
+            "it has {} bytes, and a disk in use does not become smaller",
+            now * SECTOR
+        ));
+    }
+    let Some(size) = sectors.checked_mul(SECTOR).filter(|s| *s < 1 << 62) else {
+        return refuse("that is larger than any file".into());
+    };
+    if !size.is_multiple_of(info.logical_block.into()) {
+        return refuse(format!("its blocks have {} bytes", info.logical_block));
+    }
+    if info.read_only {
+        return refuse("it is read-only".into());
+    }
+    let grown = files.buffered.metadata().and_then(|meta| {
+        if meta.is_file() && meta.len() < size {
+            files.buffered.set_len(size)?;
+        }
+        size_of(&files.buffered, !meta.is_file())
+    });
+    match grown {
+        Ok(there) if there >= size => {
+            files.sectors.fetch_max(sectors, Ordering::AcqRel);
+            Ok(())
+        }
+        Ok(there) => refuse(format!(
+            "the block device has {there} bytes; make it larger first"
+        )),
+        Err(error) => refuse(error.to_string()),
+    }
 }
 
 fn open_direct(

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::{__cpuid, __cpuid_count, CpuidResult};
 
-use arch::cpuid::{CpuModel, CpuidTable, HostCpu, ModelUnavailable};
+use arch::cpuid::{CpuChoice, CpuidTable, HostCpu, ModelUnavailable};
 
 fn words(r: CpuidResult) -> [u32; 4] {
     [r.eax, r.ebx, r.ecx, r.edx]
@@ -26,9 +26,9 @@ pub fn host_cpu() -> HostCpu {
 ///
 /// # Errors
 /// If the host lacks what the model promises.
-pub fn host_table(model: CpuModel, vcpus: u32) -> Result<CpuidTable, ModelUnavailable> {
+pub fn host_table(cpu: impl Into<CpuChoice>, vcpus: u32) -> Result<CpuidTable, ModelUnavailable> {
     CpuidTable::new(
-        model,
+        cpu,
         &host_cpu(),
         vcpus,
         crate::system::clock::host_tsc_khz(),
