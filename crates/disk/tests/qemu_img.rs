@@ -319,6 +319,16 @@ fn sizes_change_both_ways() {
     qemu_io(file, &["read -P 0 2M 3M".into()]);
     qemu_img(&["resize", "-q", text(file), "9M"]);
     assert_eq!(manage::info(file, format).unwrap().size, 9 << 20);
+    {
+        let mut options = disk::DiskOptions::new(file);
+        options.format = format;
+        let disk = disk::open(&options).unwrap();
+        assert!(disk.grow(1).is_err());
+        disk.grow(10 << 11).unwrap();
+        assert_eq!((disk.sectors(), disk.info().sectors), (10 << 11, 9 << 11));
+    }
+    qemu_img(&["check", "-q", text(file)]);
+    assert_eq!(manage::info(file, format).unwrap().size, 10 << 20);
     let raw = dir.path().join("raw.img");
     manage::create(&raw, &CreateOptions::new(Format::Raw, 1 << 20)).unwrap();
     manage::resize(&raw, None, 2 << 20, false).unwrap();
