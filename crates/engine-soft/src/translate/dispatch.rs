@@ -1,6 +1,8 @@
 //! Running translated code: finding blocks, making them when code is warm,
 //! linking them, and handling the exits.
 
+use std::sync::atomic::Ordering;
+
 use iced_x86::FlowControl;
 
 use arch::Exception;
@@ -9,9 +11,10 @@ use crate::core::{Core, Exec, Trap};
 use crate::cpu::{Cpu, View, cr, flag};
 use crate::mmu::Access;
 use crate::translate::block::{NoBlock, Place, Source, Translator};
-use crate::translate::cache::{BlockKey, Fpu, MapId};
+use crate::translate::cache::{BlockKey, Entries, Fpu, MapId};
 use crate::translate::exit::{Kind, Record};
 use crate::translate::fetch::{self, Decoded};
+use crate::translate::relocate;
 
 /// Times a block start is interpreted before it is translated.
 const WARM: u8 = 6;
@@ -480,11 +483,7 @@ impl Core {
             ungrouped: false,
             fpu: Fpu::of(&self.cpu),
         };
-        let found = {
-            let index = self.shared.code.index.lock();
-            index.find(key).map(|b| index.blocks[b as usize].entries)
-        };
-        let entries = match found {
+        let entries = match self.known_or_copied(rip, key, page.ram_page) {
             Some(e) => e,
             None => {
                 let h = &mut self.jit.heat[heat_index(rip)];
@@ -503,6 +502,26 @@ impl Core {
         let view = self.cpu.view as usize;
         self.cpu.jit.jump_cache[view][slot] = target;
         Ok(Some(entries.direct as usize))
+    }
+
+    /// The block with this key, or a new copy of one made of the same code.
+    fn known_or_copied(&mut self, rip: u64, key: BlockKey, ram_page: u64) -> Option<Entries> {
+        let shared = self.shared.clone();
+        let mut index = shared.code.index.lock();
+        if let Some(b) = index.find(key) {
+            return Some(index.blocks[b as usize].entries);
+        }
+        let like = index.find_like(ram_page, key)?;
+        if shared.code.generation() != self.jit.generation {
+            return None;
+        }
+        let place = Place { rip, key, ram_page };
+        let mut source = CoreSource { core: self };
+        let copied = relocate::copy(&shared.code, &mut index, &mut source, like, place);
+        // A full cache is emptied when the block is translated.
+        let b = copied.ok().flatten()?;
+        shared.code.copied_blocks.fetch_add(1, Ordering::Relaxed);
+        Some(index.blocks[b as usize].entries)
     }
 
     /// Where rip's page is mapped; also tells generated code. `None`: not RAM.
@@ -543,12 +562,7 @@ impl Core {
         Ok(Some(p))
     }
 
-    fn make_block(
-        &mut self,
-        rip: u64,
-        key: BlockKey,
-        ram_page: u64,
-    ) -> Exec<Option<crate::translate::cache::Entries>> {
+    fn make_block(&mut self, rip: u64, key: BlockKey, ram_page: u64) -> Exec<Option<Entries>> {
         self.watch_page(ram_page);
         let shared = self.shared.clone();
         let place = Place { rip, key, ram_page };
@@ -572,7 +586,7 @@ impl Core {
                 shared
                     .code
                     .translated_blocks
-                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    .fetch_add(1, Ordering::Relaxed);
                 Ok(Some(e))
             }
             Err(NoBlock::Interpret) => Ok(None),
