@@ -3,10 +3,14 @@
 //! A model shows exactly what the software engine implements: never AVX-512,
 //! AMX, PKU, CET, LA57, MPX or RTM, whatever the host has.
 
+pub(crate) mod hardware;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+
+pub use hardware::Hardware;
 
 /// Named CPU model (`--cpu`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +23,22 @@ pub enum CpuModel {
     V2,
     /// x86-64-v3 (AVX2, BMI, FMA …); needs a host that has it.
     V3,
+}
+
+/// The CPU that an engine is to give.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CpuChoice {
+    /// The model.
+    pub model: CpuModel,
+    /// What it may show at most: a saved machine's guest goes on with what it
+    /// knows, and no more.
+    pub limit: Option<Features>,
+}
+
+impl From<CpuModel> for CpuChoice {
+    fn from(model: CpuModel) -> Self {
+        Self { model, limit: None }
+    }
 }
 
 /// A CPU model name that does not exist.
@@ -193,6 +213,9 @@ pub const APIC_BUS_KHZ: u32 = 1_000_000;
 const AMD_SAFE: u32 = 1 << 14 | 1 << 26 | 1 << 29;
 /// Leaf 0x8000_0008 EBX: FXRSTOR always restores the x87 error pointers.
 const AMD_XSAVEERPTR: u32 = 1 << 2;
+/// Leaf 0x8000_0021 EAX and ECX: LFENCE serializing, null selectors clear the
+/// base, automatic IBRS, SRSO_NO; TSA_SQ_NO and TSA_L1_NO.
+const AMD_X21_SAFE: [u32; 2] = [1 << 2 | 1 << 6 | 1 << 8 | 1 << 29, 1 << 1 | 1 << 2];
 const KVM_FEATURES: u32 = 1 | 1 << 1 | 1 << 3 | 1 << 24;
 
 /// What CPUID shows to one machine's guest code.
@@ -208,6 +231,10 @@ pub struct CpuidTable {
     amd_l1: [u32; 4],
     l2: [u32; 4],
     x8_ebx: u32,
+    /// Leaf 0x8000_0021 EAX, ECX.
+    x21: [u32; 2],
+    kvm_features: u32,
+    physical_bits: u32,
 }
 
 const NONE: Features = Features {
@@ -316,6 +343,12 @@ impl Features {
         self.zip(other, |a, b| a & b)
     }
 
+    /// These bits without the other's.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        self.zip(other, |a, b| a & !b)
+    }
+
     /// Whether all of the other's bits are here.
     pub fn contains(self, other: Self) -> bool {
         self.and(other) == other
@@ -338,11 +371,12 @@ impl CpuidTable {
     /// # Errors
     /// [`ModelUnavailable`] if the host lacks what the model promises.
     pub fn new(
-        model: CpuModel,
+        cpu: impl Into<CpuChoice>,
         host: &HostCpu,
         vcpus: u32,
         tsc_khz: u32,
     ) -> Result<Self, ModelUnavailable> {
+        let CpuChoice { model, limit } = cpu.into();
         let need = match model {
             CpuModel::V3 => V2.or(V3),
             CpuModel::Host | CpuModel::V2 => V2,
@@ -390,12 +424,15 @@ impl CpuidTable {
             vendor,
             signature,
             brand,
-            features,
+            features: limit.map_or(features, |limit| features.and(limit)),
             vcpus: vcpus.max(1),
             tsc_khz,
             amd_l1: host.amd_l1,
             l2: host.l2,
             x8_ebx: AMD_SAFE | host.x8_ebx & AMD_XSAVEERPTR,
+            x21: AMD_X21_SAFE,
+            kvm_features: KVM_FEATURES,
+            physical_bits: PHYSICAL_BITS,
         })
     }
 
@@ -535,7 +572,7 @@ impl CpuidTable {
             0x8000_0006 => self.l2,
             0x8000_0007 => [0, 0, 0, 1 << 8],
             0x8000_0008 => {
-                let address = PHYSICAL_BITS | 48 << 8;
+                let address = self.physical_bits | 48 << 8;
                 if amd {
                     [
                         address,
@@ -547,9 +584,7 @@ impl CpuidTable {
                     [address, 0, 0, 0]
                 }
             }
-            // LFENCE serializing, null selectors clear the base, automatic
-            // IBRS, SRSO_NO; TSA_SQ_NO and TSA_L1_NO.
-            0x8000_0021 => [1 << 2 | 1 << 6 | 1 << 8 | 1 << 29, 0, 1 << 1 | 1 << 2, 0],
+            0x8000_0021 => [self.x21[0], 0, self.x21[1], 0],
             _ => [0; 4],
         }
     }
@@ -560,7 +595,7 @@ impl CpuidTable {
                 let [b, c, d] = text3(b"KVMKVMKVM\0\0\0");
                 [0x4000_0010, b, c, d]
             }
-            0x4000_0001 => [KVM_FEATURES, 0, 0, 0],
+            0x4000_0001 => [self.kvm_features, 0, 0, 0],
             0x4000_0010 => [self.tsc_khz, APIC_BUS_KHZ, 0, 0],
             _ => [0; 4],
         }

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cpuid::{Features, missing_names};
+use crate::cpuid::hardware::MITIGATIONS;
+use crate::cpuid::{Features, bit, missing_names};
 
 /// What a saved machine needs of the CPU that it goes on with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +15,19 @@ pub struct CpuIdentity {
     /// Frequency of its TSC, in kHz.
     pub tsc_khz: u32,
 }
+
+/// What a guest that has seen it can do without: hints of what is fast, and
+/// immunities and controls of speculation, whose registers every engine takes.
+const HINTS: Features = Features {
+    l1_ecx: 0,
+    l1_edx: 0,
+    l7_ebx: bit::l7b::ERMS,
+    l7_ecx: 0,
+    l7_edx: bit::L7D_FSRM | bit::L7D_ARCH_CAP | MITIGATIONS,
+    x1_ecx: bit::X1C_PREFETCHW,
+    x1_edx: 0,
+    xsave: 0,
+};
 
 /// Why a saved machine cannot go on with a CPU.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -60,8 +74,9 @@ impl CpuIdentity {
                 here: here.vendor.clone(),
             });
         }
-        if !here.features.contains(self.features) {
-            let names = missing_names(self.features, here.features);
+        let needed = self.features.without(HINTS);
+        if !here.features.contains(needed) {
+            let names = missing_names(needed, here.features);
             return Err(CpuMismatch::Features(match names.is_empty() {
                 true => "features without a name".into(),
                 false => names,

@@ -25,10 +25,14 @@ pub const IOAPIC_BASE: u64 = 0xfec0_0000;
 pub const LAPIC_BASE: u64 = 0xfee0_0000;
 /// RAM beyond the PCI hole starts here.
 pub const HIGH_RAM_START: u64 = 0x1_0000_0000;
-/// 64-bit PCI memory window, first byte (512 GiB).
-pub const MMIO64_START: u64 = 0x80_0000_0000;
-/// 64-bit PCI memory window, one past the last byte (1 TiB).
-pub const MMIO64_END: u64 = 0x100_0000_0000;
+/// 64-bit PCI memory window, first byte (256 GiB).
+pub const MMIO64_START: u64 = 0x40_0000_0000;
+/// 64-bit PCI memory window, one past the last byte (512 GiB): CPUs with 39
+/// physical address bits, on which KVM's guests have no more, reach it too.
+pub const MMIO64_END: u64 = 0x80_0000_0000;
+
+/// Most RAM of one machine: what fits below the 64-bit window (255 GiB).
+pub const MAX_RAM: u64 = LOW_RAM_LIMIT + MMIO64_START - HIGH_RAM_START;
 
 /// Base of the ACPI PM register block (PM1a event, control, timer), I/O ports.
 pub const ACPI_PM_BASE: u16 = 0x600;

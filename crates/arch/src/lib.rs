@@ -11,4 +11,4 @@ pub mod state;
 
 pub use exception::Exception;
 pub use identity::{CpuIdentity, CpuMismatch};
-pub use state::{CpuState, DescriptorTable, LapicState, MpState, Segment};
+pub use state::{CpuState, DescriptorTable, Injected, LapicState, MpState, Segment};

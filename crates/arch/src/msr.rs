@@ -57,6 +57,7 @@ pub const KVM_WALL_CLOCK_OLD: u32 = 0x11;
 pub const KVM_SYSTEM_TIME_OLD: u32 = 0x12;
 pub const KVM_WALL_CLOCK: u32 = 0x4b56_4d00;
 pub const KVM_SYSTEM_TIME: u32 = 0x4b56_4d01;
+pub const KVM_STEAL_TIME: u32 = 0x4b56_4d03;
 
 /// EFER bit 21 (AMD): automatic IBRS.
 pub const EFER_AUTO_IBRS: u64 = 1 << 21;
@@ -80,3 +81,55 @@ pub const ARCH_CAPABILITIES_VALUE: u64 = 1
     | 1 << 26
     | 1 << 27
     | 1 << 62;
+
+/// IA32_PAT after RESET.
+pub const PAT_RESET: u64 = 0x0007_0406_0007_0406;
+
+/// The MSRs in `CpuState::msrs`, in ascending order. Those of APIC, TSC and
+/// XCR0 have fields of their own.
+#[must_use]
+pub fn saved() -> Vec<u32> {
+    let mut list = vec![
+        TSC_ADJUST,
+        SPEC_CTRL,
+        SYSENTER_CS,
+        SYSENTER_ESP,
+        SYSENTER_EIP,
+        MCG_STATUS,
+        MISC_ENABLE,
+    ];
+    list.extend(MTRR_PHYS_BASE0..=MTRR_PHYS_LAST);
+    list.push(MTRR_FIX_64K);
+    list.extend([MTRR_FIX_16K_0, MTRR_FIX_16K_1]);
+    list.extend(MTRR_FIX_4K_0..=MTRR_FIX_4K_7);
+    list.extend([
+        PAT,
+        MTRR_DEF_TYPE,
+        KVM_WALL_CLOCK,
+        KVM_SYSTEM_TIME,
+        KVM_STEAL_TIME,
+        EFER,
+        STAR,
+        LSTAR,
+        CSTAR,
+        SFMASK,
+        KERNEL_GS_BASE,
+        TSC_AUX,
+    ]);
+    list
+}
+
+/// What an MSR of [`saved`] holds when a machine is switched on: fast strings,
+/// and all memory write-back, as firmware leaves it.
+#[must_use]
+pub fn at_power_on(index: u32) -> u64 {
+    match index {
+        MISC_ENABLE => 1,
+        MTRR_DEF_TYPE => 0xc06,
+        MTRR_FIX_64K | MTRR_FIX_16K_0 | MTRR_FIX_16K_1 | MTRR_FIX_4K_0..=MTRR_FIX_4K_7 => {
+            0x0606_0606_0606_0606
+        }
+        PAT => PAT_RESET,
+        _ => 0,
+    }
+}

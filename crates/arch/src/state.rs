@@ -51,6 +51,19 @@ pub struct LapicState {
     pub tsc_deadline: u64,
 }
 
+/// An event whose delivery had begun, so that its source has forgotten it: it
+/// comes before anything else. Hardware may be stopped at such a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Injected {
+    /// Vector.
+    pub vector: u8,
+    /// An exception; else an external interrupt that was acknowledged.
+    pub exception: bool,
+    /// Error code of an exception that has one. A page fault's address is in
+    /// CR2 already.
+    pub error: Option<u32>,
+}
+
 /// Everything a vCPU is. Version 1; fields are only ever added, with a default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuState {
@@ -95,12 +108,19 @@ pub struct CpuState {
     /// Guest TSC minus host TSC at the time of saving is not kept: this is the
     /// guest TSC at that time.
     pub tsc: u64,
+    /// Nanoseconds of KVM's paravirtual clock at that time, on the machine's
+    /// first vCPU; `None`: as many as the TSC has counted.
+    #[serde(default)]
+    pub system_time: Option<u64>,
     /// STI or MOV SS blocks interrupts for one instruction.
     pub interrupt_shadow: bool,
     /// NMIs are blocked until IRET.
     pub nmi_blocked: bool,
     /// An NMI is pending.
     pub nmi_pending: bool,
+    /// An event half delivered.
+    #[serde(default)]
+    pub injected: Option<Injected>,
 }
 
 impl CpuState {

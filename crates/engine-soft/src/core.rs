@@ -58,6 +58,9 @@ pub struct Shared {
     pub(crate) code: CodeCache,
     /// The vCPUs' states, for use while the world stands still.
     pub(crate) cpus: Vec<CpuPtr>,
+    /// The paravirtual clock: a TSC value without IA32_TSC_ADJUST, and the
+    /// nanoseconds at it.
+    pub(crate) pvclock: parking_lot::Mutex<(u64, u64)>,
 }
 
 /// Address of a vCPU's state, which its `Core` owns.
@@ -239,6 +242,7 @@ impl Shared {
             tsc_base: crate::system::clock::TscBase::new(),
             code: CodeCache::new()?,
             cpus: cpus.iter().map(|c| CpuPtr(c.as_ptr())).collect(),
+            pvclock: parking_lot::Mutex::default(),
         });
         let mut cores = Vec::new();
         for (cpu, index) in cpus.into_iter().zip(0..) {

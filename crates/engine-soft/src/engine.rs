@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arch::CpuIdentity;
-use arch::cpuid::CpuModel;
+use arch::cpuid::CpuChoice;
 use engine::{Bus, Engine, EngineError, InterruptSink, Vcpu};
 use memory::{GuestRam, WriteWatcher};
 use parking_lot::Mutex;
@@ -49,14 +49,14 @@ impl SoftEngine {
     pub fn new(
         ram: Arc<GuestRam>,
         vcpus: u32,
-        model: CpuModel,
+        cpu: impl Into<CpuChoice>,
     ) -> Result<Arc<dyn Engine>, EngineError> {
         let unavailable = |reason: String| EngineError::Unavailable {
             engine: "soft",
             reason,
         };
-        let table = crate::system::host::host_table(model, vcpus)
-            .map_err(|e| unavailable(e.to_string()))?;
+        let table =
+            crate::system::host::host_table(cpu, vcpus).map_err(|e| unavailable(e.to_string()))?;
         let timer = TimerThread::start()
             .map_err(|e| unavailable(format!("cannot start the timer thread: {e}")))?;
         let (shared, cores) =

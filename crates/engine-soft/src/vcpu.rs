@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use engine::{DebugRequest, EngineError, Exit, Vcpu, VcpuHandle, VcpuStats};
 
-use arch::CpuState;
+use arch::{CpuState, Exception, Injected};
 
 use crate::core::{Core, Exec, Trap};
 use crate::cpu::{flag, pending};
@@ -47,7 +47,11 @@ impl SoftVcpu {
 
     fn run_loop(&mut self) -> Exit {
         loop {
-            match self.core.turn() {
+            let turn = match self.core.system.injected.take() {
+                None => self.core.turn(),
+                Some(event) => self.core.deliver_injected(event).map(|()| Turn::Go),
+            };
+            match turn {
                 Ok(Turn::Go) => {}
                 Ok(Turn::Leave(exit)) => return exit,
                 Err(Trap::Halt) => self.core.cpu.halted = true,
@@ -95,6 +99,21 @@ impl Core {
             self.interpret_stretch()?;
         }
         Ok(Turn::Go)
+    }
+
+    /// What another engine had begun to deliver when its state was saved.
+    #[cold]
+    fn deliver_injected(&mut self, event: Injected) -> Exec {
+        self.cpu.halted = false;
+        if !event.exception {
+            return system::deliver_interrupt(self, event.vector, false);
+        }
+        let exception = Exception {
+            vector: event.vector,
+            error: event.error,
+            cr2: self.cpu.cr2,
+        };
+        system::deliver_exception(self, exception)
     }
 
     /// Interprets until a jump lands where translated code may be, something

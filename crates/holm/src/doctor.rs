@@ -45,6 +45,7 @@ impl From<KvmVerdict> for Kvm {
     fn from(verdict: KvmVerdict) -> Self {
         let KvmVerdict {
             usable,
+            runs: _,
             reason,
             api_version,
             guest_mips,
@@ -73,7 +74,7 @@ struct Report {
 /// Prints the report; its status is that of the printing.
 pub fn run(arguments: &Doctor) -> u8 {
     let verdict = engine_kvm::probe();
-    let (kind, reason) = engine_choice::auto(&verdict, engine_kvm::BUILT_IN);
+    let (kind, reason) = engine_choice::auto(&verdict);
     let report = Report {
         version: VERSION,
         holm: env!("CARGO_PKG_VERSION"),

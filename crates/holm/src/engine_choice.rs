@@ -3,6 +3,7 @@
 use engine_kvm::KvmVerdict;
 
 use crate::cli::EngineChoice;
+use crate::console::terminal;
 use crate::failure::Failure;
 
 /// A CPU engine.
@@ -25,15 +26,12 @@ impl EngineKind {
 }
 
 /// What `auto` takes on a host with this KVM, and why.
-pub fn auto(kvm: &KvmVerdict, built_in: bool) -> (EngineKind, String) {
-    match (kvm.usable, built_in) {
-        (true, true) => (EngineKind::Kvm, kvm.reason.clone()),
-        (true, false) => (
-            EngineKind::Soft,
-            "KVM is usable, but this version of Holm has no engine for it yet".into(),
-        ),
-        (false, _) => (EngineKind::Soft, kvm.reason.clone()),
-    }
+pub fn auto(kvm: &KvmVerdict) -> (EngineKind, String) {
+    let kind = match kvm.usable {
+        true => EngineKind::Kvm,
+        false => EngineKind::Soft,
+    };
+    (kind, kvm.reason.clone())
 }
 
 /// Decides on the engine; measures KVM only where that matters.
@@ -44,24 +42,23 @@ pub fn decide(choice: EngineChoice) -> Result<EngineKind, Failure> {
     match choice {
         EngineChoice::Soft => Ok(EngineKind::Soft),
         EngineChoice::Auto => {
-            // Without its engine there is nothing to measure for.
-            if !engine_kvm::BUILT_IN {
-                return Ok(EngineKind::Soft);
-            }
-            let (kind, reason) = auto(&engine_kvm::probe(), engine_kvm::BUILT_IN);
+            let (kind, reason) = auto(&engine_kvm::probe());
             tracing::info!(engine = kind.name(), reason, "engine chosen");
             Ok(kind)
         }
-        EngineChoice::Kvm if !engine_kvm::BUILT_IN => Err(Failure::Host(
-            "this version of Holm has no engine for KVM yet: use --engine soft".into(),
-        )),
         EngineChoice::Kvm => {
             let verdict = engine_kvm::probe();
-            if !verdict.usable {
+            if !verdict.runs {
                 return Err(Failure::Host(format!(
                     "KVM cannot be used here: {}; use --engine soft",
                     verdict.reason
                 )));
+            }
+            if !verdict.usable {
+                let reason = &verdict.reason;
+                terminal::say(&format!(
+                    "holm: --engine soft would be faster here: {reason}"
+                ));
             }
             Ok(EngineKind::Kvm)
         }
@@ -76,17 +73,14 @@ mod tests {
     fn auto_follows_the_measurement() {
         let mut kvm = KvmVerdict {
             usable: false,
+            runs: true,
             reason: "it only emulates".into(),
             api_version: Some(12),
             guest_mips: Some(2.0),
             native_mips: Some(5000.0),
         };
-        assert_eq!(
-            auto(&kvm, true),
-            (EngineKind::Soft, "it only emulates".into())
-        );
+        assert_eq!(auto(&kvm), (EngineKind::Soft, "it only emulates".into()));
         kvm.usable = true;
-        assert_eq!(auto(&kvm, true).0, EngineKind::Kvm);
-        assert_eq!(auto(&kvm, false).0, EngineKind::Soft);
+        assert_eq!(auto(&kvm).0, EngineKind::Kvm);
     }
 }

@@ -124,7 +124,7 @@ fn more_memory_than_any_host_has() {
     image("tiny");
     // Where the host commits that much, the guest must simply run.
     refused(
-        &["tiny", "--memory", "1T", "--timeout", "2s"],
+        &["tiny", "--memory", "255G", "--timeout", "2s"],
         &[HOST, TIMEOUT],
         "",
     );

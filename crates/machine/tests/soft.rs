@@ -5,16 +5,16 @@ mod support;
 use std::time::{Duration, Instant};
 
 use machine::{
-    CpuModel, Description, MachineError, Nic, NicNetwork, OnReset, Outcome, RunState, UserNic,
+    CpuChoice, Description, MachineError, Nic, NicNetwork, OnReset, Outcome, RunState, UserNic,
 };
 use support::{description, kernel, machine, run};
 
 fn soft(
     ram: std::sync::Arc<memory::GuestRam>,
     cpus: u32,
-    model: CpuModel,
+    cpu: CpuChoice,
 ) -> Result<std::sync::Arc<dyn engine::Engine>, engine::EngineError> {
-    engine_soft::SoftEngine::new(ram, cpus, model)
+    engine_soft::SoftEngine::new(ram, cpus, cpu)
 }
 
 #[test]
@@ -155,11 +155,7 @@ fn bad_descriptions_and_files_are_refused_before_anything_runs() {
     d.boot.as_kernel_mut().unwrap().kernel = "/nonexistent".into();
     assert!(matches!(try_new(d), MachineError::Boot(_)));
     let mut d = good.clone();
-    d.disks.push(machine::Disk {
-        file: "/nonexistent.img".into(),
-        read_only: false,
-        serial: None,
-    });
+    d.disks.push(machine::Disk::new("/nonexistent.img"));
     assert!(matches!(try_new(d), MachineError::Disk(_)));
     let mut d = good;
     d.boot.as_kernel_mut().unwrap().initrd = Some("/nonexistent.initrd".into());

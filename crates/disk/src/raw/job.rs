@@ -3,9 +3,11 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
 
 use memory::GuestRam;
 
+use crate::format::MAGIC;
 use crate::raw::Files;
 use crate::{BlockError, BlockInfo, Completion, GuestRange, MAX_RANGES, Op, SECTOR};
 
@@ -98,12 +100,14 @@ pub(crate) struct Job {
     at: usize,
     /// Guest memory that a read writes.
     ranges: Vec<GuestRange>,
+    /// A checked copy of the disk's first block, which `iov` points to.
+    head: Vec<u8>,
     error: Option<BlockError>,
     retries: u16,
 }
 
-// SAFETY: the pointers in `iov` point into guest RAM or `ZEROES`, which may be
-// used from any thread; the queue that owns the job keeps the RAM mapped.
+// SAFETY: the pointers in `iov` point into guest RAM, `ZEROES` or `head`, which
+// may be used from any thread; the queue that owns the job keeps the RAM mapped.
 unsafe impl Send for Job {}
 
 impl Job {
@@ -126,7 +130,7 @@ impl Job {
                 self.kind = Kind::Read;
                 self.load_ranges(to, ram)?;
                 self.ranges.extend_from_slice(to);
-                self.load_position(sector, self.left, info)?;
+                self.load_position(sector, self.left, info, files)?;
                 self.buffered = !files.direct_fits(self.offset, self.left, &self.iov)
                     || files.has_cached(self.offset, self.left);
             }
@@ -136,15 +140,19 @@ impl Job {
                 durable,
             } => {
                 self.kind = Kind::Write;
-                self.load_ranges(from, ram)?;
-                self.load_position(sector, self.left, info)?;
+                if files.guarded && sector == 0 {
+                    self.load_guarded(from, ram)?;
+                } else {
+                    self.load_ranges(from, ram)?;
+                }
+                self.load_position(sector, self.left, info, files)?;
                 self.durable = durable;
                 self.buffered = !files.direct_fits(self.offset, self.left, &self.iov);
             }
             Op::Flush => self.kind = Kind::Flush,
             Op::Discard { sector, count } => {
                 self.kind = Kind::Discard;
-                self.load_extent(sector, count, info)?;
+                self.load_extent(sector, count, info, files)?;
                 self.stage = Stage::Punch;
             }
             Op::WriteZeroes {
@@ -154,7 +162,7 @@ impl Job {
                 durable,
             } => {
                 self.kind = Kind::WriteZeroes;
-                self.load_extent(sector, count, info)?;
+                self.load_extent(sector, count, info, files)?;
                 self.stage = if unmap {
                     Stage::Punch
                 } else {
@@ -196,15 +204,60 @@ impl Job {
         Ok(())
     }
 
-    fn load_extent(&mut self, sector: u64, count: u64, info: &BlockInfo) -> Result<(), BlockError> {
-        self.left = count.checked_mul(SECTOR).ok_or(BlockError::Range)?;
-        self.load_position(sector, self.left, info)
+    /// As [`Self::load_ranges`], for the first block of a disk that nobody said
+    /// to be raw: it may not come to look like another format. The guest could
+    /// change its memory after a look at it, so the block is copied.
+    fn load_guarded(&mut self, ranges: &[GuestRange], ram: &GuestRam) -> Result<(), BlockError> {
+        let mut head = Vec::with_capacity(SECTOR as usize);
+        let mut rest = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let room = SECTOR as usize - head.len();
+            let length = room.min(range.len as usize);
+            let at = head.len();
+            head.resize(at + length, 0);
+            ram.read(range.gpa, head.get_mut(at..).unwrap_or_default())
+                .map_err(|_| BlockError::Memory)?;
+            rest.push(GuestRange {
+                gpa: range.gpa + length as u64,
+                len: range.len - length as u32,
+            });
+        }
+        if head.starts_with(&MAGIC) {
+            tracing::warn!("a guest's write of a qcow2 header to its raw disk was refused");
+            return Err(BlockError::Guarded);
+        }
+        if !head.is_empty() {
+            self.head = head;
+            self.left += self.head.len() as u64;
+            self.iov.push(libc::iovec {
+                iov_base: self.head.as_mut_ptr().cast(),
+                iov_len: self.head.len(),
+            });
+        }
+        self.load_ranges(&rest, ram)
     }
 
-    fn load_position(&mut self, sector: u64, len: u64, info: &BlockInfo) -> Result<(), BlockError> {
+    fn load_extent(
+        &mut self,
+        sector: u64,
+        count: u64,
+        info: &BlockInfo,
+        files: &Files,
+    ) -> Result<(), BlockError> {
+        self.left = count.checked_mul(SECTOR).ok_or(BlockError::Range)?;
+        self.load_position(sector, self.left, info, files)
+    }
+
+    fn load_position(
+        &mut self,
+        sector: u64,
+        len: u64,
+        info: &BlockInfo,
+        files: &Files,
+    ) -> Result<(), BlockError> {
         let block = u64::from(info.logical_block);
         let end = sector.checked_add(len / SECTOR).ok_or(BlockError::Range)?;
-        if end > info.sectors || !len.is_multiple_of(block) {
+        if end > files.sectors.load(Ordering::Acquire) || !len.is_multiple_of(block) {
             return Err(BlockError::Range);
         }
         self.offset = sector * SECTOR;

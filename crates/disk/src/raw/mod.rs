@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memory::GuestRam;
 
@@ -18,6 +19,9 @@ use crate::{BlockBackend, BlockError, BlockInfo, BlockQueue, Completion, DiskErr
 use cached::PageCache;
 use job::Job;
 
+use crate::layer::Layer;
+
+pub(crate) use open::{check_options, check_type, lock, open_error};
 pub use uring::usable as io_uring_usable;
 
 /// How operations reach the kernel.
@@ -80,8 +84,12 @@ impl RawOptions {
 /// The open descriptors of a disk and what they demand.
 pub(crate) struct Files {
     /// Through the page cache; holds the lock.
-    buffered: File,
+    buffered: Arc<File>,
     direct: Option<Direct>,
+    /// Capacity in sectors; it grows only.
+    sectors: AtomicU64,
+    /// The guest may not make the disk look like one of another format.
+    guarded: bool,
 }
 
 /// A descriptor with O_DIRECT and its alignment.
@@ -111,6 +119,11 @@ impl RawDisk {
         open::open(options)
     }
 
+    /// As [`Self::open`], of a file that is open and locked already.
+    pub(crate) fn adopt(options: &RawOptions, layer: Layer) -> Result<Self, DiskError> {
+        open::adopt(options, layer)
+    }
+
     /// Whether data passes the host's page cache (no direct I/O).
     pub fn is_buffered(&self) -> bool {
         self.files.direct.is_none()
@@ -125,6 +138,14 @@ impl RawDisk {
 impl BlockBackend for RawDisk {
     fn info(&self) -> &BlockInfo {
         &self.info
+    }
+
+    fn sectors(&self) -> u64 {
+        self.files.sectors.load(Ordering::Acquire)
+    }
+
+    fn grow(&self, sectors: u64) -> Result<(), DiskError> {
+        open::grow(&self.files, &self.info, sectors)
     }
 
     fn open_queue(&self, ram: Arc<GuestRam>) -> Result<Box<dyn BlockQueue>, DiskError> {
@@ -148,6 +169,10 @@ impl BlockBackend for RawDisk {
         };
         let aio = if self.uring { "io_uring" } else { "threads" };
         format!("raw, {cache}, {aio}")
+    }
+
+    fn raw_file(&self) -> Option<&File> {
+        Some(&self.files.buffered)
     }
 }
 

@@ -6,20 +6,32 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::format::Format;
+use crate::layer::{Access, Layer};
 use crate::raw::cached::PageCache;
 use crate::raw::{Aio, Caching, Direct, Files, RawDisk, RawOptions, uring};
 use crate::{BlockInfo, DiskError, SECTOR, SERIAL_MAX};
 
 pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
+    let access = Access {
+        read_only: options.read_only,
+        unlocked: false,
+    };
+    adopt(
+        options,
+        Layer::open(&options.path, Some(Format::Raw), access)?,
+    )
+}
+
+/// The disk on a file that is open and locked.
+pub(super) fn adopt(options: &RawOptions, layer: Layer) -> Result<RawDisk, DiskError> {
     check_options(options)?;
     let path = &options.path;
-    let meta = std::fs::metadata(path).map_err(|e| open_error(options, e))?;
-    let device = check_type(path, meta.file_type())?;
+    let buffered = layer.file;
     let mut how = OpenOptions::new();
     how.read(true).write(!options.read_only);
-    let buffered = how.open(path).map_err(|e| open_error(options, e))?;
-    lock(options, &buffered)?;
     let host = |doing| {
         move |source| DiskError::Host {
             path: path.clone(),
@@ -27,6 +39,8 @@ pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
             source,
         }
     };
+    let meta = buffered.metadata().map_err(host("look at it"))?;
+    let device = check_type(path, meta.file_type())?;
     let size = size_of(&buffered, device).map_err(host("find out its size"))?;
     if size == 0 {
         return Err(DiskError::Empty(path.clone()));
@@ -55,7 +69,12 @@ pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
         Aio::Uring => uring::usable().map(|()| true).map_err(DiskError::NoUring)?,
     };
     Ok(RawDisk {
-        files: Arc::new(Files { buffered, direct }),
+        files: Arc::new(Files {
+            buffered,
+            direct,
+            sectors: AtomicU64::new(size / SECTOR),
+            guarded: layer.guarded && !options.read_only,
+        }),
         info: BlockInfo {
             sectors: size / SECTOR,
             logical_block: options.logical_block,
@@ -70,7 +89,7 @@ pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
     })
 }
 
-fn check_options(options: &RawOptions) -> Result<(), DiskError> {
+pub(crate) fn check_options(options: &RawOptions) -> Result<(), DiskError> {
     let serial = &options.serial;
     if serial.len() > SERIAL_MAX || !serial.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
         return Err(DiskError::Serial(serial.clone()));
@@ -81,18 +100,18 @@ fn check_options(options: &RawOptions) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn open_error(options: &RawOptions, source: io::Error) -> DiskError {
-    let path = options.path.clone();
+pub(crate) fn open_error(path: &Path, read_only: bool, source: io::Error) -> DiskError {
+    let path = path.to_owned();
     match (source.kind(), source.raw_os_error()) {
         (io::ErrorKind::NotFound, _) => DiskError::Missing(path),
         (io::ErrorKind::PermissionDenied, _) | (_, Some(libc::EROFS)) => DiskError::Permission {
             path,
-            access: if options.read_only {
+            access: if read_only {
                 "reading"
             } else {
                 "reading and writing"
             },
-            hint: if options.read_only {
+            hint: if read_only {
                 ""
             } else {
                 ", or attach it read-only"
@@ -107,7 +126,7 @@ fn open_error(options: &RawOptions, source: io::Error) -> DiskError {
 }
 
 /// Whether it is a block device; an error if it is no disk at all.
-fn check_type(path: &Path, kind: FileType) -> Result<bool, DiskError> {
+pub(crate) fn check_type(path: &Path, kind: FileType) -> Result<bool, DiskError> {
     let kind = if kind.is_file() {
         return Ok(false);
     } else if kind.is_block_device() {
@@ -132,8 +151,8 @@ fn check_type(path: &Path, kind: FileType) -> Result<bool, DiskError> {
 /// Locks the whole file: exclusively for writing, shared for reading. The lock
 /// belongs to the open file, so it also keeps this process from using an image
 /// twice, and ends with the last descriptor.
-fn lock(options: &RawOptions, file: &File) -> Result<(), DiskError> {
-    let kind = if options.read_only {
+pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), DiskError> {
+    let kind = if read_only {
         libc::F_RDLCK
     } else {
         libc::F_WRLCK
@@ -142,29 +161,49 @@ fn lock(options: &RawOptions, file: &File) -> Result<(), DiskError> {
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = kind as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: an open descriptor and a valid flock that outlives the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } == 0 {
+    // A child of this process that has not yet called exec has a copy of every
+    // descriptor, and so of the locks of a disk that was just closed.
+    let source = retried(|| {
+        // SAFETY: an open descriptor and a valid flock that outlives the call.
+        match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    let Err(source) = source else {
         return Ok(());
-    }
-    let source = io::Error::last_os_error();
+    };
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::InUse {
-            path: options.path.clone(),
-            for_writing: !options.read_only,
+            path: path.to_owned(),
+            for_writing: !read_only,
         }),
         Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => {
             tracing::warn!(
-                path = %options.path.display(),
+                path = %path.display(),
                 "the file system cannot lock files: nothing keeps two machines from writing this disk"
             );
             Ok(())
         }
         _ => Err(DiskError::Host {
-            path: options.path.clone(),
+            path: path.to_owned(),
             doing: "lock it",
             source,
         }),
     }
+}
+
+/// Tries again for a tenth of a second while another has the lock.
+fn retried(try_once: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    for _ in 0..20 {
+        match try_once() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
+    try_once()
 }
 
 fn size_of(file: &File, device: bool) -> io::Result<u64> {
@@ -174,6 +213,46 @@ fn size_of(file: &File, device: bool) -> io::Result<u64> {
     // The end of a block device is found by seeking.
     let mut file = file;
     io::Seek::seek(&mut file, io::SeekFrom::End(0))
+}
+
+/// Makes the file larger, or sees that the block device is.
+pub(super) fn grow(files: &Files, info: &BlockInfo, sectors: u64) -> Result<(), DiskError> {
+    let refuse = |why: String| {
+        let disk = "raw".to_owned();
+        Err(DiskError::Grow { disk, why })
+    };
+    let now = files.sectors.load(Ordering::Acquire);
+    if sectors < now {
+        return refuse(format!(
+            "it has {} bytes, and a disk in use does not become smaller",
+            now * SECTOR
+        ));
+    }
+    let Some(size) = sectors.checked_mul(SECTOR).filter(|s| *s < 1 << 62) else {
+        return refuse("that is larger than any file".into());
+    };
+    if !size.is_multiple_of(info.logical_block.into()) {
+        return refuse(format!("its blocks have {} bytes", info.logical_block));
+    }
+    if info.read_only {
+        return refuse("it is read-only".into());
+    }
+    let grown = files.buffered.metadata().and_then(|meta| {
+        if meta.is_file() && meta.len() < size {
+            files.buffered.set_len(size)?;
+        }
+        size_of(&files.buffered, !meta.is_file())
+    });
+    match grown {
+        Ok(there) if there >= size => {
+            files.sectors.fetch_max(sectors, Ordering::AcqRel);
+            Ok(())
+        }
+        Ok(there) => refuse(format!(
+            "the block device has {there} bytes; make it larger first"
+        )),
+        Err(error) => refuse(error.to_string()),
+    }
 }
 
 fn open_direct(

@@ -1,9 +1,8 @@
 //! The guest's time: its TSC, and the KVM paravirtual clock made from it
 //! (Linux Documentation/virt/kvm/x86/msr.rst).
 //!
-//! The pair (guest TSC, system time) that the clock publishes is always
-//! (TSC_ADJUST, 0), so it is the same on all vCPUs, needs no state of its own,
-//! and stays right after a restore.
+//! The pair (guest TSC without TSC_ADJUST, system time) that the clock publishes
+//! is the same on all vCPUs: (0, 0), or that of a restored state.
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
 use std::sync::OnceLock;
@@ -222,7 +221,10 @@ impl Core {
         let version = (u32::from_le_bytes(old) | 1).wrapping_add(1);
         let mut b = [0u8; 32];
         b[..4].copy_from_slice(&version.wrapping_sub(1).to_le_bytes());
-        b[8..16].copy_from_slice(&self.system.tsc_adjust.to_le_bytes());
+        let (tsc, ns) = *self.shared.pvclock.lock();
+        let tsc = tsc.wrapping_add(self.system.tsc_adjust);
+        b[8..16].copy_from_slice(&tsc.to_le_bytes());
+        b[16..24].copy_from_slice(&ns.to_le_bytes());
         b[24..28].copy_from_slice(&mul.to_le_bytes());
         b[28] = shift as u8;
         // PVCLOCK_TSC_STABLE_BIT.
@@ -232,10 +234,24 @@ impl Core {
         self.phys_write(gpa, &version.to_le_bytes());
     }
 
+    /// The paravirtual clock when the guest's TSC has this value.
+    pub(crate) fn system_time(&self, tsc: u64) -> u64 {
+        let (from, ns) = *self.shared.pvclock.lock();
+        let ticks = tsc.wrapping_sub(self.system.tsc_adjust).wrapping_sub(from);
+        ns.wrapping_add(ticks_to_ns(ticks, self.shared.cpuid.tsc_khz()))
+    }
+
+    /// Takes a saved machine's clock, which the first vCPU has.
+    pub(crate) fn restore_system_time(&self, tsc: u64, ns: Option<u64>) {
+        if self.index == 0 {
+            let pair = ns.map(|ns| (tsc.wrapping_sub(self.system.tsc_adjust), ns));
+            *self.shared.pvclock.lock() = pair.unwrap_or_default();
+        }
+    }
+
     /// Writes the wall-clock time at system time zero.
     pub(crate) fn write_wall_clock(&mut self, gpa: u64) {
-        let ticks = self.guest_tsc().wrapping_sub(self.system.tsc_adjust);
-        let up = ticks_to_ns(ticks, self.shared.cpuid.tsc_khz());
+        let up = self.system_time(self.guest_tsc());
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default()

@@ -1,7 +1,7 @@
 //! RDMSR and WRMSR (SDM vol. 4). Unknown registers raise #GP(0).
 
 use arch::cpuid::Vendor;
-use arch::{Exception, msr};
+use arch::{Exception, Injected, msr};
 
 use crate::core::{Core, Exec};
 use crate::cpu::{cr, seg};
@@ -28,6 +28,11 @@ pub struct SystemState {
     pub kvm_system_time: u64,
     /// KVM_WALL_CLOCK.
     pub kvm_wall_clock: u64,
+    /// KVM_STEAL_TIME: a guest that KVM ran before may have set it; what it
+    /// points to is left as it is.
+    pub kvm_steal_time: u64,
+    /// What another engine had begun to deliver: comes first.
+    pub injected: Option<Injected>,
     /// IA32_BIOS_SIGN_ID.
     pub microcode: u64,
 }
@@ -46,6 +51,8 @@ impl Default for SystemState {
             mtrr_fixed: [0x0606_0606_0606_0606; 11],
             kvm_system_time: 0,
             kvm_wall_clock: 0,
+            kvm_steal_time: 0,
+            injected: None,
             microcode: 0x0100_0065 << 32,
         }
     }
@@ -138,6 +145,7 @@ impl Core {
             msr::FEATURE_CONTROL if self.intel() => 1,
             msr::KVM_SYSTEM_TIME | msr::KVM_SYSTEM_TIME_OLD => s.kvm_system_time,
             msr::KVM_WALL_CLOCK | msr::KVM_WALL_CLOCK_OLD => s.kvm_wall_clock,
+            msr::KVM_STEAL_TIME => s.kvm_steal_time,
             // TSC counts at the P0 frequency.
             msr::AMD_HWCR if !self.intel() => 1 << 24,
             // LFENCE serializes.
@@ -196,6 +204,7 @@ impl Core {
                 self.system.kvm_wall_clock = v;
                 self.write_wall_clock(v);
             }
+            msr::KVM_STEAL_TIME => self.system.kvm_steal_time = v,
             msr::AMD_HWCR
             | msr::AMD_NB_CFG
             | msr::AMD_DE_CFG

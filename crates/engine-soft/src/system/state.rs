@@ -12,41 +12,6 @@ use crate::system::SystemState;
 use crate::system::control::{DR6_ONES, DR7_ONES};
 use crate::system::descriptor::UNUSABLE;
 
-/// MSRs in `CpuState::msrs` (those of APIC, TSC and XCR0 have their own
-/// fields), in ascending order.
-fn msr_list() -> Vec<u32> {
-    let mut list = vec![
-        msr::TSC_ADJUST,
-        msr::SPEC_CTRL,
-        msr::SYSENTER_CS,
-        msr::SYSENTER_ESP,
-        msr::SYSENTER_EIP,
-        msr::MCG_STATUS,
-        msr::MISC_ENABLE,
-    ];
-    list.extend(msr::MTRR_PHYS_BASE0..=msr::MTRR_PHYS_LAST);
-    list.push(msr::MTRR_FIX_64K);
-    list.extend([msr::MTRR_FIX_16K_0, msr::MTRR_FIX_16K_1]);
-    list.extend(msr::MTRR_FIX_4K_0..=msr::MTRR_FIX_4K_7);
-    list.extend([
-        msr::PAT,
-        msr::MTRR_DEF_TYPE,
-        msr::KVM_WALL_CLOCK,
-        msr::KVM_SYSTEM_TIME,
-        msr::EFER,
-        msr::STAR,
-        msr::LSTAR,
-        msr::CSTAR,
-        msr::SFMASK,
-        msr::KERNEL_GS_BASE,
-        msr::TSC_AUX,
-    ]);
-    list
-}
-
-/// IA32_PAT after RESET.
-const PAT_RESET: u64 = 0x0007_0406_0007_0406;
-
 fn bad(reason: impl Into<String>) -> EngineError {
     EngineError::BadState {
         engine: "soft",
@@ -70,7 +35,7 @@ fn from_segment(s: &Segment) -> Seg {
 impl Core {
     /// The complete state.
     pub fn save_state(&mut self) -> CpuState {
-        let msrs = msr_list()
+        let msrs = msr::saved()
             .into_iter()
             .filter_map(|m| self.read_msr(m).ok().map(|v| (m, v)))
             .collect();
@@ -106,9 +71,11 @@ impl Core {
                 MpState::Running
             },
             tsc,
+            system_time: Some(self.system_time(tsc)),
             interrupt_shadow: c.shadow,
             nmi_blocked: c.nmi_blocked,
             nmi_pending: bits & pending::NMI != 0,
+            injected: self.system.injected,
         }
     }
 
@@ -118,7 +85,7 @@ impl Core {
         self.system = SystemState::default();
         self.restore_registers(&CpuState::reset(self.index == 0));
         self.cpu.gpr[2] = u64::from(self.shared.cpuid.signature());
-        self.cpu.pat = PAT_RESET;
+        self.cpu.pat = msr::PAT_RESET;
         self.cpu.efer = 0;
         self.sync_tsc();
         self.tlb_flush_all();
@@ -148,7 +115,9 @@ impl Core {
             // A saved machine's time goes on; a reset state keeps this one's.
             let tsc = s.tsc.wrapping_sub(self.system.tsc_adjust);
             self.shared.tsc_base.set_tsc(tsc);
+            self.restore_system_time(s.tsc, s.system_time);
         }
+        self.system.injected = s.injected;
         self.sync_tsc();
         self.restore_apic(s);
         self.tlb_flush_all();
@@ -195,7 +164,7 @@ impl Core {
     }
 
     fn restore_msrs(&mut self, msrs: &[(u32, u64)]) -> Result<(), EngineError> {
-        self.cpu.pat = PAT_RESET;
+        self.cpu.pat = msr::PAT_RESET;
         self.cpu.efer = 0;
         for &(index, value) in msrs {
             match index {
@@ -204,6 +173,7 @@ impl Core {
                 // Restored memory holds the clock already.
                 msr::KVM_WALL_CLOCK => self.system.kvm_wall_clock = value,
                 msr::KVM_SYSTEM_TIME => self.system.kvm_system_time = value,
+                msr::KVM_STEAL_TIME => self.system.kvm_steal_time = value,
                 _ => self
                     .write_msr(index, value)
                     .map_err(|_| bad(format!("MSR {index:#x} cannot be {value:#x} here")))?,

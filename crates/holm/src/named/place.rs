@@ -73,6 +73,7 @@ pub fn names() -> io::Result<Vec<String>> {
 
 /// A name held by this process.
 pub struct Claim {
+    name: String,
     directory: PathBuf,
     /// Locked as long as the name is held.
     _lock: File,
@@ -108,6 +109,7 @@ impl Claim {
             .map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self {
+                name: name.to_owned(),
                 directory,
                 _lock: lock,
             }),
@@ -116,6 +118,11 @@ impl Claim {
             ))),
             Err(fs::TryLockError::Error(e)) => Err(failed(e)),
         }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Where it serves its control socket.

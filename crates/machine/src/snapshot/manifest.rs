@@ -93,7 +93,9 @@ pub struct DiskFile {
     /// Where: a file in the snapshot's directory, or the path of a file that
     /// is only referred to.
     pub file: PathBuf,
-    /// Bytes of the disk.
+    /// The file's format.
+    pub format: disk::Format,
+    /// Bytes of the file.
     pub size: u64,
     /// BLAKE3 of its contents; of a file that is referred to, none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -102,13 +104,28 @@ pub struct DiskFile {
     /// of Unix time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modified_ns: Option<i64>,
+    /// Files that the image builds on: they are only referred to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub below: Vec<FileBelow>,
+}
+
+/// A file that a disk's image builds on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileBelow {
+    /// Its absolute path.
+    pub file: PathBuf,
+    /// Bytes of the file.
+    pub size: u64,
+    /// When it was last changed, in nanoseconds of Unix time.
+    pub modified_ns: i64,
 }
 
 /// How a snapshot keeps the contents of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskKept {
-    /// A copy without what is zero.
+    /// A copy without what is zero, or what is in the files below.
     Copied,
     /// A copy that shares blocks with the machine's disk.
     Cloned,
