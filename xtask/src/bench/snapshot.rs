@@ -107,8 +107,7 @@ impl Sides {
     fn first_output(&self, snapshot: &Path) -> Result<Duration> {
         let start = Instant::now();
         let snapshot = snapshot.display().to_string();
-        let mut console =
-            Console::start(&mut Command::new(&self.holm).args(["restore", &snapshot]))?;
+        let mut console = Console::start(Command::new(&self.holm).args(["restore", &snapshot]))?;
         console.expect("\n", PATIENCE)?;
         Ok(start.elapsed())
     }
