@@ -184,7 +184,7 @@ fn transactions(console: &mut Console) {
     assert_eq!((output.as_str(), status), (expected, 0));
     console
         .send(
-            "cd /var/lib/postgresql; su postgres -c 'pgbench -c 4 -T 600 -n' > /dev/null 2>&1 & \
+            "cd /var/lib/postgresql; (su postgres -c 'pgbench -c 4 -T 600 -n' > /dev/null 2>&1 &); \
              for n in $(seq 1 100000); do echo \"insert into t values ($n);\"; \
              echo \"\\echo ACK-$n.\"; done | su postgres -c 'psql -qAt'\n",
         )
