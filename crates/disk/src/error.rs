@@ -132,6 +132,14 @@ pub enum DiskError {
         /// The host's error.
         source: io::Error,
     },
+    /// It cannot become larger, or not so.
+    #[error("the disk ({disk}) cannot grow: {why}")]
+    Grow {
+        /// Its file or format.
+        disk: String,
+        /// Why not.
+        why: String,
+    },
     /// No resources for a queue.
     #[error("cannot set up disk I/O ({what}): {source}")]
     Queue {

@@ -9,6 +9,7 @@
 //! [`open`] opens a disk of any format: [`RawDisk`], a raw file or block
 //! device, or a qcow2 image with all that it builds on, an [`Image`].
 
+mod capture;
 mod error;
 mod format;
 mod image;
@@ -19,11 +20,13 @@ mod qcow2;
 mod raw;
 mod waker;
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use memory::GuestRam;
 
+pub use capture::{CapturableDisk, Capture, CaptureTarget};
 pub use error::{BlockError, DiskError};
 pub use format::{ATTRIBUTE, Format};
 pub use image::{Extent, Image, ImageOptions, Origin};
@@ -54,7 +57,8 @@ pub struct GuestRange {
 /// What a disk looks like to its guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockInfo {
-    /// Capacity in sectors of 512 bytes.
+    /// Capacity in sectors of 512 bytes when it was opened; see
+    /// [`BlockBackend::sectors`].
     pub sectors: u64,
     /// Smallest unit the guest addresses, in bytes (512 or 4096).
     pub logical_block: u32,
@@ -127,6 +131,25 @@ pub trait BlockBackend: Send + Sync {
     /// Size, block sizes, serial and abilities; constant while open.
     fn info(&self) -> &BlockInfo;
 
+    /// Capacity in sectors now. Only [`Self::grow`] changes it.
+    fn sectors(&self) -> u64 {
+        self.info().sectors
+    }
+
+    /// Makes the disk larger while it is in use; what is new reads as zeroes.
+    /// On a block device, which its owner makes larger, takes note of it.
+    ///
+    /// # Errors
+    /// [`DiskError::Grow`]: it would become smaller, has not whole blocks, or
+    /// cannot grow.
+    fn grow(&self, sectors: u64) -> Result<(), DiskError> {
+        let _ = sectors;
+        Err(DiskError::Grow {
+            disk: self.describe(),
+            why: "this format cannot grow while it is in use".into(),
+        })
+    }
+
     /// Opens a queue for operations on `ram`.
     ///
     /// # Errors
@@ -142,6 +165,21 @@ pub trait BlockBackend: Send + Sync {
 
     /// Format and ways of access in a few words, for logs.
     fn describe(&self) -> String;
+
+    /// The file whose bytes are the disk's sectors, if there is one.
+    fn raw_file(&self) -> Option<&File> {
+        None
+    }
+
+    /// The image that the disk is, if it is one of another format than raw.
+    fn image(&self) -> Option<&Arc<Image>> {
+        None
+    }
+
+    /// The disk as one that can be copied while it is written.
+    fn capturable(&self) -> Option<&CapturableDisk> {
+        None
+    }
 }
 
 /// One thread's queue to a disk. Operations complete in any order. Dropping a

@@ -8,6 +8,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use disk::Format;
 
 use crate::agent;
+use crate::background;
+use crate::disk_images;
+use crate::disk_option;
 use crate::exit_code;
 use crate::named;
 use crate::network;
@@ -43,6 +46,7 @@ pub enum Command {
     ///   holm run debian --cpus 2 --memory 1G
     ///   holm run disk.img --entry 1
     ///   holm run --kernel vmlinuz --initrd initrd --cmdline "console=ttyS0"
+    ///   holm run debian --name web1 --detach
     #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
     Run(Box<Run>),
     /// Lists what a disk offers to start, as `holm run DISK` would find it
@@ -52,6 +56,11 @@ pub enum Command {
     ///   holm boot-entries debian-disk -o json
     #[command(verbatim_doc_comment, after_help = exit_code::LIST_HELP)]
     BootEntries(BootEntries),
+    /// Makes, looks at and changes disk images
+    ///
+    /// Example: holm disk create --backing debian.img web1.qcow2
+    #[command(subcommand)]
+    Disk(disk_images::Command),
     /// Runs a program in a machine, through qemu-guest-agent in the guest
     ///
     /// Output comes while the program runs; the status is the program's, or 128 and the number
@@ -133,6 +142,24 @@ pub enum Command {
     /// Example: holm nmi web1
     #[command(after_help = exit_code::CONTROL_HELP)]
     Nmi(named::Named),
+    /// Prints what happened to a machine, or to all: starts, pauses, panics, disk errors, and more
+    ///
+    /// Examples:
+    ///   holm events web1
+    ///   holm events --follow -o json
+    #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
+    Events(named::events::Arguments),
+    /// Attaches this terminal to the serial console of a running machine
+    ///
+    /// Any number may watch; one has the keyboard. Keys, on a terminal: Ctrl-] or Ctrl-A d
+    /// leaves the console (the machine runs on), Ctrl-A t takes the keyboard, Ctrl-A Ctrl-A
+    /// sends Ctrl-A.
+    ///
+    /// Examples:
+    ///   holm console web1
+    ///   holm console web1 --watch --replay 256K
+    #[command(verbatim_doc_comment, after_help = exit_code::CONSOLE_HELP)]
+    Console(named::console::Arguments),
     /// Makes, shows and checks snapshots of running machines
     #[command(subcommand)]
     Snapshot(snapshot::Command),
@@ -191,11 +218,10 @@ pub struct Run {
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub append: Option<String>,
 
-    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly
-    /// --disk web.qcow2,format=qcow2); see docs/disks.md
-    #[arg(long = "disk", value_name = "FILE[,format=raw|qcow2][,readonly][,serial=S]",
-          value_parser = disk)]
-    pub disks: Vec<Disk>,
+    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly);
+    /// with ,name=N ,block-size=4096 ,iops=N ,bps=N ,on-error=report and more, see docs/disks.md
+    #[arg(long = "disk", value_name = "FILE[,OPTION[=VALUE]…]", value_parser = disk_option::parse)]
+    pub disks: Vec<machine::Disk>,
 
     /// Format of DISK (--format qcow2); needed for an image from elsewhere that builds on other files
     #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse, requires = "image")]
@@ -244,6 +270,10 @@ pub struct Run {
     /// find it (--name web1)
     #[arg(long, value_name = "NAME", value_parser = named::place::name)]
     pub name: Option<String>,
+
+    /// Whether it runs in the background
+    #[command(flatten)]
+    pub background: background::Options,
 
     /// Serves GDB there, on this host only unless an address is given; with wait the guest
     /// starts when GDB has come (--gdb 1234,wait)
@@ -343,19 +373,6 @@ pub enum Serial {
     File(PathBuf),
 }
 
-/// `--disk`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Disk {
-    /// Image or block device.
-    pub file: PathBuf,
-    /// Its format, if told.
-    pub format: Option<Format>,
-    /// The guest may not write.
-    pub readonly: bool,
-    /// Serial number shown to the guest, at most 20 bytes (virtio 1.2, 5.2.6.1).
-    pub serial: Option<String>,
-}
-
 fn memory(text: &str) -> Result<u64, String> {
     let bytes = size(text)?;
     if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) {
@@ -437,38 +454,6 @@ fn gdb(text: &str) -> Result<Gdb, String> {
     Ok(Gdb { address, wait })
 }
 
-fn disk(text: &str) -> Result<Disk, String> {
-    let mut words = text.split(',');
-    let file = words.next().unwrap_or_default();
-    if file.is_empty() {
-        return Err("a disk is FILE[,format=raw|qcow2][,readonly][,serial=S]".into());
-    }
-    let mut disk = Disk {
-        file: file.into(),
-        format: None,
-        readonly: false,
-        serial: None,
-    };
-    for word in words {
-        match word.split_once('=') {
-            None if word == "readonly" => disk.readonly = true,
-            Some(("format", format)) => disk.format = Some(Format::parse(format)?),
-            Some(("serial", serial)) if (1..=20).contains(&serial.len()) && serial.is_ascii() => {
-                disk.serial = Some(serial.to_owned());
-            }
-            Some(("serial", _)) => {
-                return Err("a disk's serial number has 1 to 20 ASCII characters".into());
-            }
-            _ => {
-                return Err(format!(
-                    "unknown disk option {word:?}: there are format=, readonly and serial="
-                ));
-            }
-        }
-    }
-    Ok(disk)
-}
-
 /// Where a serial port leads: stdio, null or file=PATH.
 ///
 /// # Errors
@@ -534,29 +519,6 @@ mod tests {
             "9999999999h",
         ] {
             assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn disks() {
-        assert_eq!(
-            disk("a.img,readonly,serial=X1,format=raw"),
-            Ok(Disk {
-                file: "a.img".into(),
-                format: Some(Format::Raw),
-                readonly: true,
-                serial: Some("X1".into())
-            })
-        );
-        for bad in [
-            "",
-            ",readonly",
-            "a,ro",
-            "a,format=vmdk",
-            "a,serial=",
-            "a,serial=123456789012345678901",
-        ] {
-            assert!(disk(bad).is_err(), "{bad}");
         }
     }
 

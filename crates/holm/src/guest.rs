@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::Sender;
+use std::time::Duration;
 
 use arch::cpuid::CpuModel;
 use boot::BootError;
@@ -105,6 +106,7 @@ impl Guest {
             Origin::Snapshot {
                 snapshot, paused, ..
             } => {
+                engine_soft::expect_tsc_khz(snapshot.manifest().cpu.tsc_khz);
                 let restored =
                     Machine::from_snapshot(snapshot, description, &make_engine, consoles)?;
                 (restored, *paused)
@@ -163,16 +165,26 @@ impl Guest {
         Ok(own)
     }
 
-    /// Runs it to its end.
+    /// Starts it.
     ///
     /// # Errors
-    /// [`Failure`] if Holm or the host failed.
-    pub fn run(&self) -> Result<Arc<Outcome>, Failure> {
+    /// [`Failure`] if the host gives no thread.
+    pub fn start(&self) -> Result<(), Failure> {
         self.machine.start(None)?;
         if !self.stays_paused {
             self.machine.resume();
         }
-        Ok(self.machine.wait())
+        Ok(())
+    }
+
+    /// Waits for its end.
+    pub fn wait(&self) -> Arc<Outcome> {
+        self.machine.wait()
+    }
+
+    /// Waits for its end, for at most this long.
+    pub fn wait_for(&self, limit: Duration) -> Option<Arc<Outcome>> {
+        self.machine.wait_for(limit)
     }
 
     /// Ends the machine from outside, as if its power were cut.
@@ -183,6 +195,11 @@ impl Guest {
     /// Presses the power button (ACPI).
     pub fn press_power_button(&self) {
         self.machine.press_power_button();
+    }
+
+    /// Lets a paused machine go on.
+    pub fn resume(&self) {
+        self.machine.resume();
     }
 
     /// Tells the guest the size of the user's terminal, if there is one.
@@ -225,6 +242,11 @@ fn tell(event: GuestEvent, panicked: &AtomicBool) {
         GuestEvent::Panicked => "the guest's kernel has panicked",
         GuestEvent::CrashLoaded => "the guest's kernel has panicked; its crash kernel runs",
         GuestEvent::WatchdogExpired => "the guest has not pinged its watchdog in time",
+        GuestEvent::DiskStopped => {
+            "a disk of the host has failed; the machine is paused, loses nothing, and tries again \
+             when it is resumed (`holm resume NAME`, or `continue` in the monitor, Ctrl-A c)"
+        }
+        GuestEvent::DiskFailed => "a disk of the host has failed; the guest sees an I/O error",
         GuestEvent::Rebooted => {
             panicked.store(false, Ordering::Release);
             return;

@@ -2,9 +2,12 @@
 #![forbid(unsafe_code)]
 
 mod agent;
+mod background;
 mod boot_entries;
 mod cli;
 mod console;
+mod disk_images;
+mod disk_option;
 mod disks;
 mod doctor;
 mod engine_choice;
@@ -45,6 +48,7 @@ fn main() -> ! {
     let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {
         Command::Run(run) => run::run(run),
         Command::BootEntries(entries) => boot_entries::run(entries),
+        Command::Disk(command) => disk_images::run(command),
         Command::Exec(arguments) => agent::exec(arguments),
         Command::Cp(arguments) => agent::copy(arguments),
         Command::Balloon(arguments) => agent::balloon(arguments),
@@ -59,6 +63,8 @@ fn main() -> ! {
         Command::Reset(machine) => named::ask(machine, &Request::Reset {}),
         Command::Kill(machine) => named::ask(machine, &Request::Kill {}),
         Command::Nmi(machine) => named::ask(machine, &Request::Nmi {}),
+        Command::Events(arguments) => named::events::run(arguments),
+        Command::Console(arguments) => named::console::run(arguments),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Restore(arguments) => restore::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),

@@ -7,6 +7,7 @@ use clap::Args;
 use machine::snapshot::{DiskKept, Snapshot};
 use machine::{Description, NicNetwork};
 
+use crate::background;
 use crate::cli::{EngineChoice, Serial, duration, serial};
 use crate::console::terminal;
 use crate::disks::{self, OwnDisk};
@@ -28,6 +29,10 @@ pub struct Restore {
     /// Gives the machine a name (--name web1)
     #[arg(long, value_name = "NAME", value_parser = place::name)]
     pub name: Option<String>,
+
+    /// Whether it runs in the background
+    #[command(flatten)]
+    pub background: background::Options,
 
     /// Makes another machine of it: with its own UUID and network addresses, and without the
     /// published ports and sockets of the first, unless they are given here
@@ -79,7 +84,10 @@ pub struct Restore {
 
 /// Restores the machine, runs it and returns the exit status.
 pub fn run(arguments: &Restore) -> u8 {
-    run::report(start(arguments))
+    run::report(match arguments.background.wanted() {
+        true => background::start(arguments.name.as_deref()),
+        false => start(arguments),
+    })
 }
 
 fn start(arguments: &Restore) -> Result<u8, Failure> {
@@ -108,6 +116,7 @@ fn start(arguments: &Restore) -> Result<u8, Failure> {
         agent_socket: arguments.agent_socket.clone(),
         gdb: None,
         deadline,
+        background: arguments.background.is(),
     })
 }
 
@@ -162,21 +171,14 @@ fn own_disks(
 ) -> Result<Vec<OwnDisk>, Failure> {
     let mut own = Vec::new();
     for (index, disk) in description.disks.iter_mut().enumerate() {
-        let kept = snapshot.manifest().disks.get(index).map(|d| d.kept);
-        let Some(file) = snapshot.disk(index) else {
+        let (Some(file), Some(kept)) = (snapshot.disk(index), snapshot.manifest().disks.get(index))
+        else {
             continue;
-        };
-        let format = match disk.format {
-            Some(format) => format,
-            None => {
-                let info = disk::manage::info(&file, None);
-                info.map_err(|e| Failure::File(e.to_string()))?.format
-            }
         };
         let template = Template {
             file,
-            format,
-            readonly: kept == Some(DiskKept::Referred),
+            format: kept.format,
+            readonly: kept.kept == DiskKept::Referred,
         };
         let mine = disks::own(&template, arguments.keep.as_deref())?;
         disk.file = mine.path.clone();

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
+use crate::background;
 use crate::cli::{self, Run, Serial};
 use crate::console::input::{Input, Room};
 use crate::console::log::SerialLog;
@@ -33,6 +34,8 @@ use crate::peripherals::LogOption;
 
 /// Time for the guest's last output to reach a slow reader.
 const LAST_WORDS: Duration = Duration::from_secs(5);
+/// Time for a machine that was stopped to end.
+const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Time to end in good order after a signal.
 const GOOD_ORDER: Duration = Duration::from_secs(2);
 
@@ -43,7 +46,7 @@ const SERIAL_CONSOLE: &str = "console=ttyS0";
 #[derive(Debug)]
 pub enum Event {
     /// The machine ended.
-    Ended(Result<Arc<Outcome>, Failure>),
+    Ended(Arc<Outcome>),
     /// Ctrl-A x.
     EndedByUser,
     /// Ctrl-A c.
@@ -58,7 +61,10 @@ pub enum Event {
 
 /// Runs the machine and returns the exit status.
 pub fn run(arguments: &Run) -> u8 {
-    report(start(arguments))
+    report(match arguments.background.wanted() {
+        true => background::start(arguments.name.as_deref()),
+        false => start(arguments),
+    })
 }
 
 /// Says what failed; the exit status.
@@ -93,6 +99,7 @@ fn start(arguments: &Run) -> Result<u8, Failure> {
         agent_socket: arguments.peripherals.agent_socket.clone(),
         gdb: arguments.gdb,
         deadline,
+        background: arguments.background.is(),
     })
 }
 
@@ -131,13 +138,21 @@ pub struct Plan {
     pub gdb: Option<cli::Gdb>,
     /// When it ends at the latest.
     pub deadline: Option<Instant>,
+    /// This is a process in the background, started for the machine.
+    pub background: bool,
 }
 
 /// Runs a machine to its end; the exit status.
 ///
 /// # Errors
 /// [`Failure`]: why it cannot run.
-pub fn session(plan: Plan) -> Result<u8, Failure> {
+pub fn session(mut plan: Plan) -> Result<u8, Failure> {
+    if plan.background {
+        background::leave_session();
+        if plan.serial == Serial::Stdio {
+            plan.serial = Serial::Null;
+        }
+    }
     let on_stdio = plan.serial == Serial::Stdio;
     let internal = |what: &str, error: io::Error| Failure::Internal(format!("{what}: {error}"));
     let output = output(&plan.serial)?;
@@ -182,12 +197,16 @@ pub fn session(plan: Plan) -> Result<u8, Failure> {
     if raw.is_some() {
         terminal::say("holm: Ctrl-A x ends the machine, Ctrl-A c opens the monitor");
     }
+    guest.start()?;
+    if let Some(claim) = plan.claim.as_ref().filter(|_| plan.background) {
+        background::announce(claim.name())?;
+    }
     let machine = Arc::clone(&guest);
     thread::Builder::new()
         .name("machine".into())
         .spawn(move || {
             // Without a receiver the process is ending.
-            let _ = events.send(Event::Ended(machine.run()));
+            let _ = events.send(Event::Ended(machine.wait()));
         })
         .map_err(|e| internal("starting the machine's thread", e))?;
 
@@ -199,6 +218,8 @@ pub fn session(plan: Plan) -> Result<u8, Failure> {
         monitor_open: false,
     };
     let result = session.until_end(&received, plan.deadline);
+    // Who follows the machine from elsewhere hears of its end.
+    let _ = session.guest.wait_for(LAST_MOMENT);
     session.output.flush(LAST_WORDS);
     if let Some(log) = log {
         log.flush(LAST_WORDS);
@@ -229,8 +250,8 @@ impl Session {
                 Some(left) => events.recv_timeout(left),
             };
             let code = match event {
-                Ok(Event::Ended(result)) => {
-                    return result.map(|outcome| ended(&outcome, self.guest.panicked()));
+                Ok(Event::Ended(outcome)) => {
+                    return Ok(ended(&outcome, self.guest.panicked()));
                 }
                 Ok(Event::EndedByUser) => {
                     self.guest.stop();
@@ -291,6 +312,7 @@ impl Session {
     fn command(&mut self, command: Command) {
         match command {
             Command::Continue => {
+                self.guest.resume();
                 self.monitor_open = false;
                 if let Some(input) = &self.input {
                     input.monitor(false);
@@ -420,34 +442,22 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
         ));
     }
     description.disks.extend(disk.map(|file| Disk {
-        file,
         format: arguments.format,
-        scratch: false,
-        read_only: false,
-        serial: None,
+        ..Disk::new(file)
     }));
     let own_from = description.disks.len();
     let mut own_disks = Vec::new();
     for template in image.iter().flat_map(|image| &image.disks) {
         let own = disks::own(template, arguments.keep.as_deref())?;
         description.disks.push(Disk {
-            file: own.path.clone(),
             format: Some(own.format),
             scratch: own.scratch,
             read_only: template.readonly,
-            serial: None,
+            ..Disk::new(&own.path)
         });
         own_disks.push(own);
     }
-    description
-        .disks
-        .extend(arguments.disks.iter().map(|disk| Disk {
-            file: disk.file.clone(),
-            format: disk.format,
-            scratch: false,
-            read_only: disk.readonly,
-            serial: disk.serial.clone(),
-        }));
+    description.disks.extend(arguments.disks.iter().cloned());
     if arguments.ephemeral {
         let own = own_from..own_from + own_disks.len();
         for (index, disk) in description.disks.iter_mut().enumerate() {

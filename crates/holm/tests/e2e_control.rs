@@ -2,6 +2,8 @@
 //! processes; clients that misbehave harm nothing.
 
 mod common;
+#[path = "common/terminal.rs"]
+mod terminal;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -10,11 +12,16 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use common::{BOOT, Console, SOON, holm, image};
+use rustix::termios::LocalModes;
 use serde_json::Value;
+use terminal::Terminal;
 
 fn at(runtime: &Path, arguments: &[&str]) -> Command {
     let mut command = holm();
-    command.args(arguments).env("XDG_RUNTIME_DIR", runtime);
+    command
+        .args(arguments)
+        .env("XDG_RUNTIME_DIR", runtime)
+        .env("XDG_STATE_HOME", runtime.join("state"));
     command
 }
 
@@ -167,4 +174,155 @@ fn a_killed_process_leaves_its_name_free() {
             "{bad:?}"
         );
     }
+}
+
+/// `holm console` on a terminal of its own.
+fn console(runtime: &Path, arguments: &[&str]) -> Terminal {
+    let runtime = format!("XDG_RUNTIME_DIR={}", runtime.display());
+    let words = [&runtime, env!("CARGO_BIN_EXE_holm"), "console"];
+    Terminal::start("env", &[&words, arguments].concat())
+}
+
+/// Kills a machine in the background, whatever becomes of the test.
+struct AtTheEnd<'a>(&'a Path, &'a str);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        // It has ended, if all went well.
+        let _ = ask(self.0, &["kill", self.1]);
+    }
+}
+
+#[test]
+fn a_machine_in_the_background_is_followed_and_used_from_several_consoles() {
+    image("tiny");
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = directory.path();
+    let run = ["run", "tiny", "--name", "far", "--append", "quiet", "-d"];
+    let started = ask(runtime, &run);
+    let text = String::from_utf8_lossy(&started.stderr);
+    assert_eq!(started.status.code(), Some(0), "{text}");
+    let _end = AtTheEnd(runtime, "far");
+    let all = json(runtime, &["ls", "-o", "json"]);
+    assert_eq!(
+        (&all[0]["name"], &all[0]["state"]),
+        (&"far".into(), &"running".into())
+    );
+    assert_eq!(
+        ask(runtime, &run).status.code(),
+        Some(2),
+        "the name is taken"
+    );
+    let bad = ["run", "--kernel", "/no/such", "--name", "bad", "--detach"];
+    let bad = ask(runtime, &bad);
+    assert_eq!(bad.status.code(), Some(14), "as without --detach");
+    assert!(String::from_utf8_lossy(&bad.stderr).contains("/no/such"));
+
+    let mut follower = at(runtime, &["events", "far", "--follow", "-o", "json"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut watcher = console(runtime, &["far", "--watch", "--replay", "256K"]);
+    watcher.expect("(watching)", SOON);
+    watcher.expect("# ", BOOT);
+    let mut first = console(runtime, &["far"]);
+    let before = first.settings();
+    // What was printed before is printed again.
+    first.expect("# ", SOON);
+    assert!(!first.settings().local_modes.contains(LocalModes::ICANON));
+    first.send("echo first $((6*7))\r");
+    first.expect("first 42", SOON);
+    watcher.expect("first 42", SOON);
+    watcher.send("not for the guest\r");
+    let mut second = console(runtime, &["far", "--replay", "0"]);
+    second.expect("another has the keyboard", SOON);
+    second.send("in vain\r");
+    second.expect("another has the keyboard", SOON);
+    second.send("\x01t");
+    second.expect("you have the keyboard", SOON);
+    first.expect("another has taken", SOON);
+    second.send("echo second $((6*8)); stty size\r");
+    second.expect("second 48", SOON);
+    let between = first.expect("second 48", SOON);
+    assert!(
+        !between.contains("in vain") && !between.contains("not for"),
+        "{between}"
+    );
+    first.send("\x1d");
+    assert_eq!(first.finish(SOON), Some(0));
+    assert_eq!(
+        first.settings().local_modes,
+        before.local_modes | LocalModes::ICANON
+    );
+
+    a_client_that_does_not_read(&runtime.join("holm/machines/far/control.sock"), &mut second);
+    assert_eq!(ask(runtime, &["pause", "far"]).status.code(), Some(0));
+    assert_eq!(ask(runtime, &["resume", "far"]).status.code(), Some(0));
+    second.send("poweroff -f\r");
+    second.expect("far has ended", SOON);
+    assert_eq!(second.finish(SOON), Some(0));
+    assert_eq!(watcher.finish(SOON), Some(0));
+    let mut text = String::new();
+    follower
+        .stdout
+        .take()
+        .unwrap()
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(follower.wait().unwrap().code(), Some(0));
+    let events: Vec<Value> = text
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    let kinds: Vec<&str> = events
+        .iter()
+        .map(|e| e["event"].as_str().unwrap())
+        .collect();
+    let expected = [
+        "started",
+        "keyboard-taken",
+        "keyboard-taken",
+        "keyboard-taken",
+        "keyboard-taken",
+        "paused",
+        "resumed",
+        "ended",
+    ];
+    assert_eq!(kinds, expected, "{text}");
+    assert!(events.iter().all(|e| e["name"] == "far"));
+    assert_eq!(ask(runtime, &["events", "far"]).status.code(), Some(28));
+    assert!(runtime.join("state/holm/machines/far.log").exists());
+}
+
+/// It takes the keyboard, types nonsense and reads nothing of what the guest
+/// then prints; others go on.
+fn a_client_that_does_not_read(socket: &Path, other: &mut Terminal) {
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let mut ask = |line: &str, expected: &str| {
+        (&stream).write_all(format!("{line}\n").as_bytes()).unwrap();
+        loop {
+            let answer = lines.next().unwrap().unwrap();
+            if answer.contains(expected) {
+                return;
+            }
+            let other = answer.contains("printed") || answer.starts_with("{\"protocol");
+            assert!(other, "{line}: {answer}");
+        }
+    };
+    ask(r#"{"request":"type","data":"eA=="}"#, "not attached");
+    ask(r#"{"request":"console","keyboard":"steal"}"#, "steal");
+    ask(
+        r#"{"request":"console","keyboard":"take"}"#,
+        r#"{"keyboard":{"held":true}}"#,
+    );
+    ask(r#"{"request":"fly"}"#, "fly");
+    ask(r#"{"request":"type","data":"!"}"#, "base64");
+    ask(r#"{"request":"pause"}"#, "not for a console");
+    other.expect("another has taken", SOON);
+    other.send("\x01t");
+    other.expect("you have the keyboard", SOON);
+    other.send("seq 1 60000; echo en''d\r");
+    other.expect("\nend", BOOT);
 }

@@ -3,8 +3,17 @@
 //! A connection carries lines of JSON. The machine speaks first ([`Hello`]);
 //! then each [`Request`] line gets one [`Reply`] line, in order. Lines longer
 //! than [`LINE_MAX`], requests and fields that are not known are refused by
-//! name, and the connection goes on.
+//! name, and the connection goes on. Two requests make a connection a stream:
+//! [`Request::Events`] with `follow`, whose answer comes again and again, and
+//! [`Request::Console`], after which the console's own requests are sent and
+//! [`Reply::Printed`] and [`Reply::Keyboard`] come unasked.
 #![forbid(unsafe_code)]
+
+mod console;
+mod event;
+
+pub use console::{Bytes, Keyboard, Printed};
+pub use event::{Event, EventKind, EventList};
 
 use std::collections::BTreeMap;
 
@@ -45,6 +54,43 @@ pub enum Request {
     Nmi {},
     /// Its counters: [`Metrics`].
     Metrics {},
+    /// Asks its guest to do with this much memory, through its balloon.
+    Balloon {
+        /// In bytes; the machine's size gives all back.
+        memory: u64,
+    },
+    /// What happened to it: [`EventList`].
+    Events {
+        /// Only what has a greater number than this.
+        #[serde(default)]
+        after: u64,
+        /// Whether later events are told, too, as they come; nothing else can
+        /// be asked on the connection then.
+        #[serde(default)]
+        follow: bool,
+    },
+    /// Attaches the connection to its console: [`Reply::Keyboard`] first.
+    Console {
+        /// Whether to type.
+        keyboard: Keyboard,
+        /// Most bytes of what was printed before that are printed again.
+        #[serde(default)]
+        replay: u32,
+    },
+    /// On a console: types this, if the connection has the keyboard. No answer.
+    Type {
+        /// At most 16 KiB.
+        data: Bytes,
+    },
+    /// On a console: takes the keyboard.
+    TakeKeyboard {},
+    /// On a console: the size of who has the keyboard.
+    ConsoleSize {
+        /// Characters in a line.
+        columns: u16,
+        /// Lines.
+        rows: u16,
+    },
     /// Makes a snapshot of its memory, state and disks: [`SnapshotMade`],
     /// which may take long. It runs on.
     Snapshot {
@@ -66,6 +112,15 @@ pub enum Reply {
     Description(Description),
     /// To [`Request::Metrics`].
     Metrics(Metrics),
+    /// To [`Request::Events`].
+    Events(EventList),
+    /// On a console: something was printed.
+    Printed(Printed),
+    /// On a console: whether the connection has the keyboard now.
+    Keyboard {
+        /// It has.
+        held: bool,
+    },
     /// To [`Request::Snapshot`].
     Snapshot(SnapshotMade),
     /// It is not done.
@@ -116,8 +171,8 @@ pub struct Description {
     pub cpus: u32,
     /// RAM in bytes.
     pub memory: u64,
-    /// Its disks' files.
-    pub disks: Vec<String>,
+    /// Its disks.
+    pub disks: Vec<DiskReport>,
     /// Its network cards: where they lead.
     pub nics: Vec<String>,
     /// Seconds since it was started.
@@ -140,6 +195,24 @@ pub struct SnapshotMade {
     pub took_us: u64,
     /// Bytes of memory written.
     pub memory_bytes: u64,
+}
+
+/// A disk of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskReport {
+    /// By which requests address it.
+    pub name: String,
+    /// Its file or block device.
+    pub file: String,
+    /// Capacity in bytes.
+    pub size: u64,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Serial number that the guest sees; may be empty.
+    pub serial: String,
+    /// What the host could not do since the machine was last resumed. A
+    /// machine that is paused for it tries again when it is resumed.
+    pub failure: Option<String>,
 }
 
 /// Counters of a machine by name, with units in the names, as in Prometheus.
@@ -241,6 +314,12 @@ mod tests {
         for bad in ["", "{", "[]x", "\u{0}"] {
             assert_eq!(parse_request(bad).unwrap_err().code, ErrorCode::Malformed);
         }
+        let typed = parse_request(r#"{"request":"type","data":"bHMK"}"#).unwrap();
+        let data = Bytes(b"ls\n".to_vec());
+        assert_eq!(typed, Request::Type { data });
+        assert!(parse_request(r#"{"request":"type","data":"=="}"#).is_err());
+        let console = parse_request(r#"{"request":"console","keyboard":"steal"}"#);
+        assert!(console.unwrap_err().message.contains("steal"));
         assert_eq!(parse_request("[1]").unwrap_err().code, ErrorCode::Unknown);
     }
 
@@ -249,8 +328,25 @@ mod tests {
         let mut metrics = Metrics::default();
         metrics.add("holm_vcpu_interrupts_total", &[("vcpu", "1".into())], 7);
         metrics.add("holm_memory_bytes", &[], 1 << 30);
+        let event = Event {
+            number: 3,
+            at_milliseconds: 5,
+            kind: EventKind::BalloonTarget { memory: 7 },
+        };
+        let text = serde_json::to_string(&event).unwrap();
+        let form = r#"{"number":3,"at_milliseconds":5,"event":"balloon-target","memory":7}"#;
+        assert_eq!(text, form);
         for reply in [
             Reply::Done,
+            Reply::Events(EventList {
+                missed: 1,
+                events: vec![event],
+            }),
+            Reply::Printed(Printed {
+                lost: 0,
+                data: Bytes(vec![0, 255, 10]),
+            }),
+            Reply::Keyboard { held: true },
             Reply::Metrics(metrics.clone()),
             Reply::Error {
                 code: ErrorCode::Failed,

@@ -6,12 +6,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use agent::{Link, LinkError, Local, RawChannel};
+use machine_protocol::EventKind;
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 use virtio::balloon::{BalloonControl, BalloonReport};
 use virtio::channel::{ChannelInput, ChannelSink};
 use virtio::console::ConsoleSink;
 
+use crate::events::Events;
 use crate::outcome::MachineError;
 
 /// Output of the guest that is kept until somebody takes it; more waits in
@@ -172,6 +174,7 @@ const STATISTICS: Duration = Duration::from_secs(1);
 pub(crate) fn local(
     balloon: Option<&BalloonControl>,
     memory: u64,
+    events: &Events,
     command: &str,
     line: &[u8],
 ) -> Result<String, String> {
@@ -196,6 +199,7 @@ pub(crate) fn local(
     let request: Request = serde_json::from_slice(line).map_err(|e| e.to_string())?;
     if let Some(memory) = request.arguments.memory {
         balloon.set_memory(memory);
+        events.note(EventKind::BalloonTarget { memory });
     }
     let report = balloon.fresh_report(STATISTICS);
     serde_json::to_string(&Answer { memory, report }).map_err(|e| e.to_string())

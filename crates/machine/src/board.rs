@@ -9,12 +9,11 @@ use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
 use devices::watchdog::WatchdogState;
-use disk::{BlockBackend, DiskOptions};
+use disk::BlockBackend;
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
 use serde::{Deserialize, Serialize};
-use virtio::blk::Blk;
 use virtio::console::{Console, ConsoleInput, ConsoleSink};
 use virtio::rng::Rng;
 use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
@@ -25,6 +24,7 @@ use crate::events::GuestEvent;
 use crate::nic::{self, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
+use crate::storage::{self, DiskPort};
 
 /// Where the guest's consoles lead.
 #[derive(Clone)]
@@ -53,6 +53,8 @@ pub(crate) struct Board {
     peripherals: Handles,
     /// By PCI slot, ascending.
     nics: Vec<(u8, NicPort)>,
+    /// By PCI slot, ascending.
+    disks: Vec<(u8, DiskPort)>,
 }
 
 /// What a machine has of the host, opened before anything is built.
@@ -64,19 +66,11 @@ pub(crate) struct Backends {
 impl Backends {
     /// Opens and locks the disks of a machine, and opens its networks.
     pub(crate) fn open(description: &Description) -> Result<Self, MachineError> {
-        let open = |d: &crate::Disk| {
-            let mut options = DiskOptions::new(&d.file);
-            options.format = d.format;
-            options.scratch = d.scratch;
-            options.read_only = d.read_only;
-            options.serial = d.serial.clone().unwrap_or_default();
-            Ok(disk::open(&options)?)
-        };
         Ok(Self {
             disks: description
                 .disks
                 .iter()
-                .map(open)
+                .map(storage::open)
                 .collect::<Result<_, MachineError>>()?,
             nics: nic::open_all(&description.nics, &description.uuid)?,
         })
@@ -126,6 +120,7 @@ impl Board {
             console: None,
             peripherals: Handles::default(),
             nics: Vec::new(),
+            disks: Vec::new(),
         };
         let mut attach =
             |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
@@ -142,8 +137,15 @@ impl Board {
             attach(slot, Box::new(nic.device))?;
             nics.push((slot, nic.port));
         }
-        for (slot, disk) in (FIRST_DISK_SLOT..).zip(backends.disks) {
-            attach(slot, Box::new(Blk::new(disk, 1)))?;
+        let mut disks = Vec::new();
+        let names = storage::names(&description.disks);
+        let described = names.into_iter().zip(&description.disks);
+        for ((slot, backend), (name, disk)) in
+            (FIRST_DISK_SLOT..).zip(backends.disks).zip(described)
+        {
+            let (device, port) = storage::device(name, disk, backend, description.cpus, control);
+            attach(slot, Box::new(device))?;
+            disks.push((slot, port));
         }
         board.console = input;
         if description.peripherals.watchdog.is_some() {
@@ -152,6 +154,7 @@ impl Board {
         }
         board.peripherals = peripherals;
         board.nics = nics;
+        board.disks = disks;
         Ok(board)
     }
 
@@ -231,6 +234,11 @@ impl Board {
     /// The network cards.
     pub(crate) fn nics(&self) -> impl Iterator<Item = &NicPort> {
         self.nics.iter().map(|(_, port)| port)
+    }
+
+    /// The disks.
+    pub(crate) fn disks(&self) -> Vec<DiskPort> {
+        self.disks.iter().map(|(_, port)| port.clone()).collect()
     }
 
     /// Takes back a state; the devices stay paused.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use arch::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
+use virtio::blk::{Limit, Limits, OnError};
 
 use crate::nic::{MOST_NICS, Nic};
 use crate::peripherals::Peripherals;
@@ -175,6 +176,65 @@ pub struct Disk {
     /// Serial number, at most 20 ASCII bytes.
     #[serde(default)]
     pub serial: Option<String>,
+    /// By which it is addressed; `disk` and its index if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Logical block size in bytes, 512 or 4096; 512 if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<u32>,
+    /// How much may go through.
+    #[serde(default)]
+    pub limits: Limits,
+    /// What is done when the host cannot do a request.
+    #[serde(default)]
+    pub on_error: OnError,
+}
+
+impl Disk {
+    /// A disk in this file that the guest may write, without limits.
+    pub fn new(file: impl Into<PathBuf>) -> Self {
+        Self {
+            file: file.into(),
+            format: None,
+            scratch: false,
+            read_only: false,
+            serial: None,
+            name: None,
+            block_size: None,
+            limits: Limits::default(),
+            on_error: OnError::default(),
+        }
+    }
+}
+
+impl Disk {
+    /// Refuses what cannot be a disk on any host.
+    ///
+    /// # Errors
+    /// [`DescriptionError`].
+    pub fn check(&self) -> Result<(), DescriptionError> {
+        if let Some(serial) = self.serial.as_deref()
+            && (!(1..=20).contains(&serial.len())
+                || serial.bytes().any(|b| !(32..127).contains(&b)))
+        {
+            return Err(DescriptionError::DiskSerial(serial.into()));
+        }
+        let easy = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if let Some(name) = self.name.as_deref()
+            && (!(1..=32).contains(&name.len()) || !name.chars().all(easy))
+        {
+            return Err(DescriptionError::DiskName(name.into()));
+        }
+        if let Some(size) = self.block_size.filter(|size| !matches!(size, 512 | 4096)) {
+            return Err(DescriptionError::BlockSize(size));
+        }
+        let empty = |limit: &Limit| limit.per_second == 0 || limit.burst == 0;
+        let limits = [self.limits.operations, self.limits.bytes];
+        match limits.iter().flatten().any(empty) {
+            true => Err(DescriptionError::DiskLimit),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What a reset by the guest does.
@@ -217,6 +277,18 @@ pub enum DescriptionError {
     /// A disk serial number that virtio cannot say.
     #[error("the serial number {0:?} of a disk is not 1 to 20 printable ASCII characters")]
     DiskSerial(String),
+    /// A disk's name that is hard to type.
+    #[error("the name {0:?} of a disk is not 1 to 32 letters, digits, `-`, `_` and `.`")]
+    DiskName(String),
+    /// Two disks of one name.
+    #[error("two disks have the name {0:?}; give one of them another with name=")]
+    DiskNames(String),
+    /// A logical block size other than 512 or 4096.
+    #[error("a disk's blocks have 512 or 4096 bytes, not {0}")]
+    BlockSize(u32),
+    /// A rate of nothing.
+    #[error("a disk's limit of 0 would let nothing through; leave it out for no limit")]
+    DiskLimit,
 }
 
 /// Most disks: the PCI slots 12 to 23.
@@ -289,13 +361,13 @@ impl Description {
         {
             return Err(DescriptionError::BootDisk(boot.disk));
         }
-        for serial in self.disks.iter().filter_map(|d| d.serial.as_deref()) {
-            if !(1..=20).contains(&serial.len()) || serial.bytes().any(|b| !(32..127).contains(&b))
-            {
-                return Err(DescriptionError::DiskSerial(serial.into()));
-            }
+        self.disks.iter().try_for_each(Disk::check)?;
+        let mut names = crate::storage::names(&self.disks);
+        names.sort_unstable();
+        match names.windows(2).find(|pair| pair[0] == pair[1]) {
+            Some(pair) => Err(DescriptionError::DiskNames(pair[0].clone())),
+            None => Ok(()),
         }
-        Ok(())
     }
 }
 
@@ -335,13 +407,7 @@ mod tests {
             ..DiskBoot::default()
         });
         assert!(matches!(d.check(), Err(DescriptionError::BootDisk(0))));
-        d.disks.push(Disk {
-            file: "disk.img".into(),
-            format: Some(disk::Format::Raw),
-            scratch: false,
-            read_only: false,
-            serial: None,
-        });
+        d.disks.push(Disk::new("disk.img"));
         let text = serde_json::to_string(&d).unwrap();
         assert_eq!(Description::from_json(&text).unwrap(), d);
     }

@@ -12,6 +12,7 @@ use arch::cpuid::{CpuChoice, Features};
 use arch::layout::LOW_RAM_LIMIT;
 use boot::{Identity, Request};
 use engine::{Engine, EngineError, Vcpu, VcpuStats};
+use machine_protocol::{Event as Happened, EventKind};
 use memory::GuestRam;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use virtio::balloon::BalloonControl;
@@ -20,17 +21,22 @@ use virtio::console::ConsoleInput;
 use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, OnReset};
-use crate::events::{Events, GuestEvent, Happened, Listener};
+use crate::events::{Events, GuestEvent, Listener};
 use crate::nic::NicPort;
 use crate::outcome::{MachineError, Outcome};
 use crate::peripherals::WatchdogAction;
 use crate::snapshot::{self, Ledger, Snapshot, SnapshotError, SnapshotMade};
 use crate::source::Source;
 use crate::state::{MachineState, STATE_VERSION};
+use crate::storage::DiskPort;
+use crate::terminal::Terminal;
 
 /// Makes the engine of a machine with this RAM, number of vCPUs and CPU.
 pub type MakeEngine<'a> =
     &'a dyn Fn(Arc<GuestRam>, u32, CpuChoice) -> Result<Arc<dyn Engine>, EngineError>;
+
+/// How long clients of the control socket may take to hear of the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What a machine is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,7 +72,8 @@ pub(crate) struct Inner {
     /// For snapshots, one at a time. Taken before `operation`.
     ledger: Mutex<Ledger>,
     started: OnceLock<Instant>,
-    events: Events,
+    events: Arc<Events>,
+    terminal: Arc<Terminal>,
     outcome: Mutex<Option<Arc<Outcome>>>,
     ended: Condvar,
 }
@@ -167,6 +174,7 @@ impl Machine {
             })?;
         *supervisor = Some(thread);
         let _ = self.inner.started.set(Instant::now());
+        self.inner.events.note(EventKind::Started);
         self.inner.control.release();
         Ok(())
     }
@@ -254,14 +262,14 @@ impl Machine {
         self.inner.board.console()
     }
 
-    /// What happened in the guest since the machine was made, the last few
-    /// hundred events.
+    /// What happened to the machine since it was made, the last few hundred
+    /// events.
     #[must_use]
     pub fn events(&self) -> Vec<Happened> {
-        self.inner.events.list()
+        self.inner.events.after(0).events
     }
 
-    /// Has each event told; in place of who was told before.
+    /// Has each event of the guest told; in place of who was told before.
     pub fn listen(&self, listener: Listener) {
         self.inner.events.listen(listener);
     }
@@ -293,8 +301,9 @@ impl Machine {
         match &self.inner.board.peripherals().agent {
             Some(agent) => {
                 let (balloon, memory) = (self.balloon().cloned(), self.inner.ram.size());
+                let events = Arc::clone(&self.inner.events);
                 let local = move |command: &str, line: &[u8]| {
-                    crate::agent::local(balloon.as_ref(), memory, command, line)
+                    crate::agent::local(balloon.as_ref(), memory, &events, command, line)
                 };
                 agent.serve(listener, Arc::new(local))
             }
@@ -315,6 +324,12 @@ impl Machine {
             what: "thread for the control socket",
             source,
         })
+    }
+
+    /// The disks, in the order of their PCI slots.
+    #[must_use]
+    pub fn disks(&self) -> Vec<DiskPort> {
+        self.inner.board.disks()
     }
 
     /// The network cards, in the order of their description.
@@ -366,6 +381,14 @@ impl Machine {
     /// [`MachineError::Memory`] if it is not RAM.
     pub fn read_memory(&self, gpa: u64, out: &mut [u8]) -> Result<(), MachineError> {
         Ok(self.inner.ram.read(gpa, out)?)
+    }
+
+    /// Writes guest-physical memory, as a device would.
+    ///
+    /// # Errors
+    /// [`MachineError::Memory`] if it is not RAM.
+    pub fn write_memory(&self, gpa: u64, data: &[u8]) -> Result<(), MachineError> {
+        Ok(self.inner.ram.write(gpa, data)?)
     }
 
     /// Serves debuggers that speak GDB's remote protocol, one after the other,
@@ -460,8 +483,10 @@ impl Inner {
     fn assemble(
         parts: Parts,
         make_engine: MakeEngine<'_>,
-        consoles: Consoles,
+        mut consoles: Consoles,
     ) -> Result<(Arc<Self>, Vcpus), MachineError> {
+        let terminal = Terminal::new(consoles.serial);
+        consoles.serial = terminal.clone();
         let Parts {
             description,
             backends,
@@ -495,7 +520,8 @@ impl Inner {
             operation: Mutex::default(),
             ledger: Mutex::new(ledger),
             started: OnceLock::new(),
-            events: Events::default(),
+            events: Arc::default(),
+            terminal,
             outcome: Mutex::default(),
             ended: Condvar::new(),
         });
@@ -541,6 +567,14 @@ impl Inner {
         self.description.cpus
     }
 
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    pub(crate) fn terminal(&self) -> &Arc<Terminal> {
+        &self.terminal
+    }
+
     pub(crate) fn description(&self) -> &Description {
         &self.description
     }
@@ -561,7 +595,9 @@ impl Inner {
     /// See [`Machine::pause`].
     pub(crate) fn pause(&self) {
         let _one = self.operation.lock();
-        self.pause_locked();
+        if self.pause_locked() && self.started.get().is_some() {
+            self.events.note(EventKind::Paused);
+        }
     }
 
     /// As [`Self::pause`], for who holds `operation`; whether it ran before.
@@ -578,7 +614,10 @@ impl Inner {
     /// See [`Machine::resume`].
     pub(crate) fn resume(&self) {
         let _one = self.operation.lock();
-        self.resume_locked();
+        if self.control.is_paused() {
+            self.resume_locked();
+            self.events.note(EventKind::Resumed);
+        }
     }
 
     /// As [`Self::resume`], for who holds `operation`.
@@ -670,9 +709,13 @@ impl Inner {
                     Err(e) => break Outcome::Failed(e),
                 },
                 Some(Event::Guest(event)) => {
-                    self.events.record(event);
+                    self.events.record(event, event.kind(&self.board.disks()));
                     match (event, self.description.peripherals.watchdog) {
                         (GuestEvent::WatchdogExpired, Some(action)) => self.bite(action),
+                        (GuestEvent::DiskStopped, _) => {
+                            self.pause();
+                            self.control.release();
+                        }
                         _ => self.control.release(),
                     }
                 }
@@ -708,7 +751,8 @@ impl Inner {
         let states = self.load()?;
         self.restore_vcpus(states)?;
         self.control.forget_events();
-        self.events.record(GuestEvent::Rebooted);
+        self.events
+            .record(GuestEvent::Rebooted, EventKind::Rebooted);
         self.control.release();
         Ok(())
     }
@@ -720,8 +764,15 @@ impl Inner {
             // Its panic, if any, was an event.
             let _ = thread.join();
         }
-        let _one = self.operation.lock();
+        let one = self.operation.lock();
         self.board.shut_down();
+        drop(one);
+        self.events.note(EventKind::Ended {
+            outcome: outcome.to_string(),
+        });
+        // Who waits for the end may end the process.
+        self.terminal.end(LAST_WORDS);
+        self.events.drain(LAST_WORDS);
         self.outcome.lock().get_or_insert_with(|| Arc::new(outcome));
         self.ended.notify_all();
     }

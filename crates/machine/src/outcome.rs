@@ -25,6 +25,20 @@ pub enum Outcome {
     Failed(MachineError),
 }
 
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::PoweredOff => write!(f, "the guest powered off"),
+            Self::Reset => write!(f, "the guest was reset"),
+            Self::DebugExit(value) => write!(f, "the guest wrote {value} to the debug-exit port"),
+            Self::TripleFault(vcpu) => write!(f, "a triple fault on vCPU {vcpu}"),
+            Self::TimedOut => write!(f, "its time was over"),
+            Self::Stopped => write!(f, "its power was cut"),
+            Self::Failed(error) => write!(f, "it failed: {error}"),
+        }
+    }
+}
+
 /// Why a machine cannot be made or cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {

@@ -102,7 +102,7 @@ impl Source {
             Self::Disk { boot, name, disk } => {
                 let loaded = Reader::default()
                     .load(
-                        disk.info().sectors * SECTOR,
+                        disk.sectors() * SECTOR,
                         &|offset, out| disk.read_at(offset, out),
                         boot.entry.as_deref(),
                         memory,

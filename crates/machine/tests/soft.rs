@@ -155,13 +155,7 @@ fn bad_descriptions_and_files_are_refused_before_anything_runs() {
     d.boot.as_kernel_mut().unwrap().kernel = "/nonexistent".into();
     assert!(matches!(try_new(d), MachineError::Boot(_)));
     let mut d = good.clone();
-    d.disks.push(machine::Disk {
-        format: Some(disk::Format::Raw),
-        scratch: false,
-        file: "/nonexistent.img".into(),
-        read_only: false,
-        serial: None,
-    });
+    d.disks.push(machine::Disk::new("/nonexistent.img"));
     assert!(matches!(try_new(d), MachineError::Disk(_)));
     let mut d = good;
     d.boot.as_kernel_mut().unwrap().initrd = Some("/nonexistent.initrd".into());

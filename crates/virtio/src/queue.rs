@@ -291,6 +291,13 @@ impl VirtQueue {
         Ok(true)
     }
 
+    /// Counts chains as taken that were taken before the device was stopped
+    /// and are still to be given back.
+    pub fn adopt(&mut self, chains: usize) {
+        let chains = u16::try_from(chains).unwrap_or(u16::MAX);
+        self.taken = self.taken.saturating_add(chains);
+    }
+
     /// Marks the queue as not to be used until the device is reset.
     pub fn break_off(&mut self) {
         self.broken = true;

@@ -12,7 +12,7 @@ use driver::{Driver, EVENT_IDX, INDIRECT, INDIRECT_DESC, NEXT, WRITE, descriptor
 use memory::GuestRam;
 use parking_lot::Mutex;
 use tempfile::TempDir;
-use virtio::blk::Blk;
+use virtio::blk::{Blk, BlkOptions, OnError};
 use virtio::{VirtioPci, VirtioPciState};
 
 const SIZE: u64 = 8 << 20;
@@ -92,7 +92,7 @@ fn put_range(driver: &Driver, sector: u64, count: u32, flags: u32) {
 #[test]
 fn the_function_says_what_it_is() {
     let image = image();
-    let driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 2));
+    let driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 2, BlkOptions::default()));
     assert_eq!(driver.config16(2), 0x1042);
     assert_eq!(driver.config8(0x0b), 1, "mass storage");
     assert_eq!(driver.read(driver.device, 0, 8), SIZE / 512);
@@ -122,7 +122,7 @@ fn the_function_says_what_it_is() {
 #[test]
 fn features_that_were_not_offered_are_refused() {
     let image = image();
-    let driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 1));
+    let driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 1, BlkOptions::default()));
     let offered = driver.offered();
     assert!(driver.negotiate(offered));
     driver.set_status(0);
@@ -138,7 +138,7 @@ fn features_that_were_not_offered_are_refused() {
 fn data_moves_both_ways_and_survives() {
     for aio in ways() {
         let image = image();
-        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1));
+        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1, BlkOptions::default()));
         let features = driver.offered();
         driver.start(features, 1, 64);
         let parts = [(DATA, 4096), (DATA + 0x3000, 512), (DATA + 0x5001, 1536)];
@@ -171,7 +171,7 @@ fn data_moves_both_ways_and_survives() {
 fn discard_gives_space_back_and_zeroes_are_zero() {
     for aio in ways() {
         let image = image();
-        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1));
+        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1, BlkOptions::default()));
         let features = driver.offered();
         driver.start(features, 1, 64);
         let before = std::fs::metadata(&image.path).unwrap().blocks();
@@ -221,8 +221,12 @@ fn what_cannot_be_done_is_answered() {
         let image = image();
         let failures = Arc::new(Mutex::new(Vec::new()));
         let log = failures.clone();
-        let device = Blk::new(disk(&image, aio), 1)
-            .on_failure(Arc::new(move |failure| log.lock().push(failure)));
+        let options = BlkOptions {
+            on_error: OnError::Report,
+            on_failure: Some(Arc::new(move |failure| log.lock().push(failure))),
+            ..BlkOptions::default()
+        };
+        let device = Blk::new(disk(&image, aio), 1, options);
         let mut driver = Driver::new(device);
         driver.start(0, 1, 64);
         let cases = [
@@ -262,7 +266,7 @@ fn a_read_only_disk_says_so_and_stays_as_it_is() {
         ..options(&image, Aio::Auto)
     };
     let disk = Arc::new(RawDisk::open(&options).unwrap());
-    let mut driver = Driver::new(Blk::new(disk, 1));
+    let mut driver = Driver::new(Blk::new(disk, 1, BlkOptions::default()));
     assert_ne!(driver.offered() & 1 << 5, 0);
     driver.start(0, 1, 64);
     assert_eq!(request(&mut driver, OUT, 0, &[(DATA, 512)]).0, 1);
@@ -298,7 +302,7 @@ fn check_reads(driver: &Driver, count: u64) {
 fn a_batch_is_interrupted_for_once() {
     for aio in ways() {
         let image = image();
-        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1));
+        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1, BlkOptions::default()));
         driver.start(EVENT_IDX, 1, 256);
         many_reads(&mut driver, 80);
         driver.set_used_event(0, 79);
@@ -323,7 +327,7 @@ fn a_batch_is_interrupted_for_once() {
 fn notifications_are_not_lost_over_many_rounds() {
     for aio in ways() {
         let image = image();
-        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1));
+        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1, BlkOptions::default()));
         driver.start(EVENT_IDX | INDIRECT_DESC, 1, 4);
         for n in 0..3000u64 {
             // Kicks only when the device asks, as Linux does.
@@ -347,7 +351,7 @@ fn notifications_are_not_lost_over_many_rounds() {
 #[test]
 fn all_queues_are_served() {
     let image = image();
-    let mut driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 4));
+    let mut driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 4, BlkOptions::default()));
     driver.start(EVENT_IDX, 4, 16);
     for queue in 0..4 {
         let at = DATA + queue * 4096;
@@ -362,7 +366,7 @@ fn all_queues_are_served() {
 #[test]
 fn indirect_tables_work_and_may_be_longer_than_the_queue() {
     let image = image();
-    let mut driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 1));
+    let mut driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 1, BlkOptions::default()));
     driver.start(INDIRECT_DESC | EVENT_IDX, 1, 8);
     let table = 0x30_0000;
     put_header(&driver, HEADER, IN, 0);
@@ -449,7 +453,7 @@ fn a_hostile_driver_breaks_its_device_and_nothing_else() {
     ];
     for aio in ways() {
         let image = image();
-        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1));
+        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1, BlkOptions::default()));
         for (what, attack) in attacks {
             driver.start(INDIRECT_DESC, 1, 64);
             put_header(&driver, HEADER, IN, 0);
@@ -471,7 +475,7 @@ fn a_hostile_driver_breaks_its_device_and_nothing_else() {
 #[test]
 fn rings_that_are_not_in_ram_are_refused() {
     let image = image();
-    let mut driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 1));
+    let mut driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 1, BlkOptions::default()));
     let good = 0x10000;
     let bad = [
         (1 << 45, good, good),
@@ -515,7 +519,7 @@ fn rings_that_are_not_in_ram_are_refused() {
 fn a_reset_in_flight_leaves_memory_at_rest() {
     for aio in ways() {
         let image = image();
-        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1));
+        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1, BlkOptions::default()));
         for round in 0..20 {
             driver.start(EVENT_IDX, 1, 256);
             many_reads(&mut driver, 80);
@@ -546,7 +550,7 @@ impl Driver {
 fn a_machine_saved_in_the_middle_goes_on_elsewhere() {
     for aio in ways() {
         let image = image();
-        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1));
+        let mut driver = Driver::new(Blk::new(disk(&image, aio), 1, BlkOptions::default()));
         driver.start(EVENT_IDX | INDIRECT_DESC, 1, 256);
         driver.write(driver.device, 32, 0, 1);
         request(&mut driver, IN, 1, &[(DATA, 512)]);
@@ -566,7 +570,8 @@ fn a_machine_saved_in_the_middle_goes_on_elsewhere() {
             .unwrap();
         let queues = driver.queues.clone();
         drop(driver);
-        let mut driver = Driver::with_ram(Blk::new(disk(&image, aio), 1), ram);
+        let mut driver =
+            Driver::with_ram(Blk::new(disk(&image, aio), 1, BlkOptions::default()), ram);
         driver.queues = queues;
         let state: VirtioPciState = serde_json::from_str(&text).unwrap();
         driver.function.restore(&state).unwrap();
@@ -591,7 +596,7 @@ fn a_machine_saved_in_the_middle_goes_on_elsewhere() {
 #[test]
 fn a_wrong_state_is_refused_by_name() {
     let image = image();
-    let driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 1));
+    let driver = Driver::new(Blk::new(disk(&image, Aio::Auto), 1, BlkOptions::default()));
     let state = driver.function.save();
     let text = serde_json::to_string(&state).unwrap();
     let newer = text.replacen("\"version\":1", "\"version\":2", 1);
@@ -624,7 +629,7 @@ fn the_interrupt_pin_works_without_msix() {
     let image = image();
     let ram = GuestRam::new(driver::RAM, driver::RAM).unwrap();
     let sink = Arc::new(driver::Sink::default());
-    let device = Box::new(Blk::new(disk(&image, Aio::Auto), 1));
+    let device = Box::new(Blk::new(disk(&image, Aio::Auto), 1, BlkOptions::default()));
     let function = VirtioPci::new(device, ram.clone(), sink.clone()).unwrap();
     let (mmio, pio) = (Arc::new(MmioBus::new()), Arc::new(PioBus::new()));
     let lines = Arc::new(Lines::default());

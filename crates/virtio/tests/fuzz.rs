@@ -131,7 +131,7 @@ proptest! {
         let path = dir.path().join("disk");
         std::fs::write(&path, vec![7; 1 << 16]).unwrap();
         let disk = Arc::new(RawDisk::open(&RawOptions::new(&path)).unwrap());
-        let mut driver = Driver::new(Blk::new(disk, 1));
+        let mut driver = Driver::new(Blk::new(disk, 1, virtio::blk::BlkOptions::default()));
         play(&mut driver, 1, &acts);
         driver.ram.write(DATA, &[0; 16]).unwrap();
         let buffers = [(DATA, 16, false), (DATA + 0x1000, 512, true), (DATA + 0x800, 1, true)];

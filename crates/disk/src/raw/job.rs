@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::Ordering;
 
 use memory::GuestRam;
 
@@ -129,7 +130,7 @@ impl Job {
                 self.kind = Kind::Read;
                 self.load_ranges(to, ram)?;
                 self.ranges.extend_from_slice(to);
-                self.load_position(sector, self.left, info)?;
+                self.load_position(sector, self.left, info, files)?;
                 self.buffered = !files.direct_fits(self.offset, self.left, &self.iov)
                     || files.has_cached(self.offset, self.left);
             }
@@ -144,14 +145,14 @@ impl Job {
                 } else {
                     self.load_ranges(from, ram)?;
                 }
-                self.load_position(sector, self.left, info)?;
+                self.load_position(sector, self.left, info, files)?;
                 self.durable = durable;
                 self.buffered = !files.direct_fits(self.offset, self.left, &self.iov);
             }
             Op::Flush => self.kind = Kind::Flush,
             Op::Discard { sector, count } => {
                 self.kind = Kind::Discard;
-                self.load_extent(sector, count, info)?;
+                self.load_extent(sector, count, info, files)?;
                 self.stage = Stage::Punch;
             }
             Op::WriteZeroes {
@@ -161,7 +162,7 @@ impl Job {
                 durable,
             } => {
                 self.kind = Kind::WriteZeroes;
-                self.load_extent(sector, count, info)?;
+                self.load_extent(sector, count, info, files)?;
                 self.stage = if unmap {
                     Stage::Punch
                 } else {
@@ -236,15 +237,27 @@ impl Job {
         self.load_ranges(&rest, ram)
     }
 
-    fn load_extent(&mut self, sector: u64, count: u64, info: &BlockInfo) -> Result<(), BlockError> {
+    fn load_extent(
+        &mut self,
+        sector: u64,
+        count: u64,
+        info: &BlockInfo,
+        files: &Files,
+    ) -> Result<(), BlockError> {
         self.left = count.checked_mul(SECTOR).ok_or(BlockError::Range)?;
-        self.load_position(sector, self.left, info)
+        self.load_position(sector, self.left, info, files)
     }
 
-    fn load_position(&mut self, sector: u64, len: u64, info: &BlockInfo) -> Result<(), BlockError> {
+    fn load_position(
+        &mut self,
+        sector: u64,
+        len: u64,
+        info: &BlockInfo,
+        files: &Files,
+    ) -> Result<(), BlockError> {
         let block = u64::from(info.logical_block);
         let end = sector.checked_add(len / SECTOR).ok_or(BlockError::Range)?;
-        if end > info.sectors || !len.is_multiple_of(block) {
+        if end > files.sectors.load(Ordering::Acquire) || !len.is_multiple_of(block) {
             return Err(BlockError::Range);
         }
         self.offset = sector * SECTOR;

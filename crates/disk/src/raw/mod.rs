@@ -11,6 +11,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use memory::GuestRam;
 
@@ -85,6 +86,8 @@ pub(crate) struct Files {
     /// Through the page cache; holds the lock.
     buffered: Arc<File>,
     direct: Option<Direct>,
+    /// Capacity in sectors; it grows only.
+    sectors: AtomicU64,
     /// The guest may not make the disk look like one of another format.
     guarded: bool,
 }
@@ -137,6 +140,14 @@ impl BlockBackend for RawDisk {
         &self.info
     }
 
+    fn sectors(&self) -> u64 {
+        self.files.sectors.load(Ordering::Acquire)
+    }
+
+    fn grow(&self, sectors: u64) -> Result<(), DiskError> {
+        open::grow(&self.files, &self.info, sectors)
+    }
+
     fn open_queue(&self, ram: Arc<GuestRam>) -> Result<Box<dyn BlockQueue>, DiskError> {
         let (files, info) = (self.files.clone(), self.info.clone());
         Ok(if self.uring {
@@ -158,6 +169,10 @@ impl BlockBackend for RawDisk {
         };
         let aio = if self.uring { "io_uring" } else { "threads" };
         format!("raw, {cache}, {aio}")
+    }
+
+    fn raw_file(&self) -> Option<&File> {
+        Some(&self.files.buffered)
     }
 }
 

@@ -6,6 +6,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::format::Format;
 use crate::layer::{Access, Layer};
@@ -71,6 +72,7 @@ pub(super) fn adopt(options: &RawOptions, layer: Layer) -> Result<RawDisk, DiskE
         files: Arc::new(Files {
             buffered,
             direct,
+            sectors: AtomicU64::new(size / SECTOR),
             guarded: layer.guarded && !options.read_only,
         }),
         info: BlockInfo {
@@ -159,11 +161,18 @@ pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Disk
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = kind as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: an open descriptor and a valid flock that outlives the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } == 0 {
+    // A child of this process that has not yet called exec has a copy of every
+    // descriptor, and so of the locks of a disk that was just closed.
+    let source = retried(|| {
+        // SAFETY: an open descriptor and a valid flock that outlives the call.
+        match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    let Err(source) = source else {
         return Ok(());
-    }
-    let source = io::Error::last_os_error();
+    };
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::InUse {
             path: path.to_owned(),
@@ -184,6 +193,19 @@ pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Disk
     }
 }
 
+/// Tries again for a tenth of a second while another has the lock.
+fn retried(try_once: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    for _ in 0..20 {
+        match try_once() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
+    try_once()
+}
+
 fn size_of(file: &File, device: bool) -> io::Result<u64> {
     if !device {
         return Ok(file.metadata()?.len());
@@ -191,6 +213,46 @@ fn size_of(file: &File, device: bool) -> io::Result<u64> {
     // The end of a block device is found by seeking.
     let mut file = file;
     io::Seek::seek(&mut file, io::SeekFrom::End(0))
+}
+
+/// Makes the file larger, or sees that the block device is.
+pub(super) fn grow(files: &Files, info: &BlockInfo, sectors: u64) -> Result<(), DiskError> {
+    let refuse = |why: String| {
+        let disk = "raw".to_owned();
+        Err(DiskError::Grow { disk, why })
+    };
+    let now = files.sectors.load(Ordering::Acquire);
+    if sectors < now {
+        return refuse(format!(
+            "it has {} bytes, and a disk in use does not become smaller",
+            now * SECTOR
+        ));
+    }
+    let Some(size) = sectors.checked_mul(SECTOR).filter(|s| *s < 1 << 62) else {
+        return refuse("that is larger than any file".into());
+    };
+    if !size.is_multiple_of(info.logical_block.into()) {
+        return refuse(format!("its blocks have {} bytes", info.logical_block));
+    }
+    if info.read_only {
+        return refuse("it is read-only".into());
+    }
+    let grown = files.buffered.metadata().and_then(|meta| {
+        if meta.is_file() && meta.len() < size {
+            files.buffered.set_len(size)?;
+        }
+        size_of(&files.buffered, !meta.is_file())
+    });
+    match grown {
+        Ok(there) if there >= size => {
+            files.sectors.fetch_max(sectors, Ordering::AcqRel);
+            Ok(())
+        }
+        Ok(there) => refuse(format!(
+            "the block device has {there} bytes; make it larger first"
+        )),
+        Err(error) => refuse(error.to_string()),
+    }
 }
 
 fn open_direct(

@@ -135,6 +135,8 @@ impl Input {
                 }
                 Event::MonitorInput(bytes)
             }
+            // Keys of consoles that are attached.
+            Typed::Detach | Typed::Take => return,
         };
         // Without a receiver the process is ending.
         let _ = events.send(event);

@@ -3,6 +3,8 @@
 
 /// Ctrl-A.
 const ESCAPE: u8 = 1;
+/// Ctrl-], by which a console that was attached is left.
+const LEAVE: u8 = 0x1d;
 
 /// A piece of typed input.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,40 +15,57 @@ pub enum Typed {
     End,
     /// Ctrl-A c.
     Monitor,
+    /// Ctrl-] or Ctrl-A d.
+    Detach,
+    /// Ctrl-A t.
+    Take,
 }
 
 /// Remembers a Ctrl-A between two reads.
 #[derive(Debug, Default)]
 pub struct Keys {
     escaped: bool,
+    attached: bool,
 }
 
 impl Keys {
+    /// For the console of a machine that another process runs.
+    pub fn attached() -> Self {
+        Self {
+            escaped: false,
+            attached: true,
+        }
+    }
+
+    fn command(&self, byte: u8) -> Option<Typed> {
+        match (byte.to_ascii_lowercase(), self.attached) {
+            (b'x', false) => Some(Typed::End),
+            (b'c', false) => Some(Typed::Monitor),
+            (b'd', true) => Some(Typed::Detach),
+            (b't', true) => Some(Typed::Take),
+            _ => None,
+        }
+    }
+
     /// Takes bytes as read and returns what they mean, in order.
     pub fn feed(&mut self, bytes: &[u8]) -> Vec<Typed> {
         let mut typed = Vec::new();
         let mut plain = Vec::new();
         for &byte in bytes {
-            if !std::mem::take(&mut self.escaped) {
-                if byte == ESCAPE {
-                    self.escaped = true;
-                } else {
-                    plain.push(byte);
+            let escaped = std::mem::take(&mut self.escaped);
+            let command = match byte {
+                LEAVE if self.attached && !escaped => Some(Typed::Detach),
+                _ if escaped => self.command(byte),
+                _ => None,
+            };
+            let Some(command) = command else {
+                match byte {
+                    ESCAPE if !escaped => self.escaped = true,
+                    // No command of ours: what was typed goes on unchanged.
+                    other if escaped && other != ESCAPE => plain.extend([ESCAPE, other]),
+                    other => plain.push(other),
                 }
                 continue;
-            }
-            let command = match byte {
-                b'x' | b'X' => Typed::End,
-                b'c' | b'C' => Typed::Monitor,
-                ESCAPE => {
-                    plain.push(ESCAPE);
-                    continue;
-                }
-                // No command of ours: what was typed goes on unchanged.
-                other => {
-                    plain.extend([ESCAPE, other]);
-                    continue;
-                }
             };
             if !plain.is_empty() {
                 typed.push(Typed::Guest(std::mem::take(&mut plain)));
@@ -95,5 +114,20 @@ mod tests {
         let mut keys = Keys::default();
         assert_eq!(keys.feed(b"\x01\x01x"), [guest("\x01x")]);
         assert_eq!(keys.feed(b"\x01d"), [guest("\x01d")]);
+    }
+
+    #[test]
+    fn an_attached_console_is_left_and_its_keyboard_taken() {
+        let mut keys = Keys::attached();
+        assert_eq!(keys.feed(b"ls\x1d"), [guest("ls"), Typed::Detach]);
+        assert_eq!(
+            keys.feed(b"\x01t\x01d"),
+            [Typed::Take, Typed::Detach],
+            "in one read"
+        );
+        assert_eq!(
+            keys.feed(b"\x01x\x01c\x01\x01\x01\x1d"),
+            [guest("\x01x\x01c\x01\x01\x1d")]
+        );
     }
 }

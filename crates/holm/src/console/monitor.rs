@@ -5,7 +5,7 @@ use engine::VcpuStats;
 use virtio::net::NetHandle;
 
 /// What the monitor shows when it opens, and for `help`.
-pub const HELP: &str = "commands: registers, statistics, power (button), continue, quit; \
+pub const HELP: &str = "commands: registers, statistics, power (button), continue (also a paused machine), quit; \
                         the first letter is enough";
 /// Before each command.
 pub const PROMPT: &str = "(holm) ";

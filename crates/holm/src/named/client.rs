@@ -2,9 +2,11 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use machine_protocol::{Description, Hello, Metrics, PROTOCOL_VERSION, Reply, Request};
+use parking_lot::Mutex;
 
 use super::place;
 
@@ -90,14 +92,20 @@ impl Client {
         }
     }
 
-    fn receive<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ControlError> {
+    fn line(&mut self) -> Result<Option<String>, ControlError> {
         let mut line = String::new();
         let read = (&mut self.stream).take(ANSWER_MAX).read_line(&mut line);
         match read {
-            Ok(0) => Err(self.broken(io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => serde_json::from_str(&line).map_err(|e| self.broken(e.into())),
+            Ok(0) => Ok(None),
+            Ok(_) => Ok(Some(line)),
             Err(e) => Err(self.broken(e)),
         }
+    }
+
+    fn receive<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ControlError> {
+        let line = self.line()?;
+        let line = line.ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))?;
+        serde_json::from_str(&line).map_err(|e| self.broken(e.into()))
     }
 
     /// Asks for something.
@@ -105,16 +113,27 @@ impl Client {
     /// # Errors
     /// [`ControlError`].
     pub fn ask(&mut self, request: &Request) -> Result<Reply, ControlError> {
-        let mut line = serde_json::to_vec(request).map_err(|e| self.broken(e.into()))?;
-        line.push(b'\n');
-        let sent = self.stream.get_mut().write_all(&line);
+        let sent = write(self.stream.get_ref(), request);
         sent.map_err(|source| self.broken(source))?;
-        match self.receive()? {
+        self.next()?
+            .ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))
+    }
+
+    /// The next answer of a connection that is a stream; `None`: the machine
+    /// has closed it.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn next(&mut self) -> Result<Option<Reply>, ControlError> {
+        let Some(line) = self.line()? else {
+            return Ok(None);
+        };
+        match serde_json::from_str(&line).map_err(|e| self.broken(e.into()))? {
             Reply::Error { message, .. } => Err(ControlError::Refused {
                 name: self.name.clone(),
                 message,
             }),
-            reply => Ok(reply),
+            reply => Ok(Some(reply)),
         }
     }
 
@@ -125,6 +144,19 @@ impl Client {
     pub fn wait_long(&mut self) -> Result<(), ControlError> {
         let set = self.stream.get_ref().set_read_timeout(None);
         set.map_err(|source| self.broken(source))
+    }
+
+    /// A way to send on a connection from other threads.
+    ///
+    /// # Errors
+    /// [`ControlError::Connection`].
+    pub fn sending(&self) -> Result<Sending, ControlError> {
+        let stream = self.stream.get_ref().try_clone();
+        let stream = stream.map_err(|source| self.broken(source))?;
+        // A guest that reads nothing for long keeps what is typed waiting.
+        let set = stream.set_write_timeout(None);
+        set.map_err(|source| self.broken(source))?;
+        Ok(Sending(Arc::new(Mutex::new(stream))))
     }
 
     /// The error for an answer that does not fit.
@@ -151,6 +183,34 @@ impl Client {
         match self.ask(&Request::Metrics {})? {
             Reply::Metrics(metrics) => Ok(metrics),
             _ => Err(self.strange()),
+        }
+    }
+}
+
+fn write(mut stream: &UnixStream, request: &Request) -> io::Result<()> {
+    let mut line = serde_json::to_vec(request)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+/// Sends requests on a connection that is a stream; clones share it.
+#[derive(Clone)]
+pub struct Sending(Arc<Mutex<UnixStream>>);
+
+impl Sending {
+    /// Sends one.
+    ///
+    /// # Errors
+    /// The host's.
+    pub fn send(&self, request: &Request) -> io::Result<()> {
+        write(&self.0.lock(), request)
+    }
+
+    /// Sends one, unless another thread waits to send.
+    pub fn offer(&self, request: &Request) {
+        if let Some(stream) = self.0.try_lock() {
+            // A broken connection is seen by who reads from it.
+            let _ = write(&stream, request);
         }
     }
 }

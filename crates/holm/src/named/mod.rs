@@ -1,13 +1,15 @@
 //! Commands on running machines that have names: `ls`, `show`, `pause`,
-//! `resume`, `stop`, `reset`, `kill`, `nmi`, `metrics`.
+//! `resume`, `stop`, `reset`, `kill`, `nmi`, `metrics`, `events`, `console`.
 
 pub mod client;
+pub mod console;
+pub mod events;
 pub mod place;
 
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use machine_protocol::{Description, Request, RunState};
+use machine_protocol::{Description, DiskReport, Request, RunState};
 
 use crate::cli::Output;
 use crate::console::terminal;
@@ -127,11 +129,24 @@ pub fn show(arguments: &Show) -> u8 {
                     println!("uuid:    {}", d.uuid);
                     println!("generation: {}", d.generation_id);
                     println!("pid:     {}", d.pid);
-                    d.disks.iter().for_each(|disk| println!("disk:    {disk}"));
+                    d.disks.iter().for_each(show_disk);
                     d.nics.iter().for_each(|nic| println!("nic:     {nic}"));
                 }
             }),
     )
+}
+
+fn show_disk(disk: &DiskReport) {
+    let read_only = if disk.read_only { ", read-only" } else { "" };
+    println!(
+        "disk:    {} ({}, {} MiB{read_only})",
+        disk.name,
+        disk.file,
+        disk.size >> 20
+    );
+    if let Some(failure) = &disk.failure {
+        println!("         failed: {failure}");
+    }
 }
 
 /// Prints a machine's counters.

@@ -12,6 +12,11 @@ const NAME_MAX: usize = 48;
 
 /// The directory of all named machines.
 fn machines() -> PathBuf {
+    runtime().join("machines")
+}
+
+/// The directory of what is kept of this user until the host is started anew.
+pub fn runtime() -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     named
@@ -20,7 +25,7 @@ fn machines() -> PathBuf {
         .chain([PathBuf::from(format!("/run/user/{user}"))])
         .find(|path| path.is_dir())
         .unwrap_or_else(|| std::env::temp_dir().join(format!("holm-{user}")))
-        .join("holm/machines")
+        .join("holm")
 }
 
 /// A machine's name, on the command line.
@@ -73,6 +78,7 @@ pub fn names() -> io::Result<Vec<String>> {
 
 /// A name held by this process.
 pub struct Claim {
+    name: String,
     directory: PathBuf,
     /// Locked as long as the name is held.
     _lock: File,
@@ -108,6 +114,7 @@ impl Claim {
             .map_err(failed)?;
         match lock.try_lock() {
             Ok(()) => Ok(Self {
+                name: name.to_owned(),
                 directory,
                 _lock: lock,
             }),
@@ -116,6 +123,11 @@ impl Claim {
             ))),
             Err(fs::TryLockError::Error(e)) => Err(failed(e)),
         }
+    }
+
+    /// The name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Where it serves its control socket.

@@ -3,10 +3,13 @@
 use std::path::Path;
 use std::time::Duration;
 
-use machine_protocol::{Description, ErrorCode, Metrics, Reply, Request, RunState, SnapshotMade};
+use machine_protocol::{
+    Description, DiskReport, ErrorCode, EventKind, Metrics, Reply, Request, RunState, SnapshotMade,
+};
 
 use crate::control::Event;
 use crate::machine::Inner;
+use crate::storage::DiskPort;
 
 /// Does a request; never waits for the guest.
 pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
@@ -29,7 +32,31 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
         Request::Reset {} => machine.control().post(Event::Reset),
         Request::Kill {} => machine.control().post(Event::Stop),
         Request::Nmi {} => machine.control().nmi(0),
+        Request::Balloon { memory } => return balloon(machine, *memory),
+        Request::Events { after, .. } => return Reply::Events(machine.events().after(*after)),
+        Request::Console { .. }
+        | Request::Type { .. }
+        | Request::TakeKeyboard {}
+        | Request::ConsoleSize { .. } => {
+            return Reply::Error {
+                code: ErrorCode::Failed,
+                message: "this connection is not attached to the console; ask for `console` first"
+                    .into(),
+            };
+        }
     }
+    Reply::Done
+}
+
+fn balloon(machine: &Inner, memory: u64) -> Reply {
+    let Some(balloon) = &machine.board().peripherals().balloon else {
+        return Reply::Error {
+            code: ErrorCode::Failed,
+            message: "this machine has no balloon; start it with --balloon on".into(),
+        };
+    };
+    balloon.set_memory(memory);
+    machine.events().note(EventKind::BalloonTarget { memory });
     Reply::Done
 }
 
@@ -43,12 +70,17 @@ fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {
     }
     let microseconds = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     match crate::snapshot::create(machine, directory, incremental) {
-        Ok(made) => Reply::Snapshot(SnapshotMade {
-            id: made.id,
-            stopped_us: microseconds(made.stopped),
-            took_us: microseconds(made.took),
-            memory_bytes: made.memory,
-        }),
+        Ok(made) => {
+            machine.events().note(EventKind::SnapshotTaken {
+                directory: directory.display().to_string(),
+            });
+            Reply::Snapshot(SnapshotMade {
+                id: made.id,
+                stopped_us: microseconds(made.stopped),
+                took_us: microseconds(made.took),
+                memory_bytes: made.memory,
+            })
+        }
         Err(error) => failed(error.to_string()),
     }
 }
@@ -71,16 +103,43 @@ fn describe(machine: &Inner) -> Description {
         engine: machine.engine_name().into(),
         cpus: d.cpus,
         memory: d.memory,
-        disks: d
-            .disks
-            .iter()
-            .map(|disk| disk.file.display().to_string())
-            .collect(),
+        disks: machine.board().disks().iter().map(disk).collect(),
         nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
         uuid: hexadecimal(d.uuid),
         generation_id: hexadecimal(generation_id),
     }
+}
+
+fn disk(port: &DiskPort) -> DiskReport {
+    DiskReport {
+        name: port.name.clone(),
+        file: port.disk.file.display().to_string(),
+        size: port.size(),
+        read_only: port.disk.read_only,
+        serial: port.disk.serial.clone().unwrap_or_default(),
+        failure: port.failure(),
+    }
+}
+
+fn disk_metrics(port: &DiskPort, metrics: &mut Metrics) {
+    let stats = port.control.stats();
+    let disk = || ("disk", port.name.clone());
+    for (operation, count, bytes) in [
+        ("read", stats.reads, stats.read_bytes),
+        ("write", stats.writes, stats.written_bytes),
+    ] {
+        let labels = [disk(), ("operation", operation.into())];
+        metrics.add("holm_disk_operations_total", &labels, count);
+        metrics.add("holm_disk_bytes_total", &labels, bytes);
+    }
+    for (operation, count) in [("flush", stats.flushes), ("discard", stats.discards)] {
+        let labels = [disk(), ("operation", operation.into())];
+        metrics.add("holm_disk_operations_total", &labels, count);
+    }
+    metrics.add("holm_disk_errors_total", &[disk()], stats.errors);
+    metrics.add("holm_disk_throttled_total", &[disk()], stats.throttled);
+    metrics.add("holm_disk_size_bytes", &[disk()], port.size());
 }
 
 fn hexadecimal(id: [u8; 16]) -> String {
@@ -105,6 +164,12 @@ fn metrics(machine: &Inner) -> Reply {
     if let Some(uptime) = machine.uptime() {
         metrics.add("holm_uptime_seconds", &[], uptime.as_secs());
     }
+    if let Some(balloon) = &machine.board().peripherals().balloon {
+        let report = balloon.report();
+        metrics.add("holm_balloon_target_bytes", &[], report.target);
+        metrics.add("holm_balloon_taken_bytes", &[], report.actual);
+        metrics.add("holm_balloon_reported_bytes_total", &[], report.reported);
+    }
     for (index, port) in machine.board().nics().enumerate() {
         let stats = port.card.stats();
         for (direction, d) in [("received", stats.received), ("sent", stats.sent)] {
@@ -114,6 +179,9 @@ fn metrics(machine: &Inner) -> Reply {
             metrics.add("holm_nic_errors_total", &labels, d.errors);
             metrics.add("holm_nic_drops_total", &labels, d.drops);
         }
+    }
+    for port in machine.board().disks() {
+        disk_metrics(&port, &mut metrics);
     }
     Reply::Metrics(metrics)
 }

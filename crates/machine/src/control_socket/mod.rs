@@ -4,16 +4,22 @@
 //! talks nonsense is dropped and harms neither the machine nor other clients.
 
 mod answer;
+mod console;
+mod events;
+mod lines;
 
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use machine_protocol::{ErrorCode, Hello, LINE_MAX, PROTOCOL_VERSION, Reply, parse_request};
+use machine_protocol::{
+    BadRequest, ErrorCode, Hello, LINE_MAX, PROTOCOL_VERSION, Reply, Request, parse_request,
+};
 
 use crate::machine::Inner;
+use lines::{Line, Lines};
 
 /// Most clients at once.
 const CLIENTS: usize = 32;
@@ -82,93 +88,54 @@ fn session(mut stream: UnixStream, machine: &Weak<Inner>) -> io::Result<()> {
     send(&mut stream, &hello)?;
     let mut lines = Lines::default();
     while let Some(line) = lines.next(&mut stream)? {
-        let reply = match (line, machine.upgrade()) {
-            (_, None) => return Ok(()),
-            (Line::TooLong, _) => Reply::Error {
-                code: ErrorCode::Malformed,
-                message: format!("a request is longer than {LINE_MAX} bytes"),
-            },
-            (Line::Whole(line), Some(machine)) => match parse_request(&line) {
-                Ok(request) => {
-                    tracing::info!(?request, "control request");
-                    answer::answer(&machine, &request)
-                }
-                Err(bad) => Reply::Error {
-                    code: bad.code,
-                    message: bad.message,
-                },
-            },
+        let request = request(line);
+        let Some(machine) = machine.upgrade() else {
+            return Ok(());
+        };
+        if let Ok(request) = &request {
+            tracing::info!(?request, "control request");
+        }
+        let reply = match request {
+            Ok(Request::Events {
+                after,
+                follow: true,
+            }) => {
+                let events = Arc::clone(machine.events());
+                drop(machine);
+                return events::follow(&mut stream, &lines, events, after);
+            }
+            Ok(Request::Console { keyboard, replay }) => {
+                let watcher = machine.terminal().watch(replay as usize);
+                let machine = Arc::downgrade(&machine);
+                return console::attach(stream, lines, &machine, watcher, keyboard);
+            }
+            Ok(request) => answer::answer(&machine, &request),
+            Err(bad) => refusal(bad),
         };
         send(&mut stream, &reply)?;
     }
     Ok(())
 }
 
-fn send(stream: &mut UnixStream, message: &impl serde::Serialize) -> io::Result<()> {
+fn request(line: Line) -> Result<Request, BadRequest> {
+    match line {
+        Line::Whole(line) => parse_request(&line),
+        Line::TooLong => Err(BadRequest {
+            code: ErrorCode::Malformed,
+            message: format!("a request is longer than {LINE_MAX} bytes"),
+        }),
+    }
+}
+
+fn refusal(bad: BadRequest) -> Reply {
+    Reply::Error {
+        code: bad.code,
+        message: bad.message,
+    }
+}
+
+fn send(stream: &mut impl Write, message: &impl serde::Serialize) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
     stream.write_all(&line)
-}
-
-enum Line {
-    Whole(String),
-    TooLong,
-}
-
-/// Cuts what a client sends into lines, in bounded space.
-#[derive(Default)]
-struct Lines {
-    buffer: Vec<u8>,
-    /// What comes is the rest of a line that is too long.
-    skipping: bool,
-}
-
-impl Lines {
-    fn next(&mut self, from: &mut impl Read) -> io::Result<Option<Line>> {
-        loop {
-            if let Some(end) = self.buffer.iter().position(|b| *b == b'\n') {
-                let mut line: Vec<u8> = self.buffer.drain(..=end).collect();
-                line.pop();
-                if std::mem::take(&mut self.skipping) {
-                    return Ok(Some(Line::TooLong));
-                }
-                let text = String::from_utf8_lossy(&line).into_owned();
-                return Ok(Some(Line::Whole(text)));
-            }
-            if self.buffer.len() >= LINE_MAX {
-                self.buffer.clear();
-                self.skipping = true;
-            }
-            let mut more = [0; 4096];
-            match from.read(&mut more) {
-                Ok(0) => return Ok(None),
-                Ok(n) => self.buffer.extend_from_slice(&more[..n]),
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(e),
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn lines_are_cut_and_long_ones_refused_in_bounded_space() {
-        let mut text = b"one\ntwo\n".to_vec();
-        text.extend(std::iter::repeat_n(b'x', 5 * LINE_MAX));
-        text.extend(b"\nthree\nrest without end");
-        let mut from = &text[..];
-        let mut lines = Lines::default();
-        let mut seen = Vec::new();
-        while let Some(line) = lines.next(&mut from).unwrap() {
-            assert!(lines.buffer.len() <= LINE_MAX + 4096);
-            seen.push(match line {
-                Line::Whole(text) => text,
-                Line::TooLong => "TOO LONG".into(),
-            });
-        }
-        assert_eq!(seen, ["one", "two", "TOO LONG", "three"]);
-    }
 }

@@ -51,7 +51,7 @@ pub(super) fn features(info: &BlockInfo, queues: u16) -> u64 {
 }
 
 /// `struct virtio_blk_config` as far as the offered features fill it.
-pub(super) fn image(info: &BlockInfo, queues: u16, writeback: bool) -> [u8; LENGTH] {
+pub(super) fn image(info: &BlockInfo, sectors: u64, queues: u16, writeback: bool) -> [u8; LENGTH] {
     let mut image = [0; LENGTH];
     let mut put = |at: usize, bytes: &[u8]| {
         for (to, from) in image.iter_mut().skip(at).zip(bytes) {
@@ -61,7 +61,7 @@ pub(super) fn image(info: &BlockInfo, queues: u16, writeback: bool) -> [u8; LENG
     let block = info.logical_block.max(1);
     let exponent = (info.physical_block / block).max(1).ilog2() as u8;
     let minimum = u16::try_from(info.physical_block / block).unwrap_or(1);
-    put(0, &info.sectors.to_le_bytes());
+    put(0, &sectors.to_le_bytes());
     put(8, &SIZE_MAX.to_le_bytes());
     put(12, &SEG_MAX.to_le_bytes());
     put(20, &block.to_le_bytes());

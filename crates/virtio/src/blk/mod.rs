@@ -1,18 +1,22 @@
 //! Block device (virtio 1.2, 5.2) on any [`BlockBackend`].
 //!
-//! One I/O thread serves all queues of a device: it takes requests off the
-//! rings, hands them to the disk in batches, and gives a batch of completed
-//! ones back with one interrupt. While requests come and go quickly it looks
-//! at the rings for a few microseconds before it sleeps.
+//! One I/O thread serves each queue of a device: it takes requests off the
+//! ring, hands them to its own queue of the disk in batches, and gives a batch
+//! of completed ones back with one interrupt. While requests come and go
+//! quickly it looks at the ring for a few microseconds before it sleeps.
 
 mod config;
+mod held;
+mod limit;
 mod request;
+mod shared;
 mod worker;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use devices::{StateError, Version, versioned};
-use disk::{BlockBackend, BlockError};
+use disk::BlockBackend;
 use serde::{Deserialize, Serialize};
 
 use crate::device::{
@@ -20,64 +24,98 @@ use crate::device::{
 };
 use crate::queue::VirtQueue;
 use config::{WRITEBACK, feature};
-use worker::{Control, Worker, WorkerHandle};
+use limit::Limiter;
+use shared::Shared;
+use worker::{Doorbells, Parts, Remains, Worker, WorkerHandle};
+
+pub use held::{HeldRequest, OnError};
+pub use limit::{Limit, Limits};
+pub use request::RequestKind;
+pub use shared::{BlkControl, BlkStats, FailureHook, IoFailure};
 
 /// Requests of one queue.
 const QUEUE_SIZE: u16 = 256;
+/// Most queues of a device.
+const MAX_QUEUES: u16 = 64;
 
-/// An operation that the disk could not do and the guest was told of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IoFailure {
-    /// First sector of the request.
-    pub sector: u64,
-    /// It was a write, discard or flush: data may be lost.
-    pub write: bool,
-    /// What happened.
-    pub error: BlockError,
+/// How a block device treats its disk.
+#[derive(Clone, Default)]
+pub struct BlkOptions {
+    /// How much may go through.
+    pub limits: Limits,
+    /// What is done when the host cannot do a request.
+    pub on_error: OnError,
+    /// Called for the first failed operation after each start.
+    pub on_failure: Option<FailureHook>,
 }
-
-/// Hears of failed operations, on the device's thread.
-pub type FailureHook = Arc<dyn Fn(IoFailure) + Send + Sync>;
 
 /// A virtio block device.
 pub struct Blk {
-    disk: Arc<dyn BlockBackend>,
+    shared: Arc<Shared>,
     queues: u16,
-    on_failure: Option<FailureHook>,
+    limits: Limits,
+    on_error: OnError,
     /// Write-back rather than write-through, if the driver may choose.
     writeback: bool,
     features: u64,
-    worker: Option<WorkerHandle>,
+    /// By queue.
+    workers: Vec<Option<WorkerHandle>>,
+    /// What the host failed, to be tried again at the next start.
+    held: Vec<HeldRequest>,
 }
 
 impl Blk {
-    /// A device with `queues` request queues (at least 1, at most 64) on `disk`.
-    pub fn new(disk: Arc<dyn BlockBackend>, queues: u16) -> Self {
+    /// A device with `queues` request queues (at least 1, at most 64) on
+    /// `disk`.
+    pub fn new(disk: Arc<dyn BlockBackend>, queues: u16, options: BlkOptions) -> Self {
         Self {
-            disk,
-            queues: queues.clamp(1, 64),
-            on_failure: None,
+            shared: Arc::new(Shared::new(disk, options.on_failure)),
+            queues: queues.clamp(1, MAX_QUEUES),
+            limits: options.limits,
+            on_error: options.on_error,
             writeback: true,
             features: 0,
-            worker: None,
+            workers: Vec::new(),
+            held: Vec::new(),
         }
     }
 
-    /// Calls `hook` for every operation that the host fails.
-    #[must_use]
-    pub fn on_failure(mut self, hook: FailureHook) -> Self {
-        self.on_failure = Some(hook);
-        self
+    /// The owner's view of it.
+    pub fn control(&self) -> BlkControl {
+        BlkControl(self.shared.clone())
     }
 
     /// Write-through is what a driver gets that cannot flush; one that can
     /// chooses in the configuration if it knows how (virtio 1.2, 5.2.6.2).
-    fn durable(&self) -> bool {
-        if self.features & feature::CONFIG_WCE != 0 {
+    fn set_durable(&self) {
+        let durable = if self.features & feature::CONFIG_WCE != 0 {
             !self.writeback
         } else {
             self.features & feature::FLUSH == 0
+        };
+        self.shared.durable.store(durable, Ordering::SeqCst);
+    }
+
+    fn start(&mut self, activation: Activation) -> Result<Vec<Worker>, ActivateError> {
+        let limiter = Limiter::new(self.limits).map_err(ActivateError::Thread)?;
+        let mut workers = Vec::new();
+        for queue in activation.queues.into_iter().flatten() {
+            let disk = self.shared.disk.open_queue(activation.ram.clone())?;
+            let own = |held: &mut HeldRequest| held.queue == queue.index();
+            let held = self.held.extract_if(.., own).collect();
+            workers.push(Worker::new(Parts {
+                queue,
+                disk,
+                ram: activation.ram.clone(),
+                signal: activation.signal.clone(),
+                shared: self.shared.clone(),
+                limiter: limiter.clone(),
+                features: self.features(),
+                on_error: self.on_error,
+                held,
+            }));
         }
+        Ok(workers)
     }
 }
 
@@ -91,7 +129,7 @@ impl VirtioDevice for Blk {
     }
 
     fn features(&self) -> u64 {
-        config::features(self.disk.info(), self.queues)
+        config::features(self.shared.disk.info(), self.queues)
     }
 
     fn queue_sizes(&self) -> Vec<u16> {
@@ -99,66 +137,75 @@ impl VirtioDevice for Blk {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let image = config::image(self.disk.info(), self.queues, self.writeback);
+        let disk = &self.shared.disk;
+        let image = config::image(disk.info(), disk.sectors(), self.queues, self.writeback);
         read_config_bytes(&image, offset, data);
     }
 
     fn write_config(&mut self, offset: u64, data: &[u8]) {
         if let (WRITEBACK, &[value]) = (offset, data) {
             self.writeback = value & 1 != 0;
-            if let Some(worker) = &self.worker {
-                worker.control.set_durable(self.durable());
-            }
+            self.set_durable();
         }
     }
 
     fn activate(&mut self, activation: Activation) -> Result<Arc<dyn Doorbell>, ActivateError> {
-        let Activation {
-            queues,
-            ram,
-            signal,
-            features,
-        } = activation;
-        if !matches!(queues.first(), Some(Some(_))) {
+        if !matches!(activation.queues.first(), Some(Some(_))) {
             return Err(ActivateError::MissingQueue(0));
         }
-        self.features = features;
-        let disk = self.disk.open_queue(ram.clone())?;
-        let control = Arc::new(Control::new(disk.waker(), self.durable()));
-        let worker = Worker {
-            queues: queues.into_iter().map(worker::Queue::new).collect(),
-            disk,
-            ram,
-            signal,
-            control: control.clone(),
-            features: self.features(),
-            serial: self.disk.info().serial.clone(),
-            on_failure: self.on_failure.clone(),
-            requests: request::Table::default(),
-            completions: Vec::new(),
-            broken: false,
-        };
-        self.worker = Some(WorkerHandle::start(worker, control.clone())?);
-        Ok(control)
+        self.features = activation.features;
+        self.set_durable();
+        let (signal, count) = (activation.signal.clone(), activation.queues.len());
+        let workers = self.start(activation)?;
+        self.shared.connect(Some(signal));
+        let mut doorbells = vec![None; count];
+        self.workers = (0..count).map(|_| None).collect();
+        for worker in workers {
+            let index = worker.index();
+            let started = WorkerHandle::start(worker).inspect_err(|_| {
+                // Those that were started end; the driver must reset.
+                self.stop();
+            })?;
+            if let (Some(bell), Some(place)) =
+                (doorbells.get_mut(index), self.workers.get_mut(index))
+            {
+                *bell = Some(started.control.clone());
+                *place = Some(started);
+            }
+        }
+        Ok(Arc::new(Doorbells(doorbells)))
     }
 
     fn stop(&mut self) -> Vec<Option<VirtQueue>> {
-        self.worker
-            .take()
-            .map(WorkerHandle::stop)
-            .unwrap_or_default()
+        let workers = std::mem::take(&mut self.workers);
+        workers
+            .iter()
+            .flatten()
+            .for_each(WorkerHandle::tell_to_stop);
+        let mut queues = Vec::new();
+        for worker in workers {
+            let remains = worker.and_then(WorkerHandle::join);
+            queues.push(remains.map(|Remains { queue, held }| {
+                self.held.extend(held);
+                queue
+            }));
+        }
+        self.shared.connect(None);
+        queues
     }
 
     fn reset(&mut self) {
         self.writeback = true;
         self.features = 0;
+        self.held.clear();
     }
 
     fn save(&self) -> DeviceState {
         DeviceState::Blk(BlkState {
             version: Version::current(),
-            sectors: self.disk.info().sectors,
+            sectors: self.shared.told(),
             writeback: self.writeback,
+            held: self.held.clone(),
         })
     }
 
@@ -167,14 +214,20 @@ impl VirtioDevice for Blk {
         let DeviceState::Blk(state) = state else {
             return invalid("the snapshot has another device here".into());
         };
-        let sectors = self.disk.info().sectors;
-        if state.sectors != sectors {
+        let sectors = self.shared.disk.sectors();
+        if state.sectors > sectors {
             return invalid(format!(
                 "the snapshot was made with a disk of {} sectors, this one has {sectors}",
                 state.sectors
             ));
         }
+        let most = usize::from(QUEUE_SIZE) * usize::from(self.queues);
+        if state.held.len() > most || state.held.iter().any(|held| held.queue >= self.queues) {
+            return invalid("more requests wait than its queues can have".into());
+        }
+        self.shared.set_told(state.sectors);
         self.writeback = state.writeback;
+        self.held.clone_from(&state.held);
         Ok(())
     }
 }
@@ -190,9 +243,12 @@ impl Drop for Blk {
 pub struct BlkState {
     /// Format.
     pub version: Version<BlkState>,
-    /// Capacity of the disk, by which a wrong one is noticed.
+    /// Capacity of which the guest knows, by which a wrong disk is noticed.
     pub sectors: u64,
     /// Write-back (1) or write-through, as the driver set it.
     pub writeback: bool,
+    /// What the host failed and is tried again.
+    #[serde(default)]
+    pub held: Vec<HeldRequest>,
 }
 versioned!(BlkState, "virtio block device", 1);

@@ -1,7 +1,8 @@
 //! Block requests: what a chain asks for, and those in flight.
 
-use disk::GuestRange;
+use disk::{GuestRange, Op};
 use memory::GuestRam;
+use serde::{Deserialize, Serialize};
 
 use super::config::feature;
 use crate::queue::{self, Chain, QueueError};
@@ -150,24 +151,114 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
         .map_or(0, u32::from_le_bytes)
 }
 
-/// A request in flight.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a request does to the disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RequestKind {
+    /// Disk to guest.
+    Read,
+    /// Guest to disk.
+    Write,
+    /// Makes what was written durable.
+    #[default]
+    Flush,
+    /// Gives up a range.
+    Discard,
+    /// Zeroes a range.
+    WriteZeroes,
+    /// Zeroes a range and gives its space back.
+    Unmap,
+}
+
+/// A request that was taken off its queue and is not answered yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Request {
-    /// Index of its queue.
-    pub queue: usize,
     /// Its chain.
     pub head: u16,
     /// Guest-physical address of its status byte.
     pub status: u64,
     /// Bytes before the status that it writes.
     pub writable: u32,
-    /// For [`super::IoFailure`].
+    /// What it does.
+    pub kind: RequestKind,
+    /// First sector.
     pub sector: u64,
-    /// For [`super::IoFailure`].
-    pub write: bool,
+    /// Sectors of a discard or write-zeroes.
+    pub count: u64,
+    /// The data in guest memory.
+    pub data: Vec<GuestRange>,
 }
 
-/// Requests in flight by tag; tags are reused.
+impl Request {
+    /// Puts a parsed chain in place of what was here; `Err`: it is answered
+    /// with this and does nothing to the disk.
+    pub(super) fn load(&mut self, head: u16, parsed: &Parsed<'_>) -> Result<(), Status> {
+        self.data.clear();
+        (self.head, self.status, self.writable) = (head, parsed.status, 0);
+        (self.kind, self.sector, self.count) = (RequestKind::Flush, 0, 0);
+        match parsed.ask {
+            Ask::Read { sector, to } => {
+                (self.kind, self.sector) = (RequestKind::Read, sector);
+                self.writable = parsed.writable;
+                self.data.extend_from_slice(to);
+            }
+            Ask::Write { sector, from } => {
+                (self.kind, self.sector) = (RequestKind::Write, sector);
+                self.data.extend_from_slice(from);
+            }
+            Ask::Flush => {}
+            Ask::Discard { sector, count } => {
+                (self.kind, self.sector, self.count) = (RequestKind::Discard, sector, count);
+            }
+            Ask::WriteZeroes {
+                sector,
+                count,
+                unmap,
+            } => {
+                self.kind = match unmap {
+                    true => RequestKind::Unmap,
+                    false => RequestKind::WriteZeroes,
+                };
+                (self.sector, self.count) = (sector, count);
+            }
+            Ask::Serial { .. } => return Err(Status::Ok),
+            Ask::Refuse(status) => return Err(status),
+        }
+        Ok(())
+    }
+
+    /// Bytes that move between guest and disk.
+    pub(super) fn bytes(&self) -> u64 {
+        self.data.iter().map(|range| u64::from(range.len)).sum()
+    }
+
+    /// As the disk takes it; writes are complete when `durable` if that is set.
+    pub(super) fn op(&self, durable: bool) -> Op<'_> {
+        let (sector, count) = (self.sector, self.count);
+        match self.kind {
+            RequestKind::Read => Op::Read {
+                sector,
+                to: &self.data,
+            },
+            RequestKind::Write => Op::Write {
+                sector,
+                from: &self.data,
+                durable,
+            },
+            RequestKind::Flush => Op::Flush,
+            RequestKind::Discard => Op::Discard { sector, count },
+            RequestKind::WriteZeroes | RequestKind::Unmap => Op::WriteZeroes {
+                sector,
+                count,
+                unmap: self.kind == RequestKind::Unmap,
+                durable,
+            },
+        }
+    }
+}
+
+/// Requests in flight by tag; tags are reused, and with them the room for the
+/// data's places.
 #[derive(Default)]
 pub(super) struct Table {
     requests: Vec<Request>,
@@ -175,21 +266,24 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn insert(&mut self, request: Request) -> u64 {
-        if let Some(tag) = self.free.pop()
-            && let Some(place) = self.requests.get_mut(tag)
-        {
-            *place = request;
-            return tag as u64;
-        }
-        self.requests.push(request);
-        self.requests.len() as u64 - 1
+    /// A free tag and its request, to be loaded.
+    pub(super) fn claim(&mut self) -> (u64, &mut Request) {
+        let tag = self.free.pop().unwrap_or_else(|| {
+            self.requests.push(Request::default());
+            self.requests.len() - 1
+        });
+        // Free tags are of requests that exist.
+        (tag as u64, &mut self.requests[tag])
     }
 
-    pub(super) fn remove(&mut self, tag: u64) -> Option<Request> {
-        let tag = usize::try_from(tag).ok()?;
-        let request = self.requests.get(tag).copied()?;
-        self.free.push(tag);
-        Some(request)
+    pub(super) fn get(&self, tag: u64) -> Option<&Request> {
+        self.requests.get(usize::try_from(tag).ok()?)
+    }
+
+    /// The tag is free again.
+    pub(super) fn release(&mut self, tag: u64) {
+        if let Ok(tag) = usize::try_from(tag) {
+            self.free.push(tag);
+        }
     }
 }

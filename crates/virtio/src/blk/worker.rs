@@ -1,15 +1,17 @@
-//! The I/O thread of a block device.
+//! The I/O thread of one queue of a block device.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use disk::{BlockError, BlockQueue, Completion, Op, SERIAL_MAX, Waker};
+use disk::{BlockError, BlockQueue, Completion, SERIAL_MAX, Waker};
 use memory::GuestRam;
 
-use super::request::{Ask, Parsed, Request, Status, Table, parse};
-use super::{FailureHook, IoFailure};
+use super::held::{HeldRequest, OnError, can_retry};
+use super::limit::Limiter;
+use super::request::{Ask, RequestKind, Status, Table, parse};
+use super::shared::{IoFailure, Shared};
 use crate::device::{ActivateError, Doorbell, Signal};
 use crate::queue::{self, Chain, QueueError, VirtQueue};
 
@@ -18,97 +20,130 @@ const SPIN_MAX: Duration = Duration::from_micros(50);
 /// First such time when looking begins to pay.
 const SPIN_FIRST: Duration = Duration::from_micros(10);
 
-/// What other threads tell the I/O thread.
+/// What other threads tell an I/O thread.
 pub(super) struct Control {
     waker: Arc<Waker>,
     stop: AtomicBool,
-    durable: AtomicBool,
 }
 
-impl Control {
-    pub(super) fn new(waker: Arc<Waker>, durable: bool) -> Self {
-        Self {
-            waker,
-            stop: AtomicBool::new(false),
-            durable: AtomicBool::new(durable),
+/// Wakes the thread of the queue that is notified.
+pub(super) struct Doorbells(pub Vec<Option<Arc<Control>>>);
+
+impl Doorbell for Doorbells {
+    fn ring(&self, queue: u16) {
+        if let Some(Some(control)) = self.0.get(usize::from(queue)) {
+            control.waker.wake();
         }
     }
-
-    pub(super) fn set_durable(&self, durable: bool) {
-        self.durable.store(durable, Ordering::SeqCst);
-    }
 }
 
-impl Doorbell for Control {
-    fn ring(&self, _queue: u16) {
-        self.waker.wake();
-    }
+/// What is left of a queue whose thread has ended.
+pub(super) struct Remains {
+    pub queue: VirtQueue,
+    pub held: Vec<HeldRequest>,
 }
 
-/// The running I/O thread.
+/// A running I/O thread.
 pub(super) struct WorkerHandle {
     pub control: Arc<Control>,
-    thread: JoinHandle<Vec<Option<VirtQueue>>>,
+    thread: JoinHandle<Remains>,
 }
 
 impl WorkerHandle {
-    pub(super) fn start(worker: Worker, control: Arc<Control>) -> Result<Self, ActivateError> {
+    pub(super) fn start(worker: Worker) -> Result<Self, ActivateError> {
+        let control = worker.control.clone();
         let thread = std::thread::Builder::new()
-            .name("virtio-blk".into())
+            .name(format!("virtio-blk-{}", worker.queue.index()))
             .stack_size(512 * 1024)
             .spawn(move || worker.run())
             .map_err(ActivateError::Thread)?;
         Ok(Self { control, thread })
     }
 
-    /// Ends the thread after what is in flight; the queues.
-    pub(super) fn stop(self) -> Vec<Option<VirtQueue>> {
+    /// Has the thread end after what is in flight.
+    pub(super) fn tell_to_stop(&self) {
         self.control.stop.store(true, Ordering::SeqCst);
         self.control.waker.wake();
-        self.thread.join().unwrap_or_default()
+    }
+
+    /// Waits for its end.
+    pub(super) fn join(self) -> Option<Remains> {
+        self.thread.join().ok()
     }
 }
 
-/// A queue and what the thread remembers of it.
-pub(super) struct Queue {
-    queue: Option<VirtQueue>,
+/// The state of an I/O thread.
+pub(super) struct Worker {
+    queue: VirtQueue,
+    disk: Box<dyn BlockQueue>,
+    ram: Arc<GuestRam>,
+    signal: Arc<dyn Signal>,
+    control: Arc<Control>,
+    shared: Arc<Shared>,
+    limiter: Option<Arc<Limiter>>,
+    features: u64,
+    on_error: OnError,
+    requests: Table,
+    completions: Vec<Completion>,
     chain: Chain,
+    held: Vec<HeldRequest>,
     /// The driver was told that it need not notify.
     quiet: bool,
     /// Chains were given back since the last interrupt.
     used: bool,
+    /// A request waits for a limit; the limiter wakes this thread.
+    throttled: bool,
 }
 
-impl Queue {
-    pub(super) fn new(queue: Option<VirtQueue>) -> Self {
-        Self {
-            queue,
-            chain: Chain::default(),
-            quiet: false,
-            used: false,
-        }
-    }
-}
-
-/// The state of the I/O thread.
-pub(super) struct Worker {
-    pub queues: Vec<Queue>,
+/// What a worker is made from.
+pub(super) struct Parts {
+    pub queue: VirtQueue,
     pub disk: Box<dyn BlockQueue>,
     pub ram: Arc<GuestRam>,
     pub signal: Arc<dyn Signal>,
-    pub control: Arc<Control>,
+    pub shared: Arc<Shared>,
+    pub limiter: Option<Arc<Limiter>>,
+    /// Offered by the device.
     pub features: u64,
-    pub serial: String,
-    pub on_failure: Option<FailureHook>,
-    pub requests: Table,
-    pub completions: Vec<Completion>,
-    /// The rings are not touched any more.
-    pub broken: bool,
+    pub on_error: OnError,
+    /// To be tried again first.
+    pub held: Vec<HeldRequest>,
 }
 
 impl Worker {
-    fn run(mut self) -> Vec<Option<VirtQueue>> {
+    pub(super) fn new(parts: Parts) -> Self {
+        let control = Arc::new(Control {
+            waker: parts.disk.waker(),
+            stop: AtomicBool::new(false),
+        });
+        Self {
+            queue: parts.queue,
+            disk: parts.disk,
+            ram: parts.ram,
+            signal: parts.signal,
+            control,
+            shared: parts.shared,
+            limiter: parts.limiter,
+            features: parts.features,
+            on_error: parts.on_error,
+            requests: Table::default(),
+            completions: Vec::new(),
+            chain: Chain::default(),
+            held: parts.held,
+            quiet: false,
+            used: false,
+            throttled: false,
+        }
+    }
+
+    /// Number of its queue.
+    pub(super) fn index(&self) -> usize {
+        self.queue.index().into()
+    }
+
+    fn run(mut self) -> Remains {
         let mut spin = Duration::ZERO;
+        self.guard(Self::retry_held);
         loop {
             let stopping = self.control.stop.load(Ordering::SeqCst);
             if stopping && self.disk.in_flight() == 0 && self.completions.is_empty() {
@@ -126,7 +161,7 @@ impl Worker {
             if busy || (!stopping && self.spin(spin)) {
                 continue;
             }
-            if !stopping && self.guard(Self::listen) {
+            if !stopping && !self.throttled && self.guard(Self::listen) {
                 continue;
             }
             let asleep = Instant::now();
@@ -139,12 +174,19 @@ impl Worker {
         // Dropping the disk queue waits for operations that a failed queue
         // may still have.
         drop(self.disk);
-        self.queues.into_iter().map(|queue| queue.queue).collect()
+        Remains {
+            queue: self.queue,
+            held: self.held,
+        }
     }
 
-    /// Runs a step on the rings; a broken ring stops the device.
+    fn is_broken(&self) -> bool {
+        self.shared.broken.load(Ordering::Relaxed)
+    }
+
+    /// Runs a step on the ring; a broken ring stops the device.
     fn guard(&mut self, step: fn(&mut Self) -> Result<bool, QueueError>) -> bool {
-        if self.broken {
+        if self.is_broken() {
             self.completions.clear();
             return false;
         }
@@ -158,196 +200,167 @@ impl Worker {
     }
 
     fn fail(&mut self, reason: &str) {
-        self.broken = true;
+        self.shared.broken.store(true, Ordering::SeqCst);
         self.signal.needs_reset(reason);
     }
 
-    /// Takes what is available off the rings and submits it.
+    /// Starts again what the host failed before the device was stopped.
+    fn retry_held(&mut self) -> Result<bool, QueueError> {
+        let held = std::mem::take(&mut self.held);
+        self.queue.adopt(held.len());
+        for before in &held {
+            let (tag, request) = self.requests.claim();
+            before.load(request);
+            self.submit(tag)?;
+        }
+        Ok(!held.is_empty())
+    }
+
+    /// Takes what is available off the ring and submits it: at most the
+    /// queue's size at a time, so that completions come back in between.
     fn take_requests(&mut self) -> Result<bool, QueueError> {
+        self.throttled = false;
+        let mut chain = std::mem::take(&mut self.chain);
         let mut busy = false;
-        for index in 0..self.queues.len() {
-            let Some(slot) = self.queues.get_mut(index) else {
-                break;
-            };
-            let mut chain = std::mem::take(&mut slot.chain);
-            let taken = self.take_from(index, &mut chain);
-            if let Some(slot) = self.queues.get_mut(index) {
-                slot.chain = chain;
+        let mut result = Ok(false);
+        for _ in 0..self.queue.size() {
+            result = self.take_one(&mut chain);
+            match result {
+                Ok(true) => busy = true,
+                _ => break,
             }
-            busy |= taken?;
         }
-        Ok(busy)
+        self.chain = chain;
+        result.map(|_| busy)
     }
 
-    /// At most one queue's size at a time, so that completions come back in
-    /// between.
-    fn take_from(&mut self, index: usize, chain: &mut Chain) -> Result<bool, QueueError> {
-        let mut busy = false;
-        let mut budget = u16::MAX;
-        while budget > 0 {
-            let Some(Queue {
-                queue: Some(queue),
-                quiet,
-                ..
-            }) = self.queues.get_mut(index)
-            else {
-                break;
-            };
-            budget = budget.min(queue.size()) - 1;
-            if !queue.pop(chain)? {
-                break;
-            }
-            if !*quiet {
-                queue.disable_notification()?;
-                *quiet = true;
-            }
-            busy = true;
-            self.start(index, chain)?;
+    /// Takes one request; `false` if there is none that may go now.
+    fn take_one(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        if !self.queue.pop(chain)? {
+            return Ok(false);
         }
-        Ok(busy)
+        if !self.quiet {
+            self.queue.disable_notification()?;
+            self.quiet = true;
+        }
+        self.start(chain)
     }
 
-    /// Starts the request in a chain, or ends it at once.
-    fn start(&mut self, index: usize, chain: &mut Chain) -> Result<(), QueueError> {
+    /// Starts the request in a chain, or ends it at once, or puts it back
+    /// (`false`) because of a limit.
+    fn start(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
         let head = chain.head;
-        let Parsed {
-            ask,
-            status,
-            writable,
-        } = parse(chain, &self.ram, self.features)?;
-        let mut request = Request {
-            queue: index,
-            head,
-            status,
-            writable: 0,
-            sector: 0,
-            write: true,
-        };
-        let durable = self.control.durable.load(Ordering::Relaxed);
-        let op = match ask {
-            Ask::Read { sector, to } => {
-                (request.sector, request.write, request.writable) = (sector, false, writable);
-                Op::Read { sector, to }
-            }
-            Ask::Write { sector, from } => {
-                request.sector = sector;
-                Op::Write {
-                    sector,
-                    from,
-                    durable,
-                }
-            }
-            Ask::Flush => Op::Flush,
-            Ask::Discard { sector, count } => {
-                request.sector = sector;
-                Op::Discard { sector, count }
-            }
-            Ask::WriteZeroes {
-                sector,
-                count,
-                unmap,
-            } => {
-                request.sector = sector;
-                Op::WriteZeroes {
-                    sector,
-                    count,
-                    unmap,
-                    durable,
-                }
-            }
-            Ask::Serial { to } => {
+        let parsed = parse(chain, &self.ram, self.features)?;
+        let (tag, request) = self.requests.claim();
+        if let Err(status) = request.load(head, &parsed) {
+            if let Ask::Serial { to } = parsed.ask {
                 let mut serial = [0; SERIAL_MAX];
-                for (to, from) in serial.iter_mut().zip(self.serial.bytes()) {
+                let bytes = self.shared.disk.info().serial.bytes();
+                for (to, from) in serial.iter_mut().zip(bytes) {
                     *to = from;
                 }
                 request.writable = queue::write(&self.ram, to, &serial) as u32;
-                return self.finish(request, Status::Ok);
             }
-            Ask::Refuse(status) => return self.finish(request, status),
+            return self.finish(tag, status).map(|()| true);
+        }
+        if let Some(limiter) = &self.limiter
+            && request.kind != RequestKind::Flush
+            && !limiter.admit(request.bytes(), &self.control.waker)
+        {
+            self.requests.release(tag);
+            self.queue.undo_pop();
+            self.throttled = true;
+            self.shared.throttled();
+            return Ok(false);
+        }
+        self.submit(tag).map(|()| true)
+    }
+
+    fn submit(&mut self, tag: u64) -> Result<(), QueueError> {
+        let durable = self.shared.durable.load(Ordering::Relaxed);
+        let Some(request) = self.requests.get(tag) else {
+            return Ok(());
         };
-        let tag = self.requests.insert(request);
-        match self.disk.submit(tag, op) {
+        match self.disk.submit(tag, request.op(durable)) {
             Ok(()) => Ok(()),
             Err(error) => {
-                self.requests.remove(tag);
                 tracing::debug!(%error, ?request, "a block request cannot be done");
-                let status = status_of(error);
-                self.finish(request, status)
+                self.finish(tag, status_of(error))
             }
         }
     }
 
-    /// Gives completed requests back and interrupts once per queue.
+    /// Gives completed requests back and interrupts once.
     fn give_back(&mut self) -> Result<bool, QueueError> {
         let mut completions = std::mem::take(&mut self.completions);
         let busy = !completions.is_empty();
         for Completion { tag, result } in completions.drain(..) {
-            let Some(request) = self.requests.remove(tag) else {
-                continue;
-            };
-            let status = match result {
-                Ok(_) => Status::Ok,
-                Err(error) => {
-                    self.report(&request, error);
-                    status_of(error)
+            match result {
+                Ok(bytes) => {
+                    if let Some(request) = self.requests.get(tag) {
+                        self.shared.done(request.kind, bytes);
+                    }
+                    self.finish(tag, Status::Ok)?;
                 }
-            };
-            self.finish(request, status)?;
+                Err(error) => self.failed(tag, error)?,
+            }
         }
         self.completions = completions;
-        for slot in &mut self.queues {
-            if let Some(queue) = slot.queue.as_mut().filter(|_| slot.used) {
-                slot.used = false;
-                queue.notify()?;
-            }
+        if std::mem::take(&mut self.used) {
+            self.queue.notify()?;
         }
         Ok(busy)
     }
 
-    fn report(&self, request: &Request, error: BlockError) {
+    /// Keeps a request that the host failed, or answers it so.
+    fn failed(&mut self, tag: u64, error: BlockError) -> Result<(), QueueError> {
+        let Some(request) = self.requests.get(tag) else {
+            return Ok(());
+        };
+        let held = self.on_error == OnError::Pause && can_retry(request.kind, error);
         let failure = IoFailure {
             sector: request.sector,
-            write: request.write,
+            write: request.kind != RequestKind::Read,
             error,
+            held,
         };
-        tracing::warn!(?failure, "disk I/O failed; the guest sees an I/O error");
-        if let Some(hook) = &self.on_failure {
-            hook(failure);
+        if held {
+            let keep = HeldRequest::keep(self.queue.index(), request);
+            self.held.push(keep);
+            self.requests.release(tag);
+            self.shared.failed(failure);
+            return Ok(());
         }
+        self.shared.failed(failure);
+        self.finish(tag, status_of(error))
     }
 
     /// Writes the status and puts the chain on the used ring.
-    fn finish(&mut self, request: Request, status: Status) -> Result<(), QueueError> {
+    fn finish(&mut self, tag: u64, status: Status) -> Result<(), QueueError> {
+        let Some(request) = self.requests.get(tag) else {
+            return Ok(());
+        };
+        let (head, written) = (request.head, request.writable.saturating_add(1));
         if self.ram.write(request.status, &[status as u8]).is_err() {
             return Err(QueueError::Request {
-                head: request.head,
+                head,
                 what: "the status is not in RAM",
             });
         }
-        if let Some(slot) = self.queues.get_mut(request.queue)
-            && let Some(queue) = &mut slot.queue
-        {
-            queue.push(request.head, request.writable.saturating_add(1))?;
-            slot.used = true;
-        }
-        Ok(())
+        self.requests.release(tag);
+        self.used = true;
+        self.queue.push(head, written)
     }
 
     /// Asks for notifications before sleep; `true` if there is work already.
     fn listen(&mut self) -> Result<bool, QueueError> {
-        let mut busy = false;
-        for slot in &mut self.queues {
-            if let Some(queue) = &mut slot.queue {
-                slot.quiet = false;
-                busy |= queue.enable_notification()?;
-            }
-        }
-        Ok(busy)
+        self.quiet = false;
+        self.queue.enable_notification()
     }
 
     /// Looks for work for a while; whether there is any.
     fn spin(&mut self, time: Duration) -> bool {
-        if time.is_zero() || self.broken {
+        if time.is_zero() || self.throttled || self.is_broken() {
             return false;
         }
         let end = Instant::now() + time;
@@ -355,11 +368,7 @@ impl Worker {
             for _ in 0..32 {
                 std::hint::spin_loop();
             }
-            let available = self
-                .queues
-                .iter()
-                .filter_map(|slot| slot.queue.as_ref())
-                .any(|queue| queue.has_available() == Ok(true));
+            let available = self.queue.has_available() == Ok(true);
             // A failed poll is met again outside.
             let polled = self.disk.poll(&mut self.completions);
             if available || !self.completions.is_empty() || polled.is_err() {

@@ -1,0 +1,151 @@
+//! Disks of a running machine: a host that runs out of space, several queues,
+//! discards, limits, and disks that come, grow and go.
+
+mod common;
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use common::{BOOT, Console, SOON, holm, image};
+use serde_json::Value;
+
+/// Starts `tiny` as machine `d` and waits for its shell.
+fn start(command: &mut Command, runtime: &Path) -> Console {
+    image("tiny");
+    command
+        .env("XDG_RUNTIME_DIR", runtime)
+        .env("HOLM", env!("CARGO_BIN_EXE_holm"));
+    let mut console = Console::start(command).unwrap();
+    console.expect("leave the shell", BOOT).unwrap();
+    console.expect("# ", SOON).unwrap();
+    console
+}
+
+/// What a command in the guest printed.
+fn guest(console: &mut Console, command: &str) -> String {
+    begin(console, command);
+    end(console)
+}
+
+fn begin(console: &mut Console, command: &str) {
+    // The shell echoes what is typed, and breaks long lines.
+    let line = format!("echo BEG''IN; {command}; echo EN''D\n");
+    console.send(&line).unwrap();
+    console.expect("BEGIN\r\n", SOON).unwrap();
+}
+
+fn end(console: &mut Console) -> String {
+    let output = console.expect("END\r\n", BOOT).unwrap();
+    output.replace("\r\n", "\n").trim().to_owned()
+}
+
+fn ask(runtime: &Path, arguments: &[&str]) -> Output {
+    let mut command = holm();
+    command.args(arguments).env("XDG_RUNTIME_DIR", runtime);
+    command.output().unwrap()
+}
+
+fn done(runtime: &Path, arguments: &[&str]) -> String {
+    let output = ask(runtime, arguments);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{arguments:?}: {text}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn show(runtime: &Path) -> Value {
+    serde_json::from_str(&done(runtime, &["show", "d", "-o", "json"])).unwrap()
+}
+
+fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + SOON;
+    while !condition() {
+        assert!(Instant::now() < end, "{what}: not within {SOON:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Runs holm with its disk on a file system that is too small, in a mount
+/// namespace of its own.
+const SMALL: &str = "mount -t tmpfs -o size=12m small \"$1\" && \
+    head -c 6M /dev/zero > \"$1/other\" && truncate -s 64M \"$1/disk.img\" && \
+    exec \"$HOLM\" run tiny --name d --cpus 2 --append quiet --disk \"$1/disk.img,name=data\"";
+
+#[test]
+fn a_full_host_pauses_the_machine_and_nothing_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let (runtime, small) = (directory.path(), directory.path().join("small"));
+    fs::create_dir(&small).unwrap();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--map-root-user", "--mount", "sh", "-c", SMALL, "sh"])
+        .arg(&small);
+    let mut console = start(&mut command, runtime);
+    // The path as the machine's process sees it.
+    let pid = show(runtime)["pid"].to_string();
+    let small = Path::new("/proc")
+        .join(pid)
+        .join("root")
+        .join(small.strip_prefix("/").unwrap());
+
+    assert_eq!(guest(&mut console, "ls /sys/block/vda/mq | wc -l"), "2");
+    guest(&mut console, "head -c 10485760 /dev/urandom > /tmp/data");
+    begin(
+        &mut console,
+        "dd if=/tmp/data of=/dev/vda bs=1M conv=fsync 2>/dev/null; echo wrote $?",
+    );
+    let is_paused = || show(runtime)["state"] == "paused";
+    wait_for("a pause", is_paused);
+    let failure = show(runtime)["disks"][0]["failure"].to_string();
+    assert!(failure.contains("No space left"), "{failure}");
+    assert!(done(runtime, &["show", "d"]).contains("No space left"));
+    // As long as there is no space it is paused again.
+    done(runtime, &["resume", "d"]);
+    wait_for("another pause", is_paused);
+    fs::remove_file(small.join("other")).unwrap();
+    done(runtime, &["resume", "d"]);
+    assert_eq!(end(&mut console), "wrote 0");
+    assert_eq!(show(runtime)["state"], "running");
+    assert_eq!(show(runtime)["disks"][0]["failure"], Value::Null);
+    let same = "echo 3 > /proc/sys/vm/drop_caches; \
+        head -c 10485760 /dev/vda | cmp - /tmp/data && echo same; dmesg | grep -ci 'i/o error'";
+    assert_eq!(guest(&mut console, same), "same\n0");
+
+    let blocks = || fs::metadata(small.join("disk.img")).unwrap().blocks() * 512;
+    assert!(blocks() >= 10 << 20);
+    guest(&mut console, "blkdiscard /dev/vda");
+    wait_for("the space to be free again", || blocks() < 1 << 20);
+    done(runtime, &["kill", "d"]);
+    console.finish(SOON).unwrap();
+}
+
+#[test]
+fn limits_and_block_sizes_are_seen_by_the_guest() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = directory.path();
+    let disk = directory.path().join("disk.img");
+    File::create(&disk).unwrap().set_len(64 << 20).unwrap();
+    let disk = format!(
+        "{},bps=4M,bps-burst=1M,block-size=4096,serial=SLOW",
+        disk.display()
+    );
+    let mut command = holm();
+    command.args([
+        "run", "tiny", "--name", "d", "--append", "quiet", "--disk", &disk,
+    ]);
+    let mut console = start(&mut command, runtime);
+    let block = guest(&mut console, "cat /sys/block/vda/queue/logical_block_size");
+    assert_eq!(block, "4096");
+    // 8 MiB at 4 MiB each second, of which 1 MiB and one request are free.
+    let read = "a=$(cut -d. -f1 /proc/uptime); head -c 8388608 /dev/vda > /dev/null; \
+        b=$(cut -d. -f1 /proc/uptime); [ $((b - a)) -ge 1 ] && echo slow";
+    assert_eq!(guest(&mut console, read), "slow");
+    let metrics = done(runtime, &["metrics", "d"]);
+    let throttled = "holm_disk_throttled_total{disk=\"disk0\"} ";
+    let at = metrics.find(throttled).expect("the counter is there") + throttled.len();
+    assert!(!metrics[at..].starts_with('0'), "{metrics}");
+    done(runtime, &["kill", "d"]);
+    console.finish(SOON).unwrap();
+}
