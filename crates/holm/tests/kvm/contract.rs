@@ -11,9 +11,12 @@ use super::programs::code;
 
 const APIC: u64 = 0xfee0_0000;
 
+/// Name, and what fails if the promise is broken.
+type Check = (&'static str, fn(&mut Lab));
+
 /// All promises, on one engine.
 pub fn all(kind: EngineKind) {
-    let checks: [(&str, fn(&mut Lab)); 10] = [
+    let checks: [Check; 10] = [
         ("a kick is kept", a_kick_is_kept),
         (
             "a kick ends a loop and a halt",

@@ -205,7 +205,7 @@ pub fn image() -> Vec<u8> {
         put64(&mut m, IDT64 + vector * 16, low | 0x08 << 16);
         put64(&mut m, IDT32 + vector * 8, low | 0x40 << 16);
         // Real mode: segment 0x1000.
-        let real = vector * 16 | 0x1000 << 16;
+        let real = (vector * 16) | (0x1000 << 16);
         put(&mut m, vector * 4, &(real as u32).to_le_bytes());
     }
     for at in 0..0x1000 {
