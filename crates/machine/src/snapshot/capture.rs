@@ -223,7 +223,7 @@ fn take(
     let state = machine
         .save_locked()
         .map_err(|e| SnapshotError::Refused(e.to_string()))?;
-    let disks = super::disks::take(disks)?;
+    let disks = super::disks::take(machine, disks)?;
     let none = PageSet::none(ram.pages());
     Ok(Standing {
         memory,
@@ -270,6 +270,8 @@ fn store(
     let state = serde_json::to_vec(&standing.state)
         .map_err(|e| SnapshotError::Refused(format!("its state cannot be written: {e}")))?;
     directory.put(files::STATE, &state)?;
+    let mut described = machine.description().clone();
+    described.disks = standing.disks.iter().map(|d| d.described.clone()).collect();
     let disks = super::disks::finish(standing.disks, directory)?;
     let manifest = Manifest {
         id: new_id()?,
@@ -277,7 +279,7 @@ fn store(
         holm: env!("CARGO_PKG_VERSION").into(),
         engine: machine.engine_name().into(),
         cpu: machine.engine().cpu(),
-        machine: machine.description().clone(),
+        machine: described,
         parent: parent.map(|last| Parent {
             id: last.id,
             directory: last.directory,
