@@ -62,6 +62,51 @@ pub enum DiskError {
         /// Whether it was to be opened for writing.
         for_writing: bool,
     },
+    /// An image that cannot be used as it is.
+    #[error("disk {}: {reason}", .path.display())]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        reason: String,
+    },
+    /// A qcow2 image with a backing file whose format nobody told.
+    #[error(
+        "disk {}: it looks like a qcow2 image that builds on another file of this host. If you \
+         made it, say format=qcow2; if a guest could write it as a raw disk, say format=raw",
+        .0.display()
+    )]
+    Untold(PathBuf),
+    /// A raw disk that has come to look like a qcow2 image.
+    #[error(
+        "disk {}: it was a raw disk when it was first used, and now begins as a qcow2 image does: \
+         its guest may have written that. Say format=raw, or format=qcow2 if you replaced it",
+        .0.display()
+    )]
+    Ambiguous(PathBuf),
+    /// A file would be replaced.
+    #[error("{}: there is such a file already; give another name, or say that it may be replaced", .0.display())]
+    Exists(PathBuf),
+    /// A backing file is its own.
+    #[error("disk {}: it builds on itself; give one of the images another backing file", .0.display())]
+    Loop(PathBuf),
+    /// A chain of too many backing files.
+    #[error(
+        "disk {}: it builds on more than {} files; join some with holm disk commit or convert",
+        .0.display(), crate::MAX_LAYERS - 1
+    )]
+    TooDeep(PathBuf),
+    /// A file below an image cannot be used.
+    #[error("disk {}: a file it builds on: {source}", .path.display())]
+    Backing {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong below it.
+        source: Box<DiskError>,
+    },
+    /// The user's other choices do not fit.
+    #[error("{0}")]
+    Unfit(String),
     /// A serial number that the guest could not see whole.
     #[error("disk serial {0:?}: at most 20 printable ASCII characters are possible")]
     Serial(String),
@@ -123,4 +168,11 @@ pub enum BlockError {
     /// The disk cannot do this.
     #[error("not supported by the disk")]
     Unsupported,
+    /// A write that would make a raw disk look like an image of another
+    /// format, where nobody said that it is raw.
+    #[error(
+        "the write would make the raw disk look like a qcow2 image; attach it with format=raw to \
+         allow that"
+    )]
+    Guarded,
 }

@@ -6,10 +6,16 @@
 //! [`memory::GuestRam::wrote`] after reads, so that dirty tracking and the
 //! CPU engine hear of every change.
 //!
-//! [`RawDisk`] is a raw file or block device; other formats join behind the
-//! same traits.
+//! [`open`] opens a disk of any format: [`RawDisk`], a raw file or block
+//! device, or a qcow2 image with all that it builds on, an [`Image`].
 
 mod error;
+mod format;
+mod image;
+mod layer;
+pub mod manage;
+mod open;
+mod qcow2;
 mod raw;
 mod waker;
 
@@ -19,6 +25,11 @@ use std::sync::Arc;
 use memory::GuestRam;
 
 pub use error::{BlockError, DiskError};
+pub use format::{ATTRIBUTE, Format};
+pub use image::{Extent, Image, ImageOptions, Origin};
+pub use layer::MAX_LAYERS;
+pub use open::{DiskOptions, open};
+pub use qcow2::check::Report;
 pub use raw::{Aio, Caching, RawDisk, RawOptions, io_uring_usable};
 pub use waker::Waker;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bootdisk::isolated::{Reader, printable};
 use bootdisk::{BootEntry, Found, ReaderError};
-use disk::{BlockBackend, RawDisk, RawOptions, SECTOR};
+use disk::{DiskOptions, Format, SECTOR};
 use serde::Serialize;
 
 use crate::cli::{BootEntries, Output};
@@ -32,7 +32,8 @@ struct Numbered<'a> {
 
 /// Prints the entries and returns the exit status.
 pub fn run(arguments: &BootEntries) -> u8 {
-    let found = disk_of(&arguments.disk).and_then(|path| list(&path));
+    let found = disk_of(&arguments.disk)
+        .and_then(|(path, format)| list(&path, arguments.format.or(format)));
     let found = match found {
         Ok(found) => found,
         Err(failure) => {
@@ -53,20 +54,21 @@ pub fn run(arguments: &BootEntries) -> u8 {
 }
 
 /// The disk that was named, or the first disk of an image.
-fn disk_of(name: &str) -> Result<PathBuf, Failure> {
+fn disk_of(name: &str) -> Result<(PathBuf, Option<Format>), Failure> {
     match Target::find(name, image::directory().as_deref())? {
-        Target::Disk(path) => Ok(path),
+        Target::Disk(path) => Ok((path, None)),
         Target::Image(image) => match image.disks.into_iter().next() {
-            Some(template) => Ok(template.file),
+            Some(template) => Ok((template.file, Some(template.format))),
             None => Err(Failure::File(format!("the image {name} has no disk"))),
         },
     }
 }
 
-fn list(path: &Path) -> Result<Found, Failure> {
-    let mut options = RawOptions::new(path);
+fn list(path: &Path, format: Option<Format>) -> Result<Found, Failure> {
+    let mut options = DiskOptions::new(path);
     options.read_only = true;
-    let disk = RawDisk::open(&options).map_err(|e| Failure::File(e.to_string()))?;
+    options.format = format;
+    let disk = disk::open(&options).map_err(|e| Failure::File(e.to_string()))?;
     let size = disk.info().sectors * SECTOR;
     let found = Reader::default().list(size, &|offset, out| disk.read_at(offset, out));
     found.map_err(|error| match error {

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use disk::Format;
 
 use crate::agent;
 use crate::disk_option;
@@ -196,6 +197,14 @@ pub struct Run {
     #[arg(long = "disk", value_name = "FILE[,OPTION[=VALUE]…]", value_parser = disk_option::parse)]
     pub disks: Vec<machine::Disk>,
 
+    /// Format of DISK (--format qcow2); needed for an image from elsewhere that builds on other files
+    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse, requires = "image")]
+    pub format: Option<Format>,
+
+    /// Discards at the end what the guest writes to DISK and to the disks of --disk
+    #[arg(long)]
+    pub ephemeral: bool,
+
     /// Network card, up to four (--net user, --net switch=lab,mtu=9000, --net bridge=br0, --net tap=t0,
     /// --net none); with ,rate=100mbit ,pcap=FILE and more, see docs/network.md; user is the default
     #[arg(long = "net", value_name = "KIND[=NAME][,OPTION=VALUE…]", value_parser = network::spec)]
@@ -256,6 +265,10 @@ pub struct BootEntries {
     /// Whole-disk image or block device, or an image that starts from a disk
     #[arg(value_name = "DISK")]
     pub disk: String,
+
+    /// Format of the disk (--format qcow2)
+    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse)]
+    pub format: Option<Format>,
 
     /// Form of the answer
     #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]

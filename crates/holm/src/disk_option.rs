@@ -1,5 +1,6 @@
 //! A disk on the command line: `FILE[,OPTION[=VALUE]…]`.
 
+use disk::Format;
 use machine::{Disk, Limit, OnError};
 
 use crate::cli::size;
@@ -20,6 +21,7 @@ pub fn parse(text: &str) -> Result<Disk, String> {
         match word.split_once('=') {
             None if word == "readonly" => disk.read_only = true,
             Some(("serial", serial)) => disk.serial = Some(serial.to_owned()),
+            Some(("format", format)) => disk.format = Some(Format::parse(format)?),
             Some(("name", name)) => disk.name = Some(name.to_owned()),
             Some(("block-size", bytes)) => {
                 let bytes = size(bytes)?;
@@ -33,7 +35,7 @@ pub fn parse(text: &str) -> Result<Disk, String> {
             Some(("on-error", "report")) => disk.on_error = OnError::Report,
             _ => {
                 return Err(format!(
-                    "unknown disk option {word:?}: there are readonly, serial=S, name=N, \
+                    "unknown disk option {word:?}: there are format=raw|qcow2, readonly, serial=S, name=N, \
                      block-size=512|4096, iops=N, iops-burst=N, bps=SIZE, bps-burst=SIZE and \
                      on-error=pause|report"
                 ));
@@ -66,9 +68,10 @@ mod tests {
 
     #[test]
     fn disks() {
-        let disk = parse("a.img,readonly,serial=X1,name=data,block-size=4K").unwrap();
+        let disk = parse("a.img,readonly,serial=X1,name=data,block-size=4K,format=raw").unwrap();
         let expected = Disk {
             read_only: true,
+            format: Some(Format::Raw),
             serial: Some("X1".into()),
             name: Some("data".into()),
             block_size: Some(4096),
@@ -84,6 +87,7 @@ mod tests {
             "",
             ",readonly",
             "a,ro",
+            "a,format=vmdk",
             "a,serial=",
             "a,serial=123456789012345678901",
             "a,name=",

@@ -5,6 +5,7 @@ use std::fs;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use disk::Format;
 use serde::Deserialize;
 
 /// The only version of `image.json` so far.
@@ -31,6 +32,8 @@ pub struct Image {
 pub struct Template {
     /// The file.
     pub file: PathBuf,
+    /// Its format.
+    pub format: Format,
     /// The guest may not write.
     pub readonly: bool,
 }
@@ -101,8 +104,14 @@ struct Description {
 #[serde(deny_unknown_fields)]
 struct DiskDescription {
     file: String,
+    #[serde(default = "raw")]
+    format: Format,
     #[serde(default)]
     readonly: bool,
+}
+
+fn raw() -> Format {
+    Format::Raw
 }
 
 /// What `holm run` is asked to run.
@@ -204,6 +213,7 @@ impl Image {
                 .map(|disk| {
                     Ok(Template {
                         file: inside(&disk.file)?,
+                        format: disk.format,
                         readonly: disk.readonly,
                     })
                 })

@@ -166,12 +166,21 @@ fn own_disks(
         let Some(file) = snapshot.disk(index) else {
             continue;
         };
+        let format = match disk.format {
+            Some(format) => format,
+            None => {
+                let info = disk::manage::info(&file, None);
+                info.map_err(|e| Failure::File(e.to_string()))?.format
+            }
+        };
         let template = Template {
             file,
+            format,
             readonly: kept == Some(DiskKept::Referred),
         };
         let mine = disks::own(&template, arguments.keep.as_deref())?;
         disk.file = mine.path.clone();
+        (disk.format, disk.scratch) = (Some(mine.format), mine.scratch);
         own.push(mine);
     }
     Ok(own)

@@ -415,17 +415,40 @@ fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
     description.nics =
         network::cards(&arguments.nets, &arguments.publish).map_err(Failure::Usage)?;
     description.uuid = uuid(arguments.keep.as_deref())?;
-    description.disks.extend(disk.map(Disk::new));
+    if disk.is_none() && arguments.format.is_some() {
+        return Err(Failure::Usage(
+            "--format is for disks; an image says itself what its disks are".into(),
+        ));
+    }
+    description.disks.extend(disk.map(|file| Disk {
+        format: arguments.format,
+        ..Disk::new(file)
+    }));
+    let own_from = description.disks.len();
     let mut own_disks = Vec::new();
     for template in image.iter().flat_map(|image| &image.disks) {
         let own = disks::own(template, arguments.keep.as_deref())?;
         description.disks.push(Disk {
+            format: Some(own.format),
+            scratch: own.scratch,
             read_only: template.readonly,
             ..Disk::new(&own.path)
         });
         own_disks.push(own);
     }
     description.disks.extend(arguments.disks.iter().cloned());
+    if arguments.ephemeral {
+        let own = own_from..own_from + own_disks.len();
+        for (index, disk) in description.disks.iter_mut().enumerate() {
+            if disk.read_only || own.contains(&index) {
+                continue;
+            }
+            let overlay = disks::overlay(&disk.file, disk.format)?;
+            (disk.file, disk.format) = (overlay.path.clone(), Some(overlay.format));
+            disk.scratch = true;
+            own_disks.push(overlay);
+        }
+    }
     Ok((description, own_disks))
 }
 

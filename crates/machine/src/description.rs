@@ -162,8 +162,14 @@ impl Boot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Disk {
-    /// Raw image or block device.
+    /// Image or block device.
     pub file: PathBuf,
+    /// Its format; found out safely if missing (see `disk::DiskOptions`).
+    #[serde(default)]
+    pub format: Option<disk::Format>,
+    /// What is written is lost with the machine, and need not survive the host.
+    #[serde(default)]
+    pub scratch: bool,
     /// The guest may not write.
     #[serde(default)]
     pub read_only: bool,
@@ -189,6 +195,8 @@ impl Disk {
     pub fn new(file: impl Into<PathBuf>) -> Self {
         Self {
             file: file.into(),
+            format: None,
+            scratch: false,
             read_only: false,
             serial: None,
             name: None,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use disk::{BlockBackend, BlockError, RawDisk, RawOptions, SECTOR};
+use disk::{BlockBackend, BlockError, DiskOptions, SECTOR};
 use virtio::blk::{Blk, BlkControl, BlkOptions, IoFailure};
 
 use crate::control::{Control, Event};
@@ -39,11 +39,13 @@ impl DiskPort {
 
 /// Opens and locks a disk.
 pub(crate) fn open(disk: &Disk) -> Result<Arc<dyn BlockBackend>, MachineError> {
-    let mut options = RawOptions::new(&disk.file);
+    let mut options = DiskOptions::new(&disk.file);
+    options.format = disk.format;
+    options.scratch = disk.scratch;
     options.read_only = disk.read_only;
     options.serial = disk.serial.clone().unwrap_or_default();
     options.logical_block = disk.block_size.unwrap_or(options.logical_block);
-    Ok(Arc::new(RawDisk::open(&options)?))
+    Ok(disk::open(&options)?)
 }
 
 /// The device of an open disk.

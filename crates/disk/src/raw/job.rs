@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use memory::GuestRam;
 
+use crate::format::MAGIC;
 use crate::raw::Files;
 use crate::{BlockError, BlockInfo, Completion, GuestRange, MAX_RANGES, Op, SECTOR};
 
@@ -99,12 +100,14 @@ pub(crate) struct Job {
     at: usize,
     /// Guest memory that a read writes.
     ranges: Vec<GuestRange>,
+    /// A checked copy of the disk's first block, which `iov` points to.
+    head: Vec<u8>,
     error: Option<BlockError>,
     retries: u16,
 }
 
-// SAFETY: the pointers in `iov` point into guest RAM or `ZEROES`, which may be
-// used from any thread; the queue that owns the job keeps the RAM mapped.
+// SAFETY: the pointers in `iov` point into guest RAM, `ZEROES` or `head`, which
+// may be used from any thread; the queue that owns the job keeps the RAM mapped.
 unsafe impl Send for Job {}
 
 impl Job {
@@ -137,7 +140,11 @@ impl Job {
                 durable,
             } => {
                 self.kind = Kind::Write;
-                self.load_ranges(from, ram)?;
+                if files.guarded && sector == 0 {
+                    self.load_guarded(from, ram)?;
+                } else {
+                    self.load_ranges(from, ram)?;
+                }
                 self.load_position(sector, self.left, info, files)?;
                 self.durable = durable;
                 self.buffered = !files.direct_fits(self.offset, self.left, &self.iov);
@@ -195,6 +202,39 @@ impl Job {
             }
         }
         Ok(())
+    }
+
+    /// As [`Self::load_ranges`], for the first block of a disk that nobody said
+    /// to be raw: it may not come to look like another format. The guest could
+    /// change its memory after a look at it, so the block is copied.
+    fn load_guarded(&mut self, ranges: &[GuestRange], ram: &GuestRam) -> Result<(), BlockError> {
+        let mut head = Vec::with_capacity(SECTOR as usize);
+        let mut rest = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let room = SECTOR as usize - head.len();
+            let length = room.min(range.len as usize);
+            let at = head.len();
+            head.resize(at + length, 0);
+            ram.read(range.gpa, head.get_mut(at..).unwrap_or_default())
+                .map_err(|_| BlockError::Memory)?;
+            rest.push(GuestRange {
+                gpa: range.gpa + length as u64,
+                len: range.len - length as u32,
+            });
+        }
+        if head.starts_with(&MAGIC) {
+            tracing::warn!("a guest's write of a qcow2 header to its raw disk was refused");
+            return Err(BlockError::Guarded);
+        }
+        if !head.is_empty() {
+            self.head = head;
+            self.left += self.head.len() as u64;
+            self.iov.push(libc::iovec {
+                iov_base: self.head.as_mut_ptr().cast(),
+                iov_len: self.head.len(),
+            });
+        }
+        self.load_ranges(&rest, ram)
     }
 
     fn load_extent(

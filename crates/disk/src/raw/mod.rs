@@ -19,6 +19,9 @@ use crate::{BlockBackend, BlockError, BlockInfo, BlockQueue, Completion, DiskErr
 use cached::PageCache;
 use job::Job;
 
+use crate::layer::Layer;
+
+pub(crate) use open::{check_options, check_type, lock, open_error};
 pub use uring::usable as io_uring_usable;
 
 /// How operations reach the kernel.
@@ -81,10 +84,12 @@ impl RawOptions {
 /// The open descriptors of a disk and what they demand.
 pub(crate) struct Files {
     /// Through the page cache; holds the lock.
-    buffered: File,
+    buffered: Arc<File>,
     direct: Option<Direct>,
     /// Capacity in sectors; it grows only.
     sectors: AtomicU64,
+    /// The guest may not make the disk look like one of another format.
+    guarded: bool,
 }
 
 /// A descriptor with O_DIRECT and its alignment.
@@ -112,6 +117,11 @@ impl RawDisk {
     /// [`DiskError`], one for each thing that can be wrong with it.
     pub fn open(options: &RawOptions) -> Result<Self, DiskError> {
         open::open(options)
+    }
+
+    /// As [`Self::open`], of a file that is open and locked already.
+    pub(crate) fn adopt(options: &RawOptions, layer: Layer) -> Result<Self, DiskError> {
+        open::adopt(options, layer)
     }
 
     /// Whether data passes the host's page cache (no direct I/O).

@@ -8,19 +8,30 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::format::Format;
+use crate::layer::{Access, Layer};
 use crate::raw::cached::PageCache;
 use crate::raw::{Aio, Caching, Direct, Files, RawDisk, RawOptions, uring};
 use crate::{BlockInfo, DiskError, SECTOR, SERIAL_MAX};
 
 pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
+    let access = Access {
+        read_only: options.read_only,
+        unlocked: false,
+    };
+    adopt(
+        options,
+        Layer::open(&options.path, Some(Format::Raw), access)?,
+    )
+}
+
+/// The disk on a file that is open and locked.
+pub(super) fn adopt(options: &RawOptions, layer: Layer) -> Result<RawDisk, DiskError> {
     check_options(options)?;
     let path = &options.path;
-    let meta = std::fs::metadata(path).map_err(|e| open_error(options, e))?;
-    let device = check_type(path, meta.file_type())?;
+    let buffered = layer.file;
     let mut how = OpenOptions::new();
     how.read(true).write(!options.read_only);
-    let buffered = how.open(path).map_err(|e| open_error(options, e))?;
-    lock(options, &buffered)?;
     let host = |doing| {
         move |source| DiskError::Host {
             path: path.clone(),
@@ -28,6 +39,8 @@ pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
             source,
         }
     };
+    let meta = buffered.metadata().map_err(host("look at it"))?;
+    let device = check_type(path, meta.file_type())?;
     let size = size_of(&buffered, device).map_err(host("find out its size"))?;
     if size == 0 {
         return Err(DiskError::Empty(path.clone()));
@@ -60,6 +73,7 @@ pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
             buffered,
             direct,
             sectors: AtomicU64::new(size / SECTOR),
+            guarded: layer.guarded && !options.read_only,
         }),
         info: BlockInfo {
             sectors: size / SECTOR,
@@ -75,7 +89,7 @@ pub(super) fn open(options: &RawOptions) -> Result<RawDisk, DiskError> {
     })
 }
 
-fn check_options(options: &RawOptions) -> Result<(), DiskError> {
+pub(crate) fn check_options(options: &RawOptions) -> Result<(), DiskError> {
     let serial = &options.serial;
     if serial.len() > SERIAL_MAX || !serial.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
         return Err(DiskError::Serial(serial.clone()));
@@ -86,18 +100,18 @@ fn check_options(options: &RawOptions) -> Result<(), DiskError> {
     Ok(())
 }
 
-fn open_error(options: &RawOptions, source: io::Error) -> DiskError {
-    let path = options.path.clone();
+pub(crate) fn open_error(path: &Path, read_only: bool, source: io::Error) -> DiskError {
+    let path = path.to_owned();
     match (source.kind(), source.raw_os_error()) {
         (io::ErrorKind::NotFound, _) => DiskError::Missing(path),
         (io::ErrorKind::PermissionDenied, _) | (_, Some(libc::EROFS)) => DiskError::Permission {
             path,
-            access: if options.read_only {
+            access: if read_only {
                 "reading"
             } else {
                 "reading and writing"
             },
-            hint: if options.read_only {
+            hint: if read_only {
                 ""
             } else {
                 ", or attach it read-only"
@@ -112,7 +126,7 @@ fn open_error(options: &RawOptions, source: io::Error) -> DiskError {
 }
 
 /// Whether it is a block device; an error if it is no disk at all.
-fn check_type(path: &Path, kind: FileType) -> Result<bool, DiskError> {
+pub(crate) fn check_type(path: &Path, kind: FileType) -> Result<bool, DiskError> {
     let kind = if kind.is_file() {
         return Ok(false);
     } else if kind.is_block_device() {
@@ -137,8 +151,8 @@ fn check_type(path: &Path, kind: FileType) -> Result<bool, DiskError> {
 /// Locks the whole file: exclusively for writing, shared for reading. The lock
 /// belongs to the open file, so it also keeps this process from using an image
 /// twice, and ends with the last descriptor.
-fn lock(options: &RawOptions, file: &File) -> Result<(), DiskError> {
-    let kind = if options.read_only {
+pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), DiskError> {
+    let kind = if read_only {
         libc::F_RDLCK
     } else {
         libc::F_WRLCK
@@ -154,18 +168,18 @@ fn lock(options: &RawOptions, file: &File) -> Result<(), DiskError> {
     let source = io::Error::last_os_error();
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::InUse {
-            path: options.path.clone(),
-            for_writing: !options.read_only,
+            path: path.to_owned(),
+            for_writing: !read_only,
         }),
         Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => {
             tracing::warn!(
-                path = %options.path.display(),
+                path = %path.display(),
                 "the file system cannot lock files: nothing keeps two machines from writing this disk"
             );
             Ok(())
         }
         _ => Err(DiskError::Host {
-            path: options.path.clone(),
+            path: path.to_owned(),
             doing: "lock it",
             source,
         }),

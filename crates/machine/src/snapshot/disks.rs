@@ -6,7 +6,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use super::files::{self, NewDirectory};
-use super::{DiskFile, DiskKept, SnapshotError};
+use super::{DiskFile, DiskKept, FileBelow, SnapshotError};
+use crate::Disk;
 use crate::copy::{Copied, copy_sparse};
 use crate::machine::Inner;
 
@@ -19,7 +20,7 @@ pub(super) fn take(
     disks
         .map(|(index, disk)| match disk.read_only {
             true => refer(&disk.file),
-            false => copy(&disk.file, &files::disk(index), directory),
+            false => copy(disk, &files::disk(index), directory),
         })
         .collect()
 }
@@ -32,6 +33,7 @@ fn refer(path: &Path) -> Result<DiskFile, SnapshotError> {
         size,
         digest: None,
         modified_ns: Some(modified),
+        below: Vec::new(),
     })
 }
 
@@ -44,7 +46,8 @@ pub(super) fn identity(path: &Path) -> io::Result<(u64, i64)> {
     Ok((size, seconds.saturating_add(metadata.mtime_nsec())))
 }
 
-fn copy(from: &Path, name: &str, directory: &NewDirectory) -> Result<DiskFile, SnapshotError> {
+fn copy(disk: &Disk, name: &str, directory: &NewDirectory) -> Result<DiskFile, SnapshotError> {
+    let from = disk.file.as_path();
     let target = directory.create(name)?;
     let source = File::open(from).map_err(SnapshotError::file("reading", from))?;
     let (kept, size) = match copy_sparse(&source, &target) {
@@ -52,13 +55,36 @@ fn copy(from: &Path, name: &str, directory: &NewDirectory) -> Result<DiskFile, S
         Ok((Copied::Bytes, size)) => (DiskKept::Copied, size),
         Err(e) => return Err(SnapshotError::file("copying the disk", from)(e)),
     };
+    let below = below(disk)?;
+    disk::manage::adopt_copy(&directory.path().join(name), from, disk.format)
+        .map_err(SnapshotError::Disk)?;
     Ok(DiskFile {
         kept,
         file: name.into(),
         size,
         digest: None,
         modified_ns: None,
+        below,
     })
+}
+
+/// The files that an image builds on.
+fn below(disk: &Disk) -> Result<Vec<FileBelow>, SnapshotError> {
+    let info = disk::manage::info(&disk.file, disk.format);
+    let lower = info.map_err(SnapshotError::Disk)?.backing.into_iter();
+    lower
+        .map(|lower| {
+            let file = lower.file;
+            let failed = SnapshotError::file("reading", &file);
+            let (size, modified_ns) = identity(&file).map_err(failed)?;
+            let path = std::path::absolute(&file);
+            Ok(FileBelow {
+                file: path.map_err(SnapshotError::file("reading", &file))?,
+                size,
+                modified_ns,
+            })
+        })
+        .collect()
 }
 
 /// Makes the copies durable and notes their digests; the guest runs.

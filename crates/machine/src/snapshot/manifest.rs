@@ -102,6 +102,21 @@ pub struct DiskFile {
     /// of Unix time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub modified_ns: Option<i64>,
+    /// Files that the image builds on: they are only referred to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub below: Vec<FileBelow>,
+}
+
+/// A file that a disk's image builds on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileBelow {
+    /// Its absolute path.
+    pub file: PathBuf,
+    /// Bytes of the file.
+    pub size: u64,
+    /// When it was last changed, in nanoseconds of Unix time.
+    pub modified_ns: i64,
 }
 
 /// How a snapshot keeps the contents of a disk.

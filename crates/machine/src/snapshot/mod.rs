@@ -18,7 +18,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use capture::SnapshotMade;
-pub use manifest::{DiskFile, DiskKept, Manifest, MemoryFile, Parent, StateFile};
+pub use manifest::{DiskFile, DiskKept, FileBelow, Manifest, MemoryFile, Parent, StateFile};
 pub use open::Snapshot;
 
 pub(crate) use capture::create;
@@ -69,6 +69,9 @@ pub enum SnapshotError {
         /// Why, and what can be done.
         reason: String,
     },
+    /// A disk's image cannot be read or copied.
+    #[error(transparent)]
+    Disk(disk::DiskError),
     /// No snapshot can be made now.
     #[error("no snapshot was made: {0}")]
     Refused(String),

@@ -203,11 +203,21 @@ impl Snapshot {
             if !fits {
                 return Err(self.unfit(format!("it has a disk at {}", disk.file.display())));
             }
+            let changed = |path: &Path| {
+                let path = path.display();
+                self.unfit(format!(
+                    "the disk {path} has changed since; bring the old one back"
+                ))
+            };
             if disk.modified_ns.is_some_and(|then| then != modified) {
-                return Err(self.unfit(format!(
-                    "the disk {} has changed since; bring the old one back",
-                    path.display()
-                )));
+                return Err(changed(&path));
+            }
+            for below in &disk.below {
+                let now = disks::identity(&below.file)
+                    .map_err(SnapshotError::file("reading", &below.file))?;
+                if now != (below.size, below.modified_ns) {
+                    return Err(changed(&below.file));
+                }
             }
         }
         Ok(())
