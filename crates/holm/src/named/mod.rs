@@ -2,6 +2,7 @@
 //! `resume`, `stop`, `reset`, `kill`, `nmi`, `metrics`.
 
 pub mod client;
+pub mod disks;
 pub mod place;
 
 use std::time::{Duration, Instant};

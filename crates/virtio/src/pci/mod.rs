@@ -148,12 +148,6 @@ impl VirtioPci {
         common.pause()
     }
 
-    /// Whether a driver uses the device.
-    #[must_use]
-    pub fn is_in_use(&self) -> bool {
-        self.signal.status() & interrupt::status::DRIVER_OK != 0
-    }
-
     /// Ends [`Self::pause`], also after [`Self::restore`].
     pub fn resume(&self) {
         let mut common = self.common.lock();
