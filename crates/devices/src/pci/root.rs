@@ -1,7 +1,8 @@
 //! The root complex: bus 0 with 32 slots, configuration mechanism #1 (ports
 //! 0xcf8 and 0xcfc) and ECAM, the placing of BARs, and INTx routing.
 //!
-//! Functions may be attached and detached while the machine runs.
+//! Functions may be attached and detached while the machine runs. Behind a
+//! root port is a bus with one slot.
 
 use std::sync::{Arc, Weak};
 
@@ -11,6 +12,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::config::BarWindow;
+use super::root_port::RootPort;
 use super::{BarKind, ConfigSpaceState, MappedBar, PciError, PciFunction, register};
 use crate::bus::{MmioBus, MmioDevice, PioBus, PioDevice};
 use crate::irq::{IrqLine, LineDriver};
@@ -30,6 +32,9 @@ const IO_END: u64 = 0x1_0000;
 const SMALL_BAR: u64 = 1 << 20;
 /// Enable bit of the configuration address register.
 const ADDRESS_ENABLE: u32 = 1 << 31;
+/// Memory below 4 GiB for the device behind a root port, in bytes: what Linux
+/// reserves, too.
+const PORT_WINDOW: u64 = 2 << 20;
 
 struct Slot {
     function: Arc<dyn PciFunction>,
@@ -39,7 +44,16 @@ struct Slot {
     initial: ConfigSpaceState,
 }
 
-type Slots = [Option<Arc<Slot>>; SLOTS as usize];
+/// The slots of bus 0, and behind each the one behind its root port.
+type Slots = [Option<Arc<Slot>>; 2 * SLOTS as usize];
+
+/// The place behind the root port in slot `port`, where
+/// [`PciRoot::attach`], [`PciRoot::detach`] and [`PciRoot::function`] take a
+/// slot of bus 0.
+#[must_use]
+pub const fn behind(port: u8) -> u8 {
+    SLOTS + port % SLOTS
+}
 
 /// Next free addresses, for the initial placing.
 struct Windows {
@@ -51,6 +65,8 @@ struct Windows {
 /// The PCI Express root complex.
 pub struct PciRoot {
     slots: ArcSwap<Slots>,
+    /// Root ports by slot, ascending.
+    ports: ArcSwap<Vec<(u8, Arc<RootPort>)>>,
     windows: Mutex<Windows>,
     address: Mutex<u32>,
     mmio: Weak<MmioBus>,
@@ -73,7 +89,8 @@ impl PciRoot {
         lines: Arc<dyn LineDriver>,
     ) -> Result<Arc<Self>, PciError> {
         let root = Arc::new(Self {
-            slots: ArcSwap::from_pointee(Slots::default()),
+            slots: ArcSwap::from_pointee(std::array::from_fn(|_| None)),
+            ports: ArcSwap::default(),
             windows: Mutex::new(Windows {
                 memory32: layout::MMIO32_START,
                 memory64: layout::MMIO64_START,
@@ -90,8 +107,31 @@ impl PciRoot {
         Ok(root)
     }
 
-    /// Puts a function into slot `slot` (its device number), gives its BARs
-    /// addresses and connects its interrupt pin to GSI 16 + slot % 4.
+    /// Puts a root port into slot `slot`, and gives it the next bus number and
+    /// a memory window.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_port(&self, slot: u8, port: &Arc<RootPort>) -> Result<(), PciError> {
+        let window = self.allocate(BarKind::Memory32, PORT_WINDOW);
+        let window = window.ok_or(PciError::AddressSpace {
+            slot,
+            bar: 0,
+            size: PORT_WINDOW,
+        })?;
+        let mut ports = Vec::clone(&self.ports.load());
+        let bus = u8::try_from(ports.len() + 1).unwrap_or(u8::MAX);
+        port.program(bus, window, PORT_WINDOW);
+        self.attach(slot, Arc::clone(port) as Arc<dyn PciFunction>)?;
+        ports.push((slot, Arc::clone(port)));
+        ports.sort_by_key(|(slot, _)| *slot);
+        self.ports.store(Arc::new(ports));
+        Ok(())
+    }
+
+    /// Puts a function into slot `slot` (its device number) or [`behind`] a
+    /// root port, gives its BARs addresses and connects its interrupt pin to
+    /// GSI 16 + slot % 4. A root port does not notice; see [`RootPort::plug`].
     ///
     /// # Errors
     /// [`PciError::Slot`], [`PciError::AddressSpace`].
@@ -103,10 +143,13 @@ impl PciRoot {
             _ => return Err(PciError::Slot { slot }),
         };
         let config = function.config();
+        let mut window = self.port_window(slot)?;
         for (bar, kind, size) in config.bars() {
-            let address =
-                self.allocate(kind, size)
-                    .ok_or(PciError::AddressSpace { slot, bar, size })?;
+            let address = match &mut window {
+                Some(window) => next_in(window, size),
+                None => self.allocate(kind, size),
+            };
+            let address = address.ok_or(PciError::AddressSpace { slot, bar, size })?;
             config.place(bar, kind, address);
         }
         if config.has_pin() {
@@ -148,6 +191,7 @@ impl PciRoot {
         let attached = slots.get_mut(usize::from(slot))?.take()?;
         self.slots.store(Arc::new(slots));
         self.unmap(&mut attached.mapped.lock(), |_| false);
+        attached.function.config().set_interrupt(false);
         Some(Arc::clone(&attached.function))
     }
 
@@ -180,6 +224,32 @@ impl PciRoot {
         }
         *self.address.lock() = 0;
         self.remap();
+    }
+
+    /// The addresses for the function behind a root port; `None` on bus 0.
+    fn port_window(&self, slot: u8) -> Result<Option<(u64, u64)>, PciError> {
+        let Some(port) = slot.checked_sub(SLOTS) else {
+            return Ok(None);
+        };
+        let ports = self.ports.load();
+        let port = ports.iter().find(|(slot, _)| *slot == port);
+        let (_, port) = port.ok_or(PciError::Slot { slot })?;
+        let start = port.window();
+        Ok(Some((start, start + PORT_WINDOW)))
+    }
+
+    /// The place of a function by bus, device and function number.
+    fn locate(&self, bus: u8, device: u8, function: u8) -> Option<u8> {
+        match (bus, device, function) {
+            (0, _, 0) => Some(device),
+            (_, 0, 0) => {
+                let ports = self.ports.load();
+                let mut ports = ports.iter();
+                let (slot, port) = ports.find(|(_, port)| port.secondary_bus() == bus)?;
+                port.is_linked().then(|| behind(*slot))
+            }
+            _ => None,
+        }
     }
 
     fn slot(&self, slot: u8) -> Option<Arc<Slot>> {
@@ -293,12 +363,22 @@ impl PciRoot {
     /// Slot and register that a data port addresses; `None` if nothing.
     fn selected(&self, port: u16) -> Option<(u8, u16)> {
         let address = *self.address.lock();
-        let bus = address >> 16 & 0xff;
-        let function = address >> 8 & 7;
-        let present = address & ADDRESS_ENABLE != 0 && bus == 0 && function == 0;
+        if address & ADDRESS_ENABLE == 0 {
+            return None;
+        }
+        let [_, function, bus, _] = address.to_le_bytes();
         let offset = (address & 0xfc) as u16 | (port & 3);
-        present.then_some(((address >> 11 & 0x1f) as u8, offset))
+        let place = self.locate(bus, function >> 3, function & 7)?;
+        Some((place, offset))
     }
+}
+
+/// The next aligned `size` bytes of a window (next address, end).
+fn next_in(window: &mut (u64, u64), size: u64) -> Option<u64> {
+    let address = window.0.next_multiple_of(size);
+    let after = address.checked_add(size).filter(|end| *end <= window.1)?;
+    window.0 = after;
+    Some(address)
 }
 
 /// The ISA IRQ that a PCI interrupt line reaches on the 8259 pair.
@@ -338,18 +418,19 @@ impl PioDevice for PciRoot {
 struct Ecam(Arc<PciRoot>);
 
 impl Ecam {
-    /// Slot and register of an offset; `None` beyond bus 0 and functions 0.
-    fn decode(offset: u64) -> Option<(u8, u16)> {
-        let (bus, function) = (offset >> 20, offset >> 12 & 7);
-        let slot = (offset >> 15 & 0x1f) as u8;
-        (bus == 0 && function == 0).then_some((slot, (offset & 0xfff) as u16))
+    /// Place and register of an offset; `None` where nothing is.
+    fn decode(&self, offset: u64) -> Option<(u8, u16)> {
+        let bus = u8::try_from(offset >> 20).ok()?;
+        let (device, function) = ((offset >> 15 & 0x1f) as u8, (offset >> 12 & 7) as u8);
+        let place = self.0.locate(bus, device, function)?;
+        Some((place, (offset & 0xfff) as u16))
     }
 }
 
 impl MmioDevice for Ecam {
     fn mmio_read(&self, offset: u64, data: &mut [u8]) {
         for (at, data) in (offset..).step_by(4).zip(data.chunks_mut(4)) {
-            match Self::decode(at) {
+            match self.decode(at) {
                 Some((slot, register)) => self.0.read(slot, register, data),
                 None => data.fill(0xff),
             }
@@ -358,7 +439,7 @@ impl MmioDevice for Ecam {
 
     fn mmio_write(&self, offset: u64, data: &[u8]) {
         for (at, data) in (offset..).step_by(4).zip(data.chunks(4)) {
-            if let Some((slot, register)) = Self::decode(at) {
+            if let Some((slot, register)) = self.decode(at) {
                 self.0.write(slot, register, data);
             }
         }

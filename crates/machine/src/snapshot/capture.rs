@@ -40,6 +40,8 @@ struct Standing {
     memory: Taken,
     state: crate::MachineState,
     disks: Vec<DiskFile>,
+    /// With the disks that were attached.
+    description: crate::Description,
     /// What the ledger knew before.
     since: PageSet,
     stopped: Duration,
@@ -218,6 +220,7 @@ fn take(
         memory,
         state,
         disks,
+        description: machine.described_now(),
         since: std::mem::replace(&mut ledger.since, none),
         stopped: Duration::ZERO,
         created: SystemTime::now()
@@ -258,7 +261,7 @@ fn store(
         holm: env!("CARGO_PKG_VERSION").into(),
         engine: machine.engine_name().into(),
         cpu: machine.engine().cpu(),
-        machine: machine.description().clone(),
+        machine: standing.description,
         parent: parent.map(|last| Parent {
             id: last.id,
             directory: last.directory,

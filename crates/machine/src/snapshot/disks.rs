@@ -16,7 +16,8 @@ pub(super) fn take(
     machine: &Inner,
     directory: &NewDirectory,
 ) -> Result<Vec<DiskFile>, SnapshotError> {
-    let disks = machine.description().disks.iter().enumerate();
+    let now = machine.described_now();
+    let disks = now.disks.iter().enumerate();
     disks
         .map(|(index, disk)| match disk.read_only {
             true => refer(&disk.file),
