@@ -68,10 +68,13 @@ impl Slots {
         }
     }
 
-    /// Takes the device out.
-    fn remove(&self, slot: u8) {
+    /// Takes the device out; `pulled` before the guest gave it up.
+    fn remove(&self, slot: u8, pulled: bool) {
         let gone = self.plugged.lock().remove(&slot);
-        self.pci.detach(behind(slot));
+        match pulled {
+            true => self.pci.pull_out(behind(slot)),
+            false => self.pci.detach(behind(slot)),
+        };
         if let Some(port) = self.port(slot) {
             port.unplug();
         }
@@ -84,7 +87,7 @@ impl Slots {
     /// The guest has turned a slot off.
     fn power_off(&self, slot: u8, asked: bool) {
         if asked {
-            return self.remove(slot);
+            return self.remove(slot, false);
         }
         let function = self.plugged.lock().get(&slot).map(|p| p.function.clone());
         if let Some(function) = function {
@@ -210,7 +213,7 @@ impl HotPlug {
             return Ok(false);
         };
         if force || !port.has_power() {
-            self.slots.remove(slot);
+            self.slots.remove(slot, port.has_power());
         } else if !port.ask_to_unplug() {
             return Err(HotPlugError::Deaf(name.into()));
         }

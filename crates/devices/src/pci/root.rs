@@ -68,6 +68,8 @@ pub struct PciRoot {
     /// Root ports by slot, ascending.
     ports: ArcSwap<Vec<(u8, Arc<RootPort>)>>,
     windows: Mutex<Windows>,
+    /// BARs of functions that were pulled out, with their places.
+    ghosts: Mutex<Vec<(u8, MappedBar)>>,
     address: Mutex<u32>,
     mmio: Weak<MmioBus>,
     pio: Weak<PioBus>,
@@ -96,6 +98,7 @@ impl PciRoot {
                 memory64: layout::MMIO64_START,
                 io: IO_START,
             }),
+            ghosts: Mutex::default(),
             address: Mutex::new(0),
             mmio: Arc::downgrade(mmio),
             pio: Arc::downgrade(pio),
@@ -142,6 +145,7 @@ impl PciRoot {
             Some(place @ None) => place,
             _ => return Err(PciError::Slot { slot }),
         };
+        self.lay_ghosts(|place| place == slot);
         let config = function.config();
         let mut window = self.port_window(slot)?;
         for (bar, kind, size) in config.bars() {
@@ -195,6 +199,38 @@ impl PciRoot {
         Some(Arc::clone(&attached.function))
     }
 
+    /// As [`Self::detach`], for a function that is pulled out while its driver
+    /// uses it: until the next one is attached there, its memory reads as
+    /// zeroes. Linux's virtio driver waits for a register to read 0, and would
+    /// wait for ever for the all ones of an address without a device.
+    pub fn pull_out(&self, slot: u8) -> Option<Arc<dyn PciFunction>> {
+        let mapped = self.slot(slot)?.mapped.lock().clone();
+        let function = self.detach(slot);
+        let _change = self.change.lock();
+        let mmio = self.mmio.upgrade();
+        for bar in mapped.into_iter().filter(|bar| !bar.io) {
+            let added = mmio.as_ref().map(|bus| {
+                let name = format!("BAR {} of a device pulled out", bar.bar);
+                bus.insert(bar.address, bar.size, &name, Arc::new(Ghost))
+            });
+            if matches!(added, Some(Ok(()))) {
+                self.ghosts.lock().push((slot, bar));
+            }
+        }
+        function
+    }
+
+    /// Takes away what was left of functions that were pulled out.
+    fn lay_ghosts(&self, at: impl Fn(u8) -> bool) {
+        self.ghosts.lock().retain(|(place, bar)| {
+            let gone = at(*place);
+            if gone {
+                self.mmio.upgrade().map(|bus| bus.remove(bar.address));
+            }
+            !gone
+        });
+    }
+
     /// The function in a slot.
     #[must_use]
     pub fn function(&self, slot: u8) -> Option<Arc<dyn PciFunction>> {
@@ -218,6 +254,7 @@ impl PciRoot {
     /// Puts all configuration spaces into the state in which the functions
     /// were attached, and the BARs back to their first places.
     pub fn reset(&self) {
+        self.lay_ghosts(|_| true);
         for slot in self.slots.load().iter().flatten() {
             // Cannot fail: it is this function's own state.
             let _ = slot.function.config().restore(&slot.initial);
@@ -385,6 +422,17 @@ fn next_in(window: &mut (u64, u64), size: u64) -> Option<u64> {
 #[must_use]
 pub fn legacy_irq(gsi: u8) -> u8 {
     if gsi.is_multiple_of(2) { 10 } else { 11 }
+}
+
+/// The memory of a function that was pulled out.
+struct Ghost;
+
+impl MmioDevice for Ghost {
+    fn mmio_read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn mmio_write(&self, _offset: u64, _data: &[u8]) {}
 }
 
 /// Configuration mechanism #1 (PCI Local Bus 3.0, 3.2.2.3.2), at

@@ -164,11 +164,12 @@ impl RootPort {
         !self.is_off()
     }
 
-    /// A device has been put into the slot.
+    /// A device has been put into the slot, and the attention button pressed:
+    /// where there is a button, Linux has itself interrupted by that alone.
     pub fn plug(&self) {
         let mut slot = self.slot.lock();
         slot.asked = false;
-        slot.status |= status::PRESENT | status::PRESENCE_CHANGED;
+        slot.status |= status::PRESENT | status::PRESENCE_CHANGED | status::ATTENTION_BUTTON;
         self.update(&mut slot);
     }
 
