@@ -28,6 +28,11 @@ const NEEDS: &[Need] = &[
         purpose: "check guests' disks after a crash",
     },
     Need {
+        program: "qemu-img",
+        package: "qemu-utils",
+        purpose: "check disk images",
+    },
+    Need {
         program: "sfdisk",
         package: "fdisk",
         purpose: "make disks with partitions",

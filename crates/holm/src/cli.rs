@@ -9,6 +9,7 @@ use disk::Format;
 
 use crate::agent;
 use crate::background;
+use crate::disk_images;
 use crate::disk_option;
 use crate::exit_code;
 use crate::named;
@@ -55,6 +56,11 @@ pub enum Command {
     ///   holm boot-entries debian-disk -o json
     #[command(verbatim_doc_comment, after_help = exit_code::LIST_HELP)]
     BootEntries(BootEntries),
+    /// Makes, looks at and changes disk images
+    ///
+    /// Example: holm disk create --backing debian.img web1.qcow2
+    #[command(subcommand)]
+    Disk(disk_images::Command),
     /// Runs a program in a machine, through qemu-guest-agent in the guest
     ///
     /// Output comes while the program runs; the status is the program's, or 128 and the number

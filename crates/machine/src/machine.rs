@@ -417,6 +417,14 @@ impl Machine {
         Ok(self.inner.ram.read(gpa, out)?)
     }
 
+    /// Writes guest-physical memory, as a device would.
+    ///
+    /// # Errors
+    /// [`MachineError::Memory`] if it is not RAM.
+    pub fn write_memory(&self, gpa: u64, data: &[u8]) -> Result<(), MachineError> {
+        Ok(self.inner.ram.write(gpa, data)?)
+    }
+
     /// Serves debuggers that speak GDB's remote protocol, one after the other,
     /// until the machine ends. With `wait` no vCPU runs before one has come.
     ///

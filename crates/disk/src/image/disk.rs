@@ -64,6 +64,31 @@ impl BlockBackend for ImageDisk {
         &self.info
     }
 
+    fn sectors(&self) -> u64 {
+        self.image.size() / SECTOR
+    }
+
+    fn grow(&self, sectors: u64) -> Result<(), DiskError> {
+        let refuse = |why: String| {
+            let disk = self.describe();
+            Err(DiskError::Grow { disk, why })
+        };
+        let block = u64::from(self.info.logical_block);
+        let Some(size) = sectors.checked_mul(SECTOR).filter(|s| *s < 1 << 56) else {
+            return refuse("that is larger than any image".into());
+        };
+        if self.info.read_only {
+            return refuse("it is read-only".into());
+        }
+        if size < self.image.size() || !size.is_multiple_of(block) {
+            return refuse(format!(
+                "it has {} bytes in blocks of {block}, and a disk in use does not become smaller",
+                self.image.size()
+            ));
+        }
+        self.image.grow(size).or_else(|e| refuse(e.to_string()))
+    }
+
     fn open_queue(&self, ram: Arc<GuestRam>) -> Result<Box<dyn BlockQueue>, DiskError> {
         let queue = ImageQueue::new(self.image.clone(), self.info.clone(), ram)?;
         Ok(Box::new(queue))
@@ -75,6 +100,10 @@ impl BlockBackend for ImageDisk {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.image.read(out, offset)
+    }
+
+    fn image(&self) -> Option<&Arc<Image>> {
+        Some(&self.image)
     }
 
     fn describe(&self) -> String {

@@ -148,7 +148,7 @@ impl Image {
         self.read_only
     }
 
-    fn top(&self) -> &Layer {
+    pub(crate) fn top(&self) -> &Layer {
         // A chain has its first file at least.
         &self.layers[0]
     }
@@ -417,7 +417,7 @@ impl Image {
         self.finish()
     }
 
-    fn finish(&self) -> io::Result<()> {
+    pub(crate) fn finish(&self) -> io::Result<()> {
         self.flush()?;
         let mut header = self.header.lock();
         if let Some(header) = header.take().as_mut() {

@@ -170,6 +170,10 @@ impl BlockBackend for RawDisk {
         let aio = if self.uring { "io_uring" } else { "threads" };
         format!("raw, {cache}, {aio}")
     }
+
+    fn raw_file(&self) -> Option<&File> {
+        Some(&self.files.buffered)
+    }
 }
 
 /// Jobs ready for use again, so that requests allocate nothing.
