@@ -326,12 +326,6 @@ impl Machine {
         })
     }
 
-    /// What the machine is made of now, with the disks that were attached.
-    #[must_use]
-    pub fn described_now(&self) -> Description {
-        self.inner.described_now()
-    }
-
     /// Attaches a disk while the machine runs; its name. The guest takes it
     /// when it likes.
     ///
@@ -621,16 +615,6 @@ impl Inner {
 
     pub(crate) fn board(&self) -> &Board {
         &self.board
-    }
-
-    /// See [`Machine::described_now`].
-    pub(crate) fn described_now(&self) -> Description {
-        let mut description = self.description.clone();
-        description.disks.retain(|disk| disk.port.is_none());
-        let disks = self.board.disks().into_iter().map(|disk| disk.disk);
-        let attached = disks.filter(|disk| disk.port.is_some());
-        description.disks.extend(attached);
-        description
     }
 
     /// See [`Machine::attach_disk`].

@@ -220,21 +220,16 @@ fn huge_parts(ram: &GuestRam, set: &PageSet) -> Vec<std::ops::Range<u64>> {
 }
 
 impl GuestRam {
-    /// Puts the small pages around a set together to huge ones where the host
-    /// can, so that [`FrozenRam::write`] takes less time. The guest may run.
+    /// Puts the small pages of a set together to huge ones where the host can
+    /// and most of a huge page is in the set, so that [`FrozenRam::write`]
+    /// takes less time. The guest may run.
     pub fn collapse(&self, set: &PageSet) {
         const MADV_COLLAPSE: libc::c_int = 25;
-        for part in huge_parts(self, set) {
-            let start = self.host_base().wrapping_add(part.start as usize);
+        for first in set.dense_parts() {
+            let start = self.host_base().wrapping_add((first * PAGE_SIZE) as usize);
             // SAFETY: whole pages of RAM's own mapping, whose contents stay.
             // What cannot be put together stays as it is.
-            unsafe {
-                libc::madvise(
-                    start.cast(),
-                    (part.end - part.start) as usize,
-                    MADV_COLLAPSE,
-                )
-            };
+            unsafe { libc::madvise(start.cast(), HUGE as usize, MADV_COLLAPSE) };
         }
     }
 }

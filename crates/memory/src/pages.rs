@@ -99,6 +99,16 @@ impl PageSet {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
     }
 
+    /// The parts of 512 pages (a huge page) of which at least half are in it,
+    /// by the number of the first page.
+    pub fn dense_parts(&self) -> impl Iterator<Item = u64> + '_ {
+        let parts = self.words.chunks_exact(8).zip((0..).step_by(512));
+        parts.filter_map(|(words, first)| {
+            let count: u32 = words.iter().map(|w| w.count_ones()).sum();
+            (count >= 256 && first + 512 <= self.pages).then_some(first)
+        })
+    }
+
     /// Number of pages that could be in it.
     pub fn capacity(&self) -> u64 {
         self.pages
@@ -159,6 +169,11 @@ mod tests {
         assert_eq!(less.count(), 0);
         assert_eq!(PageSet::all(129).runs().next(), Some(0..129));
         assert_eq!(PageSet::none(129).runs().next(), None);
+        let mut dense = PageSet::none(2000);
+        [0..255, 600..900, 1024..1536, 1700..2000]
+            .into_iter()
+            .for_each(|run| dense.insert(run));
+        assert_eq!(dense.dense_parts().collect::<Vec<_>>(), [512, 1024]);
         let beyond = PageSet::from_bitmap(vec![!0, !0, !0], 130);
         assert_eq!(beyond.count(), 130);
     }

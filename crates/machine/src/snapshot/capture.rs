@@ -41,8 +41,6 @@ struct Standing {
     memory: Taken,
     state: crate::MachineState,
     disks: Vec<super::disks::Taken>,
-    /// With the disks that were attached.
-    description: crate::Description,
     /// What the ledger knew before.
     since: PageSet,
     stopped: Duration,
@@ -231,7 +229,6 @@ fn take(
         memory,
         state,
         disks,
-        description: machine.described_now(),
         since: std::mem::replace(&mut ledger.since, none),
         stopped: Duration::ZERO,
         created: SystemTime::now()
@@ -273,6 +270,8 @@ fn store(
     let state = serde_json::to_vec(&standing.state)
         .map_err(|e| SnapshotError::Refused(format!("its state cannot be written: {e}")))?;
     directory.put(files::STATE, &state)?;
+    let mut described = machine.description().clone();
+    described.disks = standing.disks.iter().map(|d| d.described.clone()).collect();
     let disks = super::disks::finish(standing.disks, directory)?;
     let manifest = Manifest {
         id: new_id()?,
@@ -280,7 +279,7 @@ fn store(
         holm: env!("CARGO_PKG_VERSION").into(),
         engine: machine.engine_name().into(),
         cpu: machine.engine().cpu(),
-        machine: standing.description,
+        machine: described,
         parent: parent.map(|last| Parent {
             id: last.id,
             directory: last.directory,

@@ -16,6 +16,8 @@ use crate::storage::DiskPort;
 
 /// A disk whose snapshot is about to be made.
 pub(super) struct Prepared {
+    name: String,
+    described: Disk,
     file: DiskFile,
     disk: Arc<dyn BlockBackend>,
     target: Option<CaptureTarget>,
@@ -23,6 +25,8 @@ pub(super) struct Prepared {
 
 /// A disk whose snapshot is being made.
 pub(super) struct Taken {
+    /// How the machine has it now.
+    pub described: Disk,
     file: DiskFile,
     /// The rest of its copy.
     rest: Option<Capture>,
@@ -42,8 +46,10 @@ pub(super) fn prepare(
                 false => target(disk, &name, &directory.path().join(&name))?,
             };
             Ok(Prepared {
-                file,
                 disk: disk.clone(),
+                name: port.name,
+                described: port.disk,
+                file,
                 target,
             })
         })
@@ -111,12 +117,13 @@ pub(super) fn identity(path: &Path) -> io::Result<(u64, i64)> {
 /// Begins to copy the disks, whose devices stand.
 pub(super) fn take(machine: &Inner, disks: Vec<Prepared>) -> Result<Vec<Taken>, SnapshotError> {
     let now = machine.board().disks();
-    let same =
-        |(port, before): (&DiskPort, &Prepared)| Arc::ptr_eq(port.control.disk(), &before.disk);
-    if now.len() != disks.len() || !now.iter().zip(&disks).all(same) {
-        return Err(SnapshotError::Refused(
-            "a disk was attached or detached meanwhile; try again".into(),
-        ));
+    if !now
+        .iter()
+        .map(|d| &d.name)
+        .eq(disks.iter().map(|d| &d.name))
+    {
+        let text = "a disk was attached or detached meanwhile; ask again";
+        return Err(SnapshotError::Refused(text.into()));
     }
     let take = |prepared: Prepared| {
         let mut file = prepared.file;
@@ -131,7 +138,11 @@ pub(super) fn take(machine: &Inner, disks: Vec<Prepared>) -> Result<Vec<Taken>, 
             }
             _ => None,
         };
-        Ok(Taken { file, rest })
+        Ok(Taken {
+            described: prepared.described,
+            file,
+            rest,
+        })
     };
     disks.into_iter().map(take).collect()
 }
