@@ -12,7 +12,6 @@ use super::files::{self, NewDirectory};
 use super::{DiskFile, DiskKept, FileBelow, SnapshotError};
 use crate::Disk;
 use crate::machine::Inner;
-use crate::storage::DiskPort;
 
 /// A disk whose snapshot is about to be made.
 pub(super) struct Prepared {
