@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use disk::manage::{self, Base, CreateOptions};
-use disk::{Extent, Format, Image, ImageOptions};
+use disk::{Extent, Format, GuestRange, Image, ImageOptions, Op};
 use support::{Random, dir, qemu_img, qemu_io, text};
 
 const SIZE: u64 = 6 << 20;
@@ -149,6 +149,84 @@ fn ours(path: &Path, shown: &mut [u8], random: &mut Random, count: u64) {
     image.close().unwrap();
 }
 
+/// As [`ours`], by a guest's queue with many operations under way.
+fn queued(path: &Path, shown: &mut [u8], random: &mut Random, batches: u64) {
+    const MOST: u64 = 300 << 10;
+    const DEPTH: u64 = 16;
+    let mut options = disk::DiskOptions::new(path);
+    options.format = Some(Format::Qcow2);
+    options.aio = match random.below(3) {
+        0 => disk::Aio::Threads,
+        _ => disk::Aio::Auto,
+    };
+    let disk = disk::open(&options).unwrap();
+    let ram = memory::GuestRam::new(DEPTH * MOST, DEPTH * MOST).unwrap();
+    let mut queue = disk.open_queue(ram.clone()).unwrap();
+    for _ in 0..batches {
+        let mut begun: Vec<(u64, u64, Option<u64>)> = Vec::new();
+        for slot in 0..DEPTH {
+            let (at, length) = range(random, MOST);
+            if begun.iter().any(|(b, l, _)| at < b + l && *b < at + length) {
+                continue;
+            }
+            let gpa = slot * MOST;
+            // In two parts, the second of which may begin anywhere.
+            let cut = random.below(length) as u32 / 3;
+            let first = GuestRange { gpa, len: cut };
+            let second = GuestRange {
+                gpa: gpa + u64::from(cut),
+                len: length as u32 - cut,
+            };
+            let ranges = [first, second];
+            let part = &mut shown[at as usize..(at + length) as usize];
+            let (sector, count) = (at / 512, length / 512);
+            let durable = random.below(8) == 0;
+            let read = random.below(3) == 0;
+            let op = if read {
+                Op::Read {
+                    sector,
+                    to: &ranges,
+                }
+            } else if random.below(6) == 0 {
+                part.fill(0);
+                Op::WriteZeroes {
+                    sector,
+                    count,
+                    unmap: durable,
+                    durable,
+                }
+            } else {
+                random.fill(part);
+                ram.write(gpa, part).unwrap();
+                Op::Write {
+                    sector,
+                    from: &ranges,
+                    durable,
+                }
+            };
+            queue.submit(slot, op).unwrap();
+            begun.push((at, length, read.then_some(gpa)));
+        }
+        queue.submit(DEPTH, Op::Flush).unwrap();
+        let mut done = Vec::new();
+        while queue.in_flight() > 0 {
+            queue.wait(&mut done).unwrap();
+        }
+        assert!(done.iter().all(|d| d.result.is_ok()), "{done:?}");
+        assert_eq!(done.len(), begun.len() + 1);
+        for (at, length, gpa) in begun {
+            let mut read = vec![1; length as usize];
+            if let Some(gpa) = gpa {
+                ram.read(gpa, &mut read).unwrap();
+                assert!(read == shown[at as usize..(at + length) as usize]);
+            }
+        }
+        let mut back = vec![0; shown.len()];
+        disk.read_at(0, &mut back).unwrap();
+        assert!(back == shown);
+    }
+}
+
 fn theirs(path: &Path, shown: &mut [u8], random: &mut Random, count: u64) {
     let mut commands = Vec::new();
     for _ in 0..count {
@@ -229,6 +307,7 @@ fn random_operations_of_both_agree() {
             let top = dir.path().join("top.qcow2");
             for _ in 0..3 {
                 ours(&top, &mut shown, &mut random, 60);
+                queued(&top, &mut shown, &mut random, 8);
                 agree(dir.path(), &shown);
                 theirs(&top, &mut shown, &mut random, 15);
                 agree(dir.path(), &shown);

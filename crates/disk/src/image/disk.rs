@@ -5,16 +5,19 @@ use std::sync::Arc;
 
 use memory::GuestRam;
 
+use super::fast::FastFiles;
 use super::queue::ImageQueue;
 use super::{Image, ImageOptions};
 use crate::layer::Layer;
 use crate::open::DiskOptions;
 use crate::raw::check_options;
-use crate::{BlockBackend, BlockInfo, BlockQueue, DiskError, SECTOR};
+use crate::{Aio, BlockBackend, BlockInfo, BlockQueue, DiskError, SECTOR, io_uring_usable};
 
 /// See the module.
 struct ImageDisk {
     image: Arc<Image>,
+    /// `None`: the host has no io_uring for us.
+    files: Option<Arc<FastFiles>>,
     info: BlockInfo,
 }
 
@@ -55,8 +58,16 @@ pub(crate) fn open_image_disk(
         discard: image.can_discard(),
         discard_granularity: cluster.max(options.logical_block),
     };
+    let uring = match options.aio {
+        Aio::Threads => false,
+        Aio::Auto => io_uring_usable().is_ok(),
+        Aio::Uring => io_uring_usable()
+            .map(|()| true)
+            .map_err(DiskError::NoUring)?,
+    };
+    let files = uring.then(|| FastFiles::new(&image, options.scratch, options.caching).into());
     let image = Arc::new(image);
-    Ok(Arc::new(ImageDisk { image, info }))
+    Ok(Arc::new(ImageDisk { image, files, info }))
 }
 
 impl BlockBackend for ImageDisk {
@@ -90,7 +101,8 @@ impl BlockBackend for ImageDisk {
     }
 
     fn open_queue(&self, ram: Arc<GuestRam>) -> Result<Box<dyn BlockQueue>, DiskError> {
-        let queue = ImageQueue::new(self.image.clone(), self.info.clone(), ram)?;
+        let (image, files) = (self.image.clone(), self.files.clone());
+        let queue = ImageQueue::new(image, files, self.info.clone(), ram)?;
         Ok(Box::new(queue))
     }
 

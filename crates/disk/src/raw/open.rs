@@ -89,6 +89,35 @@ pub(super) fn adopt(options: &RawOptions, layer: Layer) -> Result<RawDisk, DiskE
     })
 }
 
+/// The file of an image, for data at places that its tables give. Below
+/// `reach` bytes what is in the page cache is read from there.
+pub(crate) fn image_files(
+    path: &Path,
+    file: &Arc<File>,
+    read_only: bool,
+    caching: Caching,
+    reach: u64,
+) -> Files {
+    let mut options = RawOptions::new(path);
+    (options.read_only, options.caching) = (read_only, caching);
+    let mut how = OpenOptions::new();
+    how.read(true).write(!read_only);
+    let mut direct = open_direct(&options, &mut how, file).ok().flatten();
+    if let Some(direct) = &mut direct {
+        // The tables, and data that is new, go through the page cache: no page
+        // may be written both ways at once.
+        direct.offset_align = direct.offset_align.max(4096);
+        direct.cached = PageCache::new(file, reach).ok();
+    }
+    Files {
+        buffered: file.clone(),
+        direct,
+        // The tables tell what is there.
+        sectors: AtomicU64::new(u64::MAX / SECTOR),
+        guarded: false,
+    }
+}
+
 pub(crate) fn check_options(options: &RawOptions) -> Result<(), DiskError> {
     let serial = &options.serial;
     if serial.len() > SERIAL_MAX || !serial.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
