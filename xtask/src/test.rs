@@ -28,6 +28,11 @@ const NEEDS: &[Need] = &[
         purpose: "check guests' disks after a crash",
     },
     Need {
+        program: "qemu-img",
+        package: "qemu-utils",
+        purpose: "check disk images",
+    },
+    Need {
         program: "sfdisk",
         package: "fdisk",
         purpose: "make disks with partitions",
@@ -61,6 +66,11 @@ const NEEDS: &[Need] = &[
         program: "unshare",
         package: "util-linux",
         purpose: "make that network",
+    },
+    Need {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: "emulate a host with KVM",
     },
     Need {
         program: "gdb",

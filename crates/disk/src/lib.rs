@@ -9,6 +9,7 @@
 //! [`open`] opens a disk of any format: [`RawDisk`], a raw file or block
 //! device, or a qcow2 image with all that it builds on, an [`Image`].
 
+mod capture;
 mod error;
 mod format;
 mod image;
@@ -19,11 +20,13 @@ mod qcow2;
 mod raw;
 mod waker;
 
+use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
 use memory::GuestRam;
 
+pub use capture::{CapturableDisk, Capture, CaptureTarget};
 pub use error::{BlockError, DiskError};
 pub use format::{ATTRIBUTE, Format};
 pub use image::{Extent, Image, ImageOptions, Origin};
@@ -162,6 +165,21 @@ pub trait BlockBackend: Send + Sync {
 
     /// Format and ways of access in a few words, for logs.
     fn describe(&self) -> String;
+
+    /// The file whose bytes are the disk's sectors, if there is one.
+    fn raw_file(&self) -> Option<&File> {
+        None
+    }
+
+    /// The image that the disk is, if it is one of another format than raw.
+    fn image(&self) -> Option<&Arc<Image>> {
+        None
+    }
+
+    /// The disk as one that can be copied while it is written.
+    fn capturable(&self) -> Option<&CapturableDisk> {
+        None
+    }
 }
 
 /// One thread's queue to a disk. Operations complete in any order. Dropping a

@@ -509,3 +509,41 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_disk_that_nobody_said_to_be_raw_stays_raw() {
+    let dir = dir();
+    let path = image(&dir, 1 << 20);
+    let ram = ram();
+    ram.write(0x1ff0, b"QFI\xfb").unwrap();
+    ram.write(0x3000, &[7; 8192]).unwrap();
+    let header = [range(0x1ff0, 2), range(0x1ff2, 4094), range(0x3000, 4096)];
+    let other = [range(0x3000, 8192)];
+    let write = |sector, from| Op::Write {
+        sector,
+        from,
+        durable: false,
+    };
+    for (told, refused) in [(None, true), (Some(disk::Format::Raw), false)] {
+        for aio in [Aio::Auto, Aio::Threads] {
+            // As on a file system that does not remember.
+            let _ = rustix::fs::removexattr(&path, disk::ATTRIBUTE);
+            let mut options = disk::DiskOptions::new(&path);
+            (options.format, options.aio) = (told, aio);
+            let disk = disk::open(&options).unwrap();
+            let mut queue = disk.open_queue(ram.clone()).unwrap();
+            let expected = if refused {
+                Err(BlockError::Guarded)
+            } else {
+                Ok(8192)
+            };
+            assert_eq!(run(&mut *queue, write(0, &header)), expected);
+            // Elsewhere it is data like other data, and other data goes there.
+            assert_eq!(run(&mut *queue, write(8, &header)), Ok(8192));
+            assert_eq!(run(&mut *queue, write(0, &other)), Ok(8192));
+            let mut back = [0; 9000];
+            disk.read_at(0, &mut back).unwrap();
+            assert!(back[..8192].iter().all(|b| *b == 7));
+        }
+    }
+}

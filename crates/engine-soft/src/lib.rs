@@ -29,3 +29,4 @@ pub mod world;
 
 pub use crate::core::{Core, Shared, Trap};
 pub use crate::engine::SoftEngine;
+pub use crate::system::clock::expect_tsc_khz;

@@ -353,6 +353,7 @@ impl Vcpu for SoftVcpu {
                 ("code_tlb_misses", j.misses),
                 ("code_emulated_instructions", j.emulated),
                 ("code_links", j.links),
+                ("machine_copied_blocks", code.copied_blocks.load(relaxed)),
                 (
                     "machine_translated_blocks",
                     code.translated_blocks.load(relaxed),

@@ -30,6 +30,16 @@ pub const AGENT: u8 = 24;
 
 /// A running machine cannot be found or refused.
 pub const CONTROL: u8 = 28;
+/// A check found faults, or images differ.
+pub const FOUND: u8 = 30;
+
+/// The table for `holm disk`.
+pub const DISK_HELP: &str = "Exit status:
+  0    done; nothing found, images are equal
+  2    wrong command line, or options that do not fit
+  14   a file is missing, in use, unfit, or cannot be written
+  18   internal failure
+  30   check: faults found and not mended; compare: the images differ";
 
 /// The table for commands on snapshots.
 pub const SNAPSHOT_HELP: &str = "Exit status:
@@ -115,7 +125,7 @@ mod tests {
             assert!(!own[..index].contains(code));
             assert!(HELP.contains(&format!("\n  {code:<4} ")), "{code}");
         }
-        for other in [AGENT, CONTROL] {
+        for other in [AGENT, CONTROL, FOUND] {
             assert!(other % 2 == 0 && !own.contains(&other), "{other}");
         }
         assert_eq!([debug_exit(0), debug_exit(3), debug_exit(0x80)], [1, 7, 1]);

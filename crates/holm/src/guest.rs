@@ -106,6 +106,7 @@ impl Guest {
             Origin::Snapshot {
                 snapshot, paused, ..
             } => {
+                engine_soft::expect_tsc_khz(snapshot.manifest().cpu.tsc_khz);
                 let restored =
                     Machine::from_snapshot(snapshot, description, &make_engine, consoles)?;
                 (restored, *paused)

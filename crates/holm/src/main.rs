@@ -6,6 +6,7 @@ mod background;
 mod boot_entries;
 mod cli;
 mod console;
+mod disk_images;
 mod disk_option;
 mod disks;
 mod doctor;
@@ -47,6 +48,7 @@ fn main() -> ! {
     let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {
         Command::Run(run) => run::run(run),
         Command::BootEntries(entries) => boot_entries::run(entries),
+        Command::Disk(command) => disk_images::run(command),
         Command::Exec(arguments) => agent::exec(arguments),
         Command::Cp(arguments) => agent::copy(arguments),
         Command::Balloon(arguments) => agent::balloon(arguments),
@@ -65,6 +67,9 @@ fn main() -> ! {
         Command::Console(arguments) => named::console::run(arguments),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Restore(arguments) => restore::run(arguments),
+        Command::Attach(arguments) => named::disks::attach(arguments),
+        Command::Detach(arguments) => named::disks::detach(arguments),
+        Command::Grow(arguments) => named::disks::grow(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
     }))
     .unwrap_or(exit_code::INTERNAL);

@@ -171,21 +171,14 @@ fn own_disks(
 ) -> Result<Vec<OwnDisk>, Failure> {
     let mut own = Vec::new();
     for (index, disk) in description.disks.iter_mut().enumerate() {
-        let kept = snapshot.manifest().disks.get(index).map(|d| d.kept);
-        let Some(file) = snapshot.disk(index) else {
+        let (Some(file), Some(kept)) = (snapshot.disk(index), snapshot.manifest().disks.get(index))
+        else {
             continue;
-        };
-        let format = match disk.format {
-            Some(format) => format,
-            None => {
-                let info = disk::manage::info(&file, None);
-                info.map_err(|e| Failure::File(e.to_string()))?.format
-            }
         };
         let template = Template {
             file,
-            format,
-            readonly: kept == Some(DiskKept::Referred),
+            format: kept.format,
+            readonly: kept.kept == DiskKept::Referred,
         };
         let mine = disks::own(&template, arguments.keep.as_deref())?;
         disk.file = mine.path.clone();

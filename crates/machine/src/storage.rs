@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use disk::{BlockBackend, BlockError, DiskOptions, SECTOR};
+use disk::{BlockBackend, BlockError, CapturableDisk, DiskOptions, SECTOR};
 use virtio::blk::{Blk, BlkControl, BlkOptions, IoFailure};
 
 use crate::control::{Control, Event};
@@ -45,7 +45,7 @@ pub(crate) fn open(disk: &Disk) -> Result<Arc<dyn BlockBackend>, MachineError> {
     options.read_only = disk.read_only;
     options.serial = disk.serial.clone().unwrap_or_default();
     options.logical_block = disk.block_size.unwrap_or(options.logical_block);
-    Ok(disk::open(&options)?)
+    Ok(Arc::new(CapturableDisk::new(disk::open(&options)?)))
 }
 
 /// The device of an open disk.

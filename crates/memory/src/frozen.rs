@@ -75,7 +75,7 @@ impl Drop for Report {
 pub struct FrozenRam {
     child: libc::pid_t,
     report: Report,
-    pages: u64,
+    written: PageSet,
 }
 
 impl FrozenRam {
@@ -87,11 +87,17 @@ impl FrozenRam {
     pub fn write(ram: &GuestRam, set: &PageSet, to: &ImageWriter) -> io::Result<Self> {
         let report = Report::new(ram.pages())?;
         let fd = to.file().as_raw_fd();
-        let skip = to.is_sparse().then(|| to.stored());
+        let skip = to.stored();
         // SAFETY: takes no arguments.
         let parent = unsafe { libc::getpid() };
-        // SAFETY: the child only runs `serve`, which makes system calls.
-        match unsafe { libc::fork() } {
+        let others = Unforked::new(ram, set);
+        // SAFETY: the child only runs `serve`, which makes system calls and
+        // touches no page of RAM but those of the set.
+        let child = unsafe { libc::fork() };
+        if child != 0 {
+            drop(others);
+        }
+        match child {
             -1 => Err(io::Error::last_os_error()),
             0 => {
                 let status = serve(ram, set, skip, fd, parent, &report);
@@ -102,7 +108,7 @@ impl FrozenRam {
             child => Ok(Self {
                 child,
                 report,
-                pages: ram.pages(),
+                written: set.clone(),
             }),
         }
     }
@@ -119,7 +125,8 @@ impl FrozenRam {
             error => return Err(io::Error::from_raw_os_error(error)),
         }
         let words = (0..self.report.words).map(|i| self.report.word(i).load(Ordering::Relaxed));
-        to.add_stored(&PageSet::from_bitmap(words.collect(), self.pages));
+        let stored = PageSet::from_bitmap(words.collect(), self.written.capacity());
+        to.add(&self.written, &stored);
         Ok(())
     }
 
@@ -146,11 +153,92 @@ impl Drop for FrozenRam {
     }
 }
 
+/// Bytes of a huge page.
+const HUGE: u64 = 2 << 20;
+/// Most parts of RAM that are forked.
+const MOST_PARTS: usize = 256;
+
+/// The parts of RAM around a set of pages, which `fork` leaves out while this
+/// lives: it takes time for all that it copies the page tables of.
+struct Unforked {
+    parts: Vec<(*mut libc::c_void, usize)>,
+}
+
+impl Unforked {
+    fn new(ram: &GuestRam, set: &PageSet) -> Self {
+        let mut parts = Vec::new();
+        let mut start = 0;
+        for part in huge_parts(ram, set) {
+            parts.push((start, part.start));
+            start = part.end;
+        }
+        parts.push((start, ram.size()));
+        let parts = parts.into_iter().filter(|(start, end)| start < end);
+        let address = |at: u64| ram.host_base().wrapping_add(at as usize).cast();
+        let unforked = Self {
+            parts: parts
+                .map(|(start, end)| (address(start), (end - start) as usize))
+                .collect(),
+        };
+        unforked.advise(libc::MADV_DONTFORK);
+        unforked
+    }
+
+    fn advise(&self, advice: libc::c_int) {
+        for &(start, length) in &self.parts {
+            // SAFETY: whole pages of RAM's own mapping; the advice changes
+            // nothing in this process. Without it `fork` takes longer.
+            unsafe { libc::madvise(start, length, advice) };
+        }
+    }
+}
+
+impl Drop for Unforked {
+    fn drop(&mut self) {
+        self.advise(libc::MADV_DOFORK);
+    }
+}
+
+/// The ranges of RAM, in bytes, with whole huge pages around a set's pages.
+fn huge_parts(ram: &GuestRam, set: &PageSet) -> Vec<std::ops::Range<u64>> {
+    let mut gap = HUGE;
+    loop {
+        let mut parts: Vec<std::ops::Range<u64>> = Vec::new();
+        for run in set.runs() {
+            let start = run.start * PAGE_SIZE / HUGE * HUGE;
+            let end = (run.end * PAGE_SIZE).next_multiple_of(HUGE).min(ram.size());
+            match parts.last_mut() {
+                Some(last) if start <= last.end.saturating_add(gap) => last.end = end,
+                _ => parts.push(start..end),
+            }
+        }
+        if parts.len() <= MOST_PARTS {
+            return parts;
+        }
+        gap *= 2;
+    }
+}
+
+impl GuestRam {
+    /// Puts the small pages of a set together to huge ones where the host can
+    /// and most of a huge page is in the set, so that [`FrozenRam::write`]
+    /// takes less time. The guest may run.
+    pub fn collapse(&self, set: &PageSet) {
+        const MADV_COLLAPSE: libc::c_int = 25;
+        for first in set.dense_parts() {
+            let start = self.host_base().wrapping_add((first * PAGE_SIZE) as usize);
+            // SAFETY: whole pages of RAM's own mapping, whose contents stay.
+            // What cannot be put together stays as it is.
+            unsafe { libc::madvise(start.cast(), HUGE as usize, MADV_COLLAPSE) };
+        }
+    }
+}
+
 /// The child's whole life; 0 or an errno.
 fn serve(
     ram: &GuestRam,
     set: &PageSet,
-    skip_zero: Option<&PageSet>,
+    held: &PageSet,
     fd: i32,
     parent: libc::pid_t,
     report: &Report,
@@ -171,13 +259,13 @@ fn serve(
     for run in set.runs() {
         let mut page = run.start;
         while page < run.end {
-            if skippable(ram, skip_zero, page) {
+            if skippable(ram, held, page) {
                 page += 1;
                 continue;
             }
             let limit = run.end.min(page + RUN);
             let mut end = page + 1;
-            while end < limit && !skippable(ram, skip_zero, end) {
+            while end < limit && !skippable(ram, held, end) {
                 end += 1;
             }
             let error = write_run(ram, page, end);
@@ -202,8 +290,8 @@ fn bytes(ram: &GuestRam, first: u64, end: u64) -> &[u8] {
     unsafe { std::slice::from_raw_parts(start, ((end - first) * PAGE_SIZE) as usize) }
 }
 
-fn skippable(ram: &GuestRam, skip_zero: Option<&PageSet>, page: u64) -> bool {
-    skip_zero.is_some_and(|stored| !stored.contains(page) && is_zero(bytes(ram, page, page + 1)))
+fn skippable(ram: &GuestRam, held: &PageSet, page: u64) -> bool {
+    !held.contains(page) && is_zero(bytes(ram, page, page + 1))
 }
 
 /// Writes pages at their place in descriptor 0; 0 or an errno.
@@ -240,13 +328,15 @@ mod tests {
     fn ram_is_written_as_it_was_while_it_changes() {
         let ram = GuestRam::new(8 << 20, 8 << 20).unwrap();
         ram.write(0, &[1; 4 << 20]).unwrap();
-        let mut to = ImageWriter::new(tempfile::tempfile().unwrap(), &ram, true).unwrap();
+        let mut to = ImageWriter::new(tempfile::tempfile().unwrap(), &ram).unwrap();
         let frozen = FrozenRam::write(&ram, &PageSet::all(ram.pages()), &to).unwrap();
         ram.write(0, &[2; 8 << 20]).unwrap();
         frozen.wait(&mut to).unwrap();
         assert_eq!(to.stored().runs().next(), Some(0..1024));
         assert_eq!(to.stored().count(), 1024);
-        let (file, _) = to.finish().unwrap();
+        let image = to.finish().unwrap();
+        assert_eq!(image.zero.runs().next(), Some(1024..2048));
+        let file = image.file;
         let mut bytes = vec![7; 8 << 20];
         file.read_exact_at(&mut bytes, 0).unwrap();
         assert!(bytes[..4 << 20].iter().all(|b| *b == 1));
@@ -258,7 +348,7 @@ mod tests {
         let ram = GuestRam::new(1 << 20, 1 << 20).unwrap();
         ram.write(0, &[1; 4096]).unwrap();
         let place = tempfile::NamedTempFile::new().unwrap();
-        let mut to = ImageWriter::new(place.reopen().unwrap(), &ram, true).unwrap();
+        let mut to = ImageWriter::new(place.reopen().unwrap(), &ram).unwrap();
         let read_only = std::fs::File::open(place.path()).unwrap();
         to = to.with_file(read_only);
         let frozen = FrozenRam::write(&ram, &PageSet::all(ram.pages()), &to).unwrap();

@@ -30,6 +30,8 @@ pub struct Layer<'a> {
     pub file: &'a File,
     /// Which pages it holds.
     pub pages: &'a PageSet,
+    /// Which pages are zero, whatever the layers below hold.
+    pub zero: &'a PageSet,
 }
 
 impl GuestRam {
@@ -46,8 +48,9 @@ impl GuestRam {
         layers: &[Layer<'_>],
     ) -> Result<Arc<Self>, MemoryError> {
         let ram = Self::new(size, low_limit)?;
+        let visible = visible(layers, ram.pages());
         let mut mappings = 0;
-        for (level, layer) in layers.iter().enumerate() {
+        for (level, (layer, (pages, zero))) in layers.iter().zip(&visible).enumerate() {
             let end = layer.pages.runs().last().map_or(0, |run| run.end);
             let length = layer.file.metadata().map_err(MemoryError::Image)?.len();
             if end * PAGE_SIZE > size.min(length) {
@@ -56,8 +59,9 @@ impl GuestRam {
                     "it is shorter than the pages it should hold",
                 )));
             }
-            let runs = layer.pages.runs();
-            for run in joined(runs, if level == 0 { GAP } else { 0 }) {
+            // Pages of the first file that it does not hold read as zero.
+            let gap = if level == 0 { GAP } else { 0 };
+            for run in pages.joined(gap, zero) {
                 let long = level == 0 || run.end - run.start >= WORTH_MAPPING;
                 if long && mappings < MOST_MAPPINGS {
                     mappings += 1;
@@ -143,16 +147,22 @@ impl GuestRam {
     }
 }
 
-/// Runs with gaps of at most `gap` pages closed.
-fn joined(runs: impl Iterator<Item = Range<u64>>, gap: u64) -> impl Iterator<Item = Range<u64>> {
-    let mut runs = runs.peekable();
-    std::iter::from_fn(move || {
-        let mut run = runs.next()?;
-        while let Some(next) = runs.next_if(|next| next.start - run.end <= gap) {
-            run.end = next.end;
-        }
-        Some(run)
-    })
+/// Of each layer: the pages that no later one hides, and the pages that later
+/// ones make zero.
+fn visible(layers: &[Layer<'_>], pages: u64) -> Vec<(PageSet, PageSet)> {
+    let mut hidden = PageSet::none(pages);
+    let mut zero = PageSet::none(pages);
+    let mut visible = Vec::new();
+    for layer in layers.iter().rev() {
+        let mut own = layer.pages.clone();
+        own.subtract(&hidden);
+        visible.push((own, zero.clone()));
+        hidden.union(layer.pages);
+        hidden.union(layer.zero);
+        zero.union(layer.zero);
+    }
+    visible.reverse();
+    visible
 }
 
 /// A run in parts of at most [`CHUNK`] pages.
@@ -163,26 +173,35 @@ fn chunks(run: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
         .map(move |start| start..end.min(start + CHUNK))
 }
 
+/// Pages of RAM in a file.
+pub struct Image {
+    /// The file.
+    pub file: File,
+    /// Pages that it holds.
+    pub pages: PageSet,
+    /// Pages that were written too, and are zero: not in the file.
+    pub zero: PageSet,
+}
+
 /// Writes pages of RAM to a file.
 pub struct ImageWriter {
     file: File,
-    /// Zero pages that were never stored are left out.
-    sparse: bool,
     stored: PageSet,
+    /// Pages that were zero when they were to be written, and not stored before.
+    zero: PageSet,
 }
 
 impl ImageWriter {
-    /// Into an empty file. If it is `sparse`, pages that it does not hold are
-    /// zero; else every page that is written is held.
+    /// Into an empty file.
     ///
     /// # Errors
     /// The host's.
-    pub fn new(file: File, ram: &GuestRam, sparse: bool) -> io::Result<Self> {
+    pub fn new(file: File, ram: &GuestRam) -> io::Result<Self> {
         file.set_len(ram.size())?;
         Ok(Self {
             file,
-            sparse,
             stored: PageSet::none(ram.pages()),
+            zero: PageSet::none(ram.pages()),
         })
     }
 
@@ -200,8 +219,7 @@ impl ImageWriter {
     /// The host's.
     pub fn put(&mut self, first: u64, bytes: &[u8]) -> io::Result<()> {
         let page_size = PAGE_SIZE as usize;
-        let keep =
-            |page: u64, bytes: &[u8]| !self.sparse || self.stored.contains(page) || !is_zero(bytes);
+        let keep = |page: u64, bytes: &[u8]| self.stored.contains(page) || !is_zero(bytes);
         let kept: Vec<bool> = (first..)
             .zip(bytes.chunks(page_size))
             .map(|(page, bytes)| keep(page, bytes))
@@ -209,8 +227,10 @@ impl ImageWriter {
         let mut at = 0;
         while at < kept.len() {
             let same = kept[at..].iter().take_while(|k| **k == kept[at]).count();
-            if kept[at] {
-                let run = first + at as u64..first + (at + same) as u64;
+            let run = first + at as u64..first + (at + same) as u64;
+            if !kept[at] {
+                self.zero.insert(run);
+            } else {
                 let bytes = &bytes[at * page_size..(at + same) * page_size];
                 self.file.write_all_at(bytes, run.start * PAGE_SIZE)?;
                 self.stored.insert(run);
@@ -230,26 +250,29 @@ impl ImageWriter {
         &self.file
     }
 
-    pub(crate) fn is_sparse(&self) -> bool {
-        self.sparse
-    }
-
     /// Pages held so far.
     pub fn stored(&self) -> &PageSet {
         &self.stored
     }
 
-    pub(crate) fn add_stored(&mut self, set: &PageSet) {
-        self.stored.union(set);
+    /// `stored` of `written` were not zero, or stored before.
+    pub(crate) fn add(&mut self, written: &PageSet, stored: &PageSet) {
+        self.zero.union(written);
+        self.stored.union(stored);
     }
 
-    /// Makes what was written durable; the file, and the pages it holds.
+    /// Makes what was written durable.
     ///
     /// # Errors
     /// The host's.
-    pub fn finish(self) -> io::Result<(File, PageSet)> {
+    pub fn finish(mut self) -> io::Result<Image> {
         self.file.sync_all()?;
-        Ok((self.file, self.stored))
+        self.zero.subtract(&self.stored);
+        Ok(Image {
+            file: self.file,
+            pages: self.stored,
+            zero: self.zero,
+        })
     }
 }
 
@@ -263,9 +286,9 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn pages(runs: &[Range<u64>]) -> PageSet {
+    fn pages(run: Range<u64>) -> PageSet {
         let mut set = PageSet::none(256);
-        runs.iter().for_each(|run| set.insert(run.clone()));
+        set.insert(run);
         set
     }
 
@@ -282,33 +305,38 @@ mod tests {
 
     #[test]
     fn ram_comes_back_from_its_layers() {
+        let file = || tempfile::tempfile().unwrap();
         let ram = GuestRam::new(1 << 20, 1 << 19).unwrap();
-        for page in [0, 3, 100, 127, 128, 200] {
+        for page in [0, 3, 5, 100, 127, 128, 200] {
             set(&ram, page, page as u8 + 1);
         }
         let dirty = PageSet::from_bitmap(ram.take_dirty(), ram.pages());
-        assert_eq!(dirty.count(), 6);
-        let mut full = ImageWriter::new(tempfile::tempfile().unwrap(), &ram, true).unwrap();
+        assert_eq!(dirty.count(), 7);
+        let mut full = ImageWriter::new(file(), &ram).unwrap();
         full.write(&ram, &PageSet::all(256)).unwrap();
-        let (full, held) = full.finish().unwrap();
-        assert_eq!(held, dirty);
+        let full = full.finish().unwrap();
+        assert_eq!(full.pages, dirty);
 
-        set(&ram, 3, 0);
+        set(&ram, 5, 0);
         (40..70).for_each(|page| set(&ram, page, 9));
         let changed = PageSet::from_bitmap(ram.take_dirty(), ram.pages());
-        let mut delta = ImageWriter::new(tempfile::tempfile().unwrap(), &ram, false).unwrap();
+        let mut delta = ImageWriter::new(file(), &ram).unwrap();
         delta.write(&ram, &changed).unwrap();
-        let (delta, over) = delta.finish().unwrap();
-        assert_eq!(over, pages(&[3..4, 40..70]));
+        let delta = delta.finish().unwrap();
+        assert_eq!(delta.pages, pages(40..70));
+        assert_eq!(delta.zero, pages(5..6));
 
+        let none = PageSet::none(256);
         let layers = [
             Layer {
-                file: &full,
-                pages: &held,
+                file: &full.file,
+                pages: &full.pages,
+                zero: &none,
             },
             Layer {
-                file: &delta,
-                pages: &over,
+                file: &delta.file,
+                pages: &delta.pages,
+                zero: &delta.zero,
             },
         ];
         let again = GuestRam::from_layers(1 << 20, 1 << 19, &layers).unwrap();
@@ -320,7 +348,7 @@ mod tests {
         set(&again, 127, 77);
         set(&again, 41, 77);
         assert_eq!((byte(&other, 127), byte(&other, 41)), (128, 9));
-        full.set_len(4096).unwrap();
+        full.file.set_len(4096).unwrap();
         assert!(GuestRam::from_layers(1 << 20, 1 << 19, &layers[..1]).is_err());
     }
 }

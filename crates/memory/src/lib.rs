@@ -14,7 +14,7 @@ mod ram;
 mod track;
 
 pub use frozen::FrozenRam;
-pub use image::{ImageWriter, Layer};
+pub use image::{Image, ImageWriter, Layer};
 pub use pages::PageSet;
 pub use ram::{DiscardHold, GuestRam, MemoryError, PAGE_SIZE};
 pub use track::{TrackSlice, Tracker, WriteWatcher};

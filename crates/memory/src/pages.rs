@@ -59,6 +59,35 @@ impl PageSet {
         }
     }
 
+    /// Removes all of another set.
+    pub fn subtract(&mut self, other: &Self) {
+        for (to, from) in self.words.iter_mut().zip(&other.words) {
+            *to &= !from;
+        }
+    }
+
+    /// Whether any page of a run is in it.
+    pub fn meets(&self, run: &Range<u64>) -> bool {
+        self.find(run.start, true)
+            .is_some_and(|page| page < run.end)
+    }
+
+    /// Its runs, with the gaps between them closed that are at most `gap`
+    /// pages long and of which no page is in `not`.
+    pub fn joined<'a>(&'a self, gap: u64, not: &'a Self) -> impl Iterator<Item = Range<u64>> + 'a {
+        let mut runs = self.runs().peekable();
+        std::iter::from_fn(move || {
+            let mut run = runs.next()?;
+            let near = |run: &Range<u64>, next: &Range<u64>| {
+                next.start - run.end <= gap && !not.meets(&(run.end..next.start))
+            };
+            while let Some(next) = runs.next_if(|next| near(&run, next)) {
+                run.end = next.end;
+            }
+            Some(run)
+        })
+    }
+
     /// Whether a page is in it.
     pub fn contains(&self, page: u64) -> bool {
         let word = self.words.get((page / 64) as usize);
@@ -68,6 +97,16 @@ impl PageSet {
     /// Number of pages in it.
     pub fn count(&self) -> u64 {
         self.words.iter().map(|w| u64::from(w.count_ones())).sum()
+    }
+
+    /// The parts of 512 pages (a huge page) of which at least half are in it,
+    /// by the number of the first page.
+    pub fn dense_parts(&self) -> impl Iterator<Item = u64> + '_ {
+        let parts = self.words.chunks_exact(8).zip((0..).step_by(512));
+        parts.filter_map(|(words, first)| {
+            let count: u32 = words.iter().map(|w| w.count_ones()).sum();
+            (count >= 256 && first + 512 <= self.pages).then_some(first)
+        })
     }
 
     /// Number of pages that could be in it.
@@ -119,8 +158,22 @@ mod tests {
         more.insert(66..100);
         more.union(&set);
         assert_eq!(more.runs().nth(1), Some(63..229));
+        let mut not = PageSet::none(300);
+        not.insert(80..81);
+        let joined = |gap, not: &PageSet| set.joined(gap, not).collect::<Vec<_>>();
+        assert_eq!(joined(62, &PageSet::none(300)), [0..229, 298..300]);
+        assert_eq!(joined(62, &not), [0..66, 100..229, 298..300]);
+        assert!(set.meets(&(50..64)) && !set.meets(&(66..100)) && !set.meets(&(5..5)));
+        let mut less = set.clone();
+        less.subtract(&more);
+        assert_eq!(less.count(), 0);
         assert_eq!(PageSet::all(129).runs().next(), Some(0..129));
         assert_eq!(PageSet::none(129).runs().next(), None);
+        let mut dense = PageSet::none(2000);
+        [0..255, 600..900, 1024..1536, 1700..2000]
+            .into_iter()
+            .for_each(|run| dense.insert(run));
+        assert_eq!(dense.dense_parts().collect::<Vec<_>>(), [512, 1024]);
         let beyond = PageSet::from_bitmap(vec![!0, !0, !0], 130);
         assert_eq!(beyond.count(), 130);
     }

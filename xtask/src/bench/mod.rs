@@ -6,6 +6,7 @@ mod figures;
 mod net;
 mod report;
 mod sides;
+mod snapshot;
 mod switch;
 
 use std::process::ExitCode;
@@ -55,11 +56,11 @@ pub const KERNEL: [&str; 4] = ["sysloop", "forkexec", "pingpong", "fault"];
 /// Outside the groups' means.
 pub const MORE: [&str; 1] = ["membw"];
 /// Measurements that are no workloads.
-pub const OTHER: [&str; 5] = ["boot", "memory", "smp", "net", "switch"];
+pub const OTHER: [&str; 6] = ["boot", "memory", "smp", "net", "switch", "snapshot"];
 
 #[derive(Args)]
 pub struct Bench {
-    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`, `switch`
+    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`, `switch`, `snapshot`
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     only: Vec<String>,
     /// How often each is measured
@@ -156,6 +157,7 @@ fn measure(
             "memory" => sides.memory(side, figures)?,
             "smp" => sides.smp(side, figures)?,
             "net" => sides.net(side, figures)?,
+            "snapshot" => sides.snapshot(side, figures)?,
             "switch" => {
                 if let Some(switch) = switch {
                     switch.measure(side, figures)?;

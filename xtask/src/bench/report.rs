@@ -53,6 +53,12 @@ pub fn text(figures: &Figures) -> String {
     plain(
         &mut text,
         figures,
+        "snapshots of debian, 4 GiB, 2 vCPUs (medians)",
+        "snapshot",
+    );
+    plain(
+        &mut text,
+        figures,
         "two guests on a switch (tcg: on a socket), medians",
         "switch",
     );
@@ -131,7 +137,7 @@ fn plain(text: &mut String, figures: &Figures, title: &str, workload: &str) {
     }
     line(text, &format!("\n{title}"));
     for name in names {
-        let mut row = format!("{name:<28}");
+        let mut row = format!("{name:<36}");
         for side in [Side::Holm, Side::Tcg] {
             if let Some(value) = figures.median(name, side) {
                 row.push_str(&format!(" {side:>6} {value:>8.2}"));

@@ -10,6 +10,7 @@ mod config;
 mod host_bridge;
 mod msix;
 mod root;
+mod root_port;
 
 pub use config::{
     BarKind, ConfigBuilder, ConfigSpace, ConfigSpaceState, Identity, MappedBar, capability,
@@ -17,7 +18,8 @@ pub use config::{
 };
 pub use host_bridge::HostBridge;
 pub use msix::{MsixLayout, MsixState, MsixTable, MsixVector};
-pub use root::{CONFIG_PORT, PciRoot, PciRootState, legacy_irq};
+pub use root::{CONFIG_PORT, PciRoot, PciRootState, behind, legacy_irq};
+pub use root_port::{PowerOff, RootPort, RootPortState};
 
 use crate::bus::BusError;
 

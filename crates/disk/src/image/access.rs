@@ -53,8 +53,7 @@ pub(super) fn build(
     }
     let mut header = header.clone();
     let l2 = prepare(top, &mut header)?;
-    let l1 = (header.l1_offset, u64::from(header.l1_entries) * 8);
-    let storage = storage.with_barrier(header.cluster_size(), l1, l2);
+    let storage = storage.with_barrier(&header, l2);
     let access = view(top, storage, true, base)?;
     if options.scratch {
         return Ok((access, None));

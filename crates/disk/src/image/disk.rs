@@ -5,16 +5,19 @@ use std::sync::Arc;
 
 use memory::GuestRam;
 
+use super::fast::FastFiles;
 use super::queue::ImageQueue;
 use super::{Image, ImageOptions};
 use crate::layer::Layer;
 use crate::open::DiskOptions;
 use crate::raw::check_options;
-use crate::{BlockBackend, BlockInfo, BlockQueue, DiskError, SECTOR};
+use crate::{Aio, BlockBackend, BlockInfo, BlockQueue, DiskError, SECTOR, io_uring_usable};
 
 /// See the module.
 struct ImageDisk {
     image: Arc<Image>,
+    /// `None`: the host has no io_uring for us.
+    files: Option<Arc<FastFiles>>,
     info: BlockInfo,
 }
 
@@ -55,8 +58,16 @@ pub(crate) fn open_image_disk(
         discard: image.can_discard(),
         discard_granularity: cluster.max(options.logical_block),
     };
+    let uring = match options.aio {
+        Aio::Threads => false,
+        Aio::Auto => io_uring_usable().is_ok(),
+        Aio::Uring => io_uring_usable()
+            .map(|()| true)
+            .map_err(DiskError::NoUring)?,
+    };
+    let files = uring.then(|| FastFiles::new(&image, options.scratch, options.caching).into());
     let image = Arc::new(image);
-    Ok(Arc::new(ImageDisk { image, info }))
+    Ok(Arc::new(ImageDisk { image, files, info }))
 }
 
 impl BlockBackend for ImageDisk {
@@ -64,8 +75,34 @@ impl BlockBackend for ImageDisk {
         &self.info
     }
 
+    fn sectors(&self) -> u64 {
+        self.image.size() / SECTOR
+    }
+
+    fn grow(&self, sectors: u64) -> Result<(), DiskError> {
+        let refuse = |why: String| {
+            let disk = self.describe();
+            Err(DiskError::Grow { disk, why })
+        };
+        let block = u64::from(self.info.logical_block);
+        let Some(size) = sectors.checked_mul(SECTOR).filter(|s| *s < 1 << 56) else {
+            return refuse("that is larger than any image".into());
+        };
+        if self.info.read_only {
+            return refuse("it is read-only".into());
+        }
+        if size < self.image.size() || !size.is_multiple_of(block) {
+            return refuse(format!(
+                "it has {} bytes in blocks of {block}, and a disk in use does not become smaller",
+                self.image.size()
+            ));
+        }
+        self.image.grow(size).or_else(|e| refuse(e.to_string()))
+    }
+
     fn open_queue(&self, ram: Arc<GuestRam>) -> Result<Box<dyn BlockQueue>, DiskError> {
-        let queue = ImageQueue::new(self.image.clone(), self.info.clone(), ram)?;
+        let (image, files) = (self.image.clone(), self.files.clone());
+        let queue = ImageQueue::new(image, files, self.info.clone(), ram)?;
         Ok(Box::new(queue))
     }
 
@@ -75,6 +112,10 @@ impl BlockBackend for ImageDisk {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         self.image.read(out, offset)
+    }
+
+    fn image(&self) -> Option<&Arc<Image>> {
+        Some(&self.image)
     }
 
     fn describe(&self) -> String {

@@ -29,6 +29,14 @@ impl Gate {
         state.shared += 1;
     }
 
+    /// As [`Self::enter`], without waiting; whether it entered.
+    pub(super) fn try_enter(&self) -> bool {
+        let mut state = self.state.lock();
+        let free = !state.exclusive && state.waiting == 0;
+        state.shared += usize::from(free);
+        free
+    }
+
     /// Ends an [`Self::enter`].
     pub(super) fn leave(&self) {
         let mut state = self.state.lock();

@@ -4,12 +4,14 @@
 
 mod access;
 mod disk;
+mod fast;
 mod gate;
 mod queue;
 
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago::format::PreallocateMode;
@@ -82,6 +84,40 @@ pub enum Origin {
     Below,
 }
 
+/// A part of a range: in a file, or zeroes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Place {
+    file: Option<usize>,
+    offset: u64,
+    length: u64,
+}
+
+/// Most parts of a range that is transferred without its tables.
+const MAX_PLACES: usize = 8;
+
+/// The parts of a range, in order.
+#[derive(Clone, Copy, Debug, Default)]
+struct Places {
+    list: [Place; MAX_PLACES],
+    count: usize,
+}
+
+impl Places {
+    /// Adds a part; whether there was room.
+    fn push(&mut self, place: Place) -> bool {
+        let Some(slot) = self.list.get_mut(self.count) else {
+            return false;
+        };
+        *slot = place;
+        self.count += 1;
+        true
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Place> {
+        self.list.iter().take(self.count)
+    }
+}
+
 /// An open image. Writes are durable after [`Image::flush`].
 pub struct Image {
     /// Nothing but `drop` takes it.
@@ -148,7 +184,7 @@ impl Image {
         self.read_only
     }
 
-    fn top(&self) -> &Layer {
+    pub(crate) fn top(&self) -> &Layer {
         // A chain has its first file at least.
         &self.layers[0]
     }
@@ -206,6 +242,46 @@ impl Image {
         // Afterwards: a flush that began meanwhile may have missed it.
         self.tables_changed.store(true, Ordering::SeqCst);
         done
+    }
+
+    /// Where in which file a range lies that can be read, or written in place,
+    /// without the tables; `None`: not so, or only in many parts. The gate must
+    /// be held from before this until the data was transferred.
+    fn places(&self, mut offset: u64, length: u64, write: bool) -> Option<Places> {
+        let end = offset + length;
+        let mut places = Places::default();
+        while offset < end {
+            let at = self.run(|| self.access.get_mapping(offset, end - offset));
+            let (mapping, length) = at.ok()?;
+            let length = length.min(end - offset);
+            let place = match mapping {
+                Mapping::Raw {
+                    storage,
+                    offset,
+                    writable,
+                    ..
+                } if writable || !write => {
+                    let file = |l: &Layer| Arc::ptr_eq(&l.file, storage.file());
+                    Place {
+                        file: Some(self.layers.iter().position(file)?),
+                        offset,
+                        length,
+                    }
+                }
+                Mapping::Zero { .. } if !write => Place {
+                    file: None,
+                    offset: 0,
+                    length,
+                },
+                _ => return None,
+            };
+            let whole = place.offset.is_multiple_of(512) && length.is_multiple_of(512);
+            if length == 0 || !whole || !places.push(place) {
+                return None;
+            }
+            offset += length;
+        }
+        Some(places)
     }
 
     /// Makes a range read as zeroes; with `unmap` its space goes back to the
@@ -417,7 +493,7 @@ impl Image {
         self.finish()
     }
 
-    fn finish(&self) -> io::Result<()> {
+    pub(crate) fn finish(&self) -> io::Result<()> {
         self.flush()?;
         let mut header = self.header.lock();
         if let Some(header) = header.take().as_mut() {

@@ -1,5 +1,5 @@
-//! A disk queue on an image: a few threads that read and write through the
-//! image's tables.
+//! A disk queue on an image: what lies in a file as it is goes the short way
+//! ([`Fast`]); a few threads do everything else through the image's tables.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,6 +10,7 @@ use memory::GuestRam;
 use parking_lot::{Condvar, Mutex};
 
 use super::Image;
+use super::fast::{Fast, FastFiles};
 use crate::{
     BlockError, BlockInfo, BlockQueue, Completion, DiskError, GuestRange, MAX_RANGES, Op, SECTOR,
     Waker,
@@ -27,6 +28,15 @@ enum Kind {
     Flush,
     Discard,
     Zero { unmap: bool, durable: bool },
+}
+
+/// A checked operation.
+struct Task<'a> {
+    kind: Kind,
+    /// First byte on the disk.
+    offset: u64,
+    length: u64,
+    ranges: &'a [GuestRange],
 }
 
 /// An operation on its way.
@@ -60,6 +70,9 @@ struct Shared {
 pub(super) struct ImageQueue {
     shared: Arc<Shared>,
     info: BlockInfo,
+    /// `None`: the host has no io_uring for us.
+    fast: Option<Fast>,
+    /// Operations with the threads.
     in_flight: usize,
     threads: Vec<JoinHandle<()>>,
 }
@@ -67,11 +80,19 @@ pub(super) struct ImageQueue {
 impl ImageQueue {
     pub(super) fn new(
         image: Arc<Image>,
+        files: Option<Arc<FastFiles>>,
         info: BlockInfo,
         ram: Arc<GuestRam>,
     ) -> Result<Self, DiskError> {
         let failed = |what| move |source| DiskError::Queue { what, source };
-        let waker = Arc::new(Waker::new().map_err(failed("eventfd"))?);
+        let fast = match files {
+            Some(files) => Some(Fast::new(image.clone(), files, &info, ram.clone())?),
+            None => None,
+        };
+        let waker = match &fast {
+            Some(fast) => fast.waker(),
+            None => Arc::new(Waker::new().map_err(failed("eventfd"))?),
+        };
         let mut queue = Self {
             shared: Arc::new(Shared {
                 image,
@@ -82,6 +103,7 @@ impl ImageQueue {
                 waker,
             }),
             info,
+            fast,
             in_flight: 0,
             threads: Vec::new(),
         };
@@ -100,32 +122,24 @@ impl ImageQueue {
         Ok(())
     }
 
-    fn load(&self, tag: u64, op: &Op<'_>) -> Result<Job, BlockError> {
+    /// Checks an operation.
+    fn load<'a>(&self, op: &Op<'a>) -> Result<Task<'a>, BlockError> {
+        let none: &[GuestRange] = &[];
         let (kind, sector, length, ranges) = match *op {
-            Op::Read { sector, to } => (Kind::Read, sector, self.bytes(to)?, to.to_vec()),
+            Op::Read { sector, to } => (Kind::Read, sector, self.bytes(to)?, to),
             Op::Write {
                 sector,
                 from,
                 durable,
-            } => (
-                Kind::Write { durable },
-                sector,
-                self.bytes(from)?,
-                from.to_vec(),
-            ),
-            Op::Flush => (Kind::Flush, 0, 0, Vec::new()),
-            Op::Discard { sector, count } => (Kind::Discard, sector, extent(count)?, Vec::new()),
+            } => (Kind::Write { durable }, sector, self.bytes(from)?, from),
+            Op::Flush => (Kind::Flush, 0, 0, none),
+            Op::Discard { sector, count } => (Kind::Discard, sector, extent(count)?, none),
             Op::WriteZeroes {
                 sector,
                 count,
                 unmap,
                 durable,
-            } => (
-                Kind::Zero { unmap, durable },
-                sector,
-                extent(count)?,
-                Vec::new(),
-            ),
+            } => (Kind::Zero { unmap, durable }, sector, extent(count)?, none),
         };
         if self.info.read_only && !matches!(kind, Kind::Read | Kind::Flush) {
             return Err(BlockError::ReadOnly);
@@ -137,8 +151,7 @@ impl ImageQueue {
         if end > self.shared.image.size() || !whole {
             return Err(BlockError::Range);
         }
-        Ok(Job {
-            tag,
+        Ok(Task {
             kind,
             offset,
             length,
@@ -171,7 +184,29 @@ fn extent(sectors: u64) -> Result<u64, BlockError> {
 
 impl BlockQueue for ImageQueue {
     fn submit(&mut self, tag: u64, op: Op<'_>) -> Result<(), BlockError> {
-        let job = self.load(tag, &op)?;
+        let Task {
+            kind,
+            offset,
+            length,
+            ranges,
+        } = self.load(&op)?;
+        let write = match kind {
+            Kind::Read => Some(false),
+            Kind::Write { durable: false } => Some(true),
+            _ => None,
+        };
+        if let (Some(write), Some(fast)) = (write, &mut self.fast)
+            && fast.take(tag, offset, length, ranges, write)
+        {
+            return Ok(());
+        }
+        let job = Job {
+            tag,
+            kind,
+            offset,
+            length,
+            ranges: ranges.to_vec(),
+        };
         self.in_flight += 1;
         let crowded = {
             let mut work = self.shared.work.lock();
@@ -187,13 +222,24 @@ impl BlockQueue for ImageQueue {
 
     fn poll(&mut self, out: &mut Vec<Completion>) -> io::Result<()> {
         self.reap(out);
-        Ok(())
+        match &mut self.fast {
+            Some(fast) => fast.poll(out),
+            None => Ok(()),
+        }
     }
 
     fn wait(&mut self, out: &mut Vec<Completion>) -> io::Result<()> {
         let before = out.len();
-        self.reap(out);
-        if out.len() > before || !self.shared.waker.try_sleep() {
+        self.poll(out)?;
+        if out.len() > before {
+            return Ok(());
+        }
+        if let Some(fast) = &mut self.fast {
+            let waited = fast.wait(out);
+            self.reap(out);
+            return waited;
+        }
+        if !self.shared.waker.try_sleep() {
             return Ok(());
         }
         // An operation may have ended between the reaping and going to sleep,
@@ -205,7 +251,7 @@ impl BlockQueue for ImageQueue {
     }
 
     fn in_flight(&self) -> usize {
-        self.in_flight
+        self.in_flight + self.fast.as_ref().map_or(0, Fast::in_flight)
     }
 
     fn waker(&self) -> Arc<Waker> {
@@ -215,6 +261,8 @@ impl BlockQueue for ImageQueue {
 
 impl Drop for ImageQueue {
     fn drop(&mut self) {
+        // First: threads may wait for what is under way there.
+        self.fast = None;
         self.shared.work.lock().stop = true;
         self.shared.more.notify_all();
         for thread in self.threads.drain(..) {
@@ -310,7 +358,7 @@ fn transfer(
 }
 
 /// Takes the first `length` bytes off a list of ranges.
-fn take(ranges: &mut VecDeque<GuestRange>, mut length: u64) -> Vec<GuestRange> {
+pub(super) fn take(ranges: &mut VecDeque<GuestRange>, mut length: u64) -> Vec<GuestRange> {
     let mut taken = Vec::new();
     while length > 0
         && let Some(mut range) = ranges.pop_front()

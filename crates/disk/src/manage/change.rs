@@ -128,14 +128,19 @@ pub fn rebase(
         Base::None => None,
         Base::File(file, told) => Some(new_backing(path, file, *told, trust)?),
     };
-    if !trust {
-        keep_contents(path, told, backing.as_ref(), progress)?;
-    }
-    let access = Access {
-        read_only: false,
-        unlocked: false,
+    let image;
+    let alone;
+    let layer = if trust {
+        let access = Access {
+            read_only: false,
+            unlocked: false,
+        };
+        alone = Layer::open_alone(path, told, access)?;
+        &alone
+    } else {
+        image = keep_contents(path, told, backing.as_ref(), progress)?;
+        image.top()
     };
-    let layer = Layer::open_alone(path, told, access)?;
     let Some(header) = &layer.header else {
         return Err(DiskError::Unfit(format!(
             "{}: a raw image builds on no other",
@@ -148,7 +153,7 @@ pub fn rebase(
         layer.file.sync_data()
     });
     written.map_err(|e| image_error(path, e))?;
-    decided(&layer);
+    decided(layer);
     Ok(())
 }
 
@@ -225,13 +230,14 @@ fn new_backing(
     })
 }
 
-/// Copies into the image what would look different on the new backing file.
+/// Copies into the image what would look different on the new backing file;
+/// the image, closed but for its lock.
 fn keep_contents(
     path: &Path,
     told: Option<Format>,
     backing: Option<&NewBacking>,
     progress: Progress<'_>,
-) -> Result<(), DiskError> {
+) -> Result<Image, DiskError> {
     let image = Image::open(&ImageOptions::write(path, told))?;
     let below = match backing {
         Some(new) => Some(Image::open(&ImageOptions::read(
@@ -277,8 +283,9 @@ fn keep_contents(
             Ok(())
         },
     );
-    kept.and_then(|()| image.close())
-        .map_err(during(path, "rebase it"))
+    kept.and_then(|()| image.finish())
+        .map_err(during(path, "rebase it"))?;
+    Ok(image)
 }
 
 /// Reads a lower image, which may be shorter or none.

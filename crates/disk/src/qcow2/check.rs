@@ -232,6 +232,7 @@ fn survey(file: &File, header: &Header) -> io::Result<Survey> {
     }
     survey.refcount_structure(&tables)?;
     survey.overlaps(bits);
+    survey.too_many_uses(header.refcount_order);
     Ok(survey)
 }
 
@@ -298,6 +299,20 @@ impl Survey {
             }
         }
         Ok(())
+    }
+
+    /// Compressed data of many clusters may share one, if its refcount can
+    /// count them.
+    fn too_many_uses(&mut self, refcount_order: u32) {
+        if self.report.compressed_clusters == 0 || refcount_order == 6 {
+            return;
+        }
+        let most = (1u64 << (1 << refcount_order)) - 1;
+        let mut clusters = self.used.clusters();
+        if let Some((cluster, uses)) = clusters.find(|(_, uses)| *uses > most) {
+            self.report
+                .damaged(|| format!("cluster {cluster} has {uses} uses; {most} can be counted"));
+        }
     }
 
     /// Sorts the runs and looks for clusters that are used twice.

@@ -2,12 +2,16 @@
 //! demands: a table that makes data reachable is written only after the data
 //! is durable.
 //!
-//! Imago orders its writes (refcounts before what refers to clusters), which
+//! Imago orders its writes (refcounts of data before what refers to it), which
 //! suffices when only the process dies. The host may write back its cache in
 //! any order; so this file knows where L1 and L2 tables are, from the writes it
 //! sees, and syncs before it writes one while other writes are not durable.
 //! Refcounts need no such care: an image is marked dirty while it is open, and
 //! they are rebuilt when it was not closed.
+//!
+//! What imago does not order are the refcounts of new tables: it refers to
+//! them while their refcounts are in its cache only. They are written here,
+//! so that a killed process leaves no damage even for who ignores the mark.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -25,18 +29,32 @@ use imago::storage::drivers::CommonStorageHelper;
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 
-use super::header::{DIRTY, INCOMPATIBLE_AT, u32_at, u64_at};
+use super::check::{refcount, set_refcount};
+use super::header::{DIRTY, Header, INCOMPATIBLE_AT, read_padded, u32_at, u64_at};
+use super::tables::OFFSET_BITS;
 
-/// Bits of a table entry that are an offset.
-const OFFSET_BITS: u64 = 0x00ff_ffff_ffff_fe00;
+/// Bytes of the header that say where the tables are.
+const PLACES: usize = 60;
 
-/// Where the tables are that make data reachable.
+/// Where the tables are.
 struct Tables {
     cluster: u64,
-    l1_offset: u64,
-    l1_length: u64,
+    /// First byte and length.
+    l1: (u64, u64),
+    /// First byte and length.
+    reftable: (u64, u64),
+    refcount_order: u32,
     /// Host offsets of L2 tables.
     l2: HashSet<u64>,
+}
+
+/// What a write is to the tables.
+#[derive(Default)]
+struct Meaning {
+    /// It goes to a table that makes data reachable.
+    reaches: bool,
+    /// Tables that it refers to.
+    tables: Vec<u64>,
 }
 
 /// See the module.
@@ -89,13 +107,15 @@ impl ImageFile {
     }
 
     /// Adds the barrier, for a qcow2 image that is written.
-    pub(crate) fn with_barrier(mut self, cluster: u64, l1: (u64, u64), l2: HashSet<u64>) -> Self {
+    pub(crate) fn with_barrier(mut self, header: &Header, l2: HashSet<u64>) -> Self {
         if self.role == Role::Image {
+            let reftable = u64::from(header.reftable_clusters) << header.cluster_bits;
             self.barrier = Some(Barrier {
                 tables: Mutex::new(Tables {
-                    cluster,
-                    l1_offset: l1.0,
-                    l1_length: l1.1,
+                    cluster: header.cluster_size(),
+                    l1: (header.l1_offset, u64::from(header.l1_entries) * 8),
+                    reftable: (header.reftable_offset, reftable),
+                    refcount_order: header.refcount_order,
                     l2,
                 }),
                 unsynced: AtomicBool::new(false),
@@ -134,8 +154,15 @@ impl ImageFile {
         let Some(barrier) = &self.barrier else {
             return write();
         };
-        let reaches = barrier.tables.lock().note(offset, data);
-        if reaches {
+        let meaning = {
+            let mut tables = barrier.tables.lock();
+            let meaning = tables.note(offset, data);
+            for table in &meaning.tables {
+                tables.count(&self.file, *table)?;
+            }
+            meaning
+        };
+        if meaning.reaches {
             if barrier.unsynced.load(Ordering::SeqCst) {
                 self.fdatasync()?;
             }
@@ -149,34 +176,68 @@ impl ImageFile {
 }
 
 impl Tables {
-    /// Learns from a write; whether it goes to a table that makes data
-    /// reachable.
-    fn note(&mut self, offset: u64, data: &[io::IoSlice<'_>]) -> bool {
+    /// Learns from a write, and tells what it means.
+    fn note(&mut self, offset: u64, data: &[io::IoSlice<'_>]) -> Meaning {
+        let mut meaning = Meaning::default();
+        let within = |(from, length): (u64, u64)| offset >= from && offset - from < length;
         if offset == 0 {
-            let mut head = Vec::with_capacity(48);
-            for part in data {
-                let room = 48 - head.len();
-                head.extend_from_slice(part.get(..room.min(part.len())).unwrap_or_default());
+            meaning.reaches = true;
+            let head: Vec<u8> = data
+                .iter()
+                .flat_map(|p| p.iter().copied())
+                .take(PLACES)
+                .collect();
+            if head.len() == PLACES {
+                self.l1 = (u64_at(&head, 40), u64::from(u32_at(&head, 36)) * 8);
+                let clusters = u64::from(u32_at(&head, 56));
+                self.reftable = (u64_at(&head, 48), clusters.saturating_mul(self.cluster));
             }
-            if head.len() == 48 {
-                self.l1_length = u64::from(u32_at(&head, 36)) * 8;
-                self.l1_offset = u64_at(&head, 40);
-            }
-            return true;
+        } else if within(self.l1) {
+            meaning.reaches = true;
+            meaning.tables = entries(data);
+            self.l2.extend(&meaning.tables);
+        } else if within(self.reftable) {
+            meaning.tables = entries(data);
+        } else {
+            meaning.reaches = self.l2.contains(&(offset & !(self.cluster - 1)));
         }
-        if (self.l1_offset..self.l1_offset.saturating_add(self.l1_length)).contains(&offset) {
-            for part in data {
-                for entry in part.chunks_exact(8) {
-                    match u64_at(entry, 0) & OFFSET_BITS {
-                        0 => {}
-                        l2 => drop(self.l2.insert(l2)),
-                    }
-                }
-            }
-            return true;
-        }
-        self.l2.contains(&(offset & !(self.cluster - 1)))
+        meaning
     }
+
+    /// Sees that a table's cluster counts as used. Refcounts that share a byte
+    /// with others are left to imago, which may write that byte now.
+    fn count(&self, file: &File, table: u64) -> io::Result<()> {
+        if self.refcount_order < 3 {
+            return Ok(());
+        }
+        let width = 1u64 << (self.refcount_order - 3);
+        let (cluster, in_block) = (table / self.cluster, self.cluster / width);
+        let slot = cluster / in_block * 8;
+        if slot >= self.reftable.1 {
+            return Ok(());
+        }
+        let mut entry = [0; 8];
+        read_padded(file, &mut entry, self.reftable.0 + slot)?;
+        // None: it is about to be written, and counts itself.
+        let block = u64_at(&entry, 0) & OFFSET_BITS;
+        let place = block + cluster % in_block * width;
+        let mut count = vec![0; width as usize];
+        read_padded(file, &mut count, place)?;
+        if block != 0 && refcount(&count, self.refcount_order, 0) == 0 {
+            set_refcount(&mut count, self.refcount_order, 0, 1);
+            file.write_all_at(&count, place)?;
+        }
+        Ok(())
+    }
+}
+
+/// The tables to which entries refer.
+fn entries(data: &[io::IoSlice<'_>]) -> Vec<u64> {
+    let offsets = data.iter().flat_map(|part| part.chunks_exact(8));
+    offsets
+        .map(|entry| u64_at(entry, 0) & OFFSET_BITS)
+        .filter(|offset| *offset != 0)
+        .collect()
 }
 
 impl fmt::Debug for ImageFile {

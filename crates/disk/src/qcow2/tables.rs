@@ -143,13 +143,13 @@ impl<'a> Tables<'a> {
         let offset = entry & ((1 << bits) - 1);
         let sectors = (entry & (COMPRESSED - 1)) >> bits;
         let length = (sectors + 1) * 512 - (offset & 511);
-        let inside = offset >= self.header.cluster_size() && offset < self.end;
+        let end = offset.saturating_add(length);
+        let inside = offset >= self.header.cluster_size() && end <= self.end;
         if entry & COPIED != 0 || !inside {
             return Err(format!(
                 "compressed cluster {entry:#x} is not within the file, or wrongly marked"
             ));
         }
-        // The last sectors need not be there whole.
-        Ok(Mapping::Compressed(offset, length.min(self.end - offset)))
+        Ok(Mapping::Compressed(offset, length))
     }
 }

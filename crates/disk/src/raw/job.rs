@@ -85,6 +85,8 @@ pub(crate) enum Progress {
 #[derive(Default)]
 pub(crate) struct Job {
     tag: u64,
+    /// Which of its queue's files it is for.
+    file: usize,
     kind: Kind,
     stage: Stage,
     /// Not direct, because of alignment or because the host refused it.
@@ -265,6 +267,14 @@ impl Job {
             return Err(BlockError::Range);
         }
         Ok(())
+    }
+
+    pub(crate) fn file(&self) -> usize {
+        self.file
+    }
+
+    pub(crate) fn set_file(&mut self, file: usize) {
+        self.file = file;
     }
 
     /// Whether there is nothing to do at all.

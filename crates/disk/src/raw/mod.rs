@@ -21,7 +21,8 @@ use job::Job;
 
 use crate::layer::Layer;
 
-pub(crate) use open::{check_options, check_type, lock, open_error};
+pub(crate) use open::{check_options, check_type, image_files, lock, open_error};
+pub(crate) use uring::UringQueue;
 pub use uring::usable as io_uring_usable;
 
 /// How operations reach the kernel.
@@ -151,7 +152,7 @@ impl BlockBackend for RawDisk {
     fn open_queue(&self, ram: Arc<GuestRam>) -> Result<Box<dyn BlockQueue>, DiskError> {
         let (files, info) = (self.files.clone(), self.info.clone());
         Ok(if self.uring {
-            Box::new(uring::UringQueue::new(files, info, ram)?)
+            Box::new(uring::UringQueue::new(vec![files], info, ram)?)
         } else {
             Box::new(threads::ThreadQueue::new(files, info, ram)?)
         })
@@ -169,6 +170,10 @@ impl BlockBackend for RawDisk {
         };
         let aio = if self.uring { "io_uring" } else { "threads" };
         format!("raw, {cache}, {aio}")
+    }
+
+    fn raw_file(&self) -> Option<&File> {
+        Some(&self.files.buffered)
     }
 }
 

@@ -89,6 +89,35 @@ pub(super) fn adopt(options: &RawOptions, layer: Layer) -> Result<RawDisk, DiskE
     })
 }
 
+/// The file of an image, for data at places that its tables give. Below
+/// `reach` bytes what is in the page cache is read from there.
+pub(crate) fn image_files(
+    path: &Path,
+    file: &Arc<File>,
+    read_only: bool,
+    caching: Caching,
+    reach: u64,
+) -> Files {
+    let mut options = RawOptions::new(path);
+    (options.read_only, options.caching) = (read_only, caching);
+    let mut how = OpenOptions::new();
+    how.read(true).write(!read_only);
+    let mut direct = open_direct(&options, &mut how, file).ok().flatten();
+    if let Some(direct) = &mut direct {
+        // The tables, and data that is new, go through the page cache: no page
+        // may be written both ways at once.
+        direct.offset_align = direct.offset_align.max(4096);
+        direct.cached = PageCache::new(file, reach).ok();
+    }
+    Files {
+        buffered: file.clone(),
+        direct,
+        // The tables tell what is there.
+        sectors: AtomicU64::new(u64::MAX / SECTOR),
+        guarded: false,
+    }
+}
+
 pub(crate) fn check_options(options: &RawOptions) -> Result<(), DiskError> {
     let serial = &options.serial;
     if serial.len() > SERIAL_MAX || !serial.bytes().all(|b| b == b' ' || b.is_ascii_graphic()) {
@@ -161,11 +190,18 @@ pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Disk
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = kind as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
-    // SAFETY: an open descriptor and a valid flock that outlives the call.
-    if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } == 0 {
+    // A child of this process that has not yet called exec has a copy of every
+    // descriptor, and so of the locks of a disk that was just closed.
+    let source = retried(|| {
+        // SAFETY: an open descriptor and a valid flock that outlives the call.
+        match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    let Err(source) = source else {
         return Ok(());
-    }
-    let source = io::Error::last_os_error();
+    };
     match source.raw_os_error() {
         Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::InUse {
             path: path.to_owned(),
@@ -184,6 +220,19 @@ pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Disk
             source,
         }),
     }
+}
+
+/// Tries again for a tenth of a second while another has the lock.
+fn retried(try_once: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    for _ in 0..20 {
+        match try_once() {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
+    try_once()
 }
 
 fn size_of(file: &File, device: bool) -> io::Result<u64> {

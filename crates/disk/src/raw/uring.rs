@@ -62,9 +62,10 @@ fn probe() -> Result<(), String> {
     }
 }
 
-pub(super) struct UringQueue {
+pub(crate) struct UringQueue {
     ring: IoUring,
-    files: Arc<Files>,
+    /// Of a raw disk one; of an image those of its chain.
+    files: Vec<Arc<Files>>,
     info: BlockInfo,
     ram: Arc<GuestRam>,
     /// Jobs in the kernel, by `user_data`.
@@ -81,8 +82,8 @@ pub(super) struct UringQueue {
 }
 
 impl UringQueue {
-    pub(super) fn new(
-        files: Arc<Files>,
+    pub(crate) fn new(
+        files: Vec<Arc<Files>>,
         info: BlockInfo,
         ram: Arc<GuestRam>,
     ) -> Result<Self, DiskError> {
@@ -101,6 +102,25 @@ impl UringQueue {
             waker: Arc::new(Waker::new().map_err(queue("eventfd"))?),
             armed: false,
         })
+    }
+
+    /// As [`BlockQueue::submit`], to one of several files.
+    pub(crate) fn submit_to(
+        &mut self,
+        file: usize,
+        tag: u64,
+        op: &Op<'_>,
+    ) -> Result<(), BlockError> {
+        let files = self.files.get(file).ok_or(BlockError::Unsupported)?;
+        let mut job = self.spare.load(tag, op, &self.info, files, &self.ram)?;
+        job.set_file(file);
+        self.in_flight += 1;
+        if job.is_empty() {
+            self.empty.push(self.spare.finish(job, &self.ram));
+        } else {
+            self.backlog.push_back(job);
+        }
+        Ok(())
     }
 
     fn in_kernel(&self) -> usize {
@@ -134,7 +154,10 @@ impl UringQueue {
         let Some(job) = self.slots.get_mut(slot).and_then(Option::as_mut) else {
             return Ok(());
         };
-        let entry = entry(job.step(&self.files)).user_data(slot as u64);
+        let Some(files) = self.files.get(job.file()) else {
+            return Ok(());
+        };
+        let entry = entry(job.step(files)).user_data(slot as u64);
         self.push(&entry)
     }
 
@@ -193,16 +216,7 @@ impl UringQueue {
 
 impl BlockQueue for UringQueue {
     fn submit(&mut self, tag: u64, op: Op<'_>) -> Result<(), BlockError> {
-        let job = self
-            .spare
-            .load(tag, &op, &self.info, &self.files, &self.ram)?;
-        self.in_flight += 1;
-        if job.is_empty() {
-            self.empty.push(self.spare.finish(job, &self.ram));
-        } else {
-            self.backlog.push_back(job);
-        }
-        Ok(())
+        self.submit_to(0, tag, &op)
     }
 
     fn poll(&mut self, out: &mut Vec<Completion>) -> io::Result<()> {

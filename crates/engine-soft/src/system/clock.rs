@@ -6,7 +6,7 @@
 
 use std::arch::x86_64::{__cpuid, _rdtsc};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
@@ -20,6 +20,16 @@ pub fn host_tsc() -> u64 {
     unsafe { _rdtsc() }
 }
 
+/// What [`expect_tsc_khz`] was told.
+static EXPECTED: AtomicU32 = AtomicU32::new(0);
+
+/// Says which frequency of the host's TSC a restored machine knows, in kHz: if
+/// it is right within 300 parts per million, which is quickly measured, it is
+/// taken. Has no effect after the first machine was made.
+pub fn expect_tsc_khz(khz: u32) {
+    EXPECTED.store(khz, Ordering::SeqCst);
+}
+
 /// Frequency of the host's TSC in kHz, as the host's hypervisor or CPU states
 /// it, checked against the monotonic clock; else measured.
 pub fn host_tsc_khz() -> u32 {
@@ -29,6 +39,13 @@ pub fn host_tsc_khz() -> u32 {
             let seen = measure_khz(Duration::from_millis(2));
             if stated.abs_diff(seen) < stated / 50 {
                 return stated;
+            }
+        }
+        let expected = EXPECTED.load(Ordering::SeqCst);
+        if expected != 0 {
+            let off = expected.abs_diff(measure_khz(Duration::from_millis(3)));
+            if u64::from(off) * 1_000_000 < u64::from(expected) * 300 {
+                return expected;
             }
         }
         measure_khz(Duration::from_millis(25))

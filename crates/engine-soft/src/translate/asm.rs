@@ -84,6 +84,49 @@ impl Asm {
         self.bytes(&v.to_le_bytes());
     }
 
+    /// Copies bytes that are in the same cache.
+    pub fn copy(&mut self, from: usize, len: usize) {
+        if self.pos + len > self.end {
+            self.full = true;
+            return;
+        }
+        // SAFETY: `from` is a block of the cache, before its free space, which
+        // is where `pos` is, with room for `len` bytes.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.rw.add(from), self.rw.add(self.pos), len);
+        }
+        self.pos += len;
+    }
+
+    /// Reads bytes emitted before.
+    pub fn read(&self, at: usize, out: &mut [u8]) {
+        // SAFETY: emitted by this emitter.
+        unsafe { std::ptr::copy_nonoverlapping(self.rw.add(at), out.as_mut_ptr(), out.len()) };
+    }
+
+    /// Reads four bytes emitted before.
+    pub fn read32(&self, at: usize) -> u32 {
+        let mut b = [0; 4];
+        self.read(at, &mut b);
+        u32::from_le_bytes(b)
+    }
+
+    /// Reads eight bytes emitted before.
+    pub fn read64(&self, at: usize) -> u64 {
+        let mut b = [0; 8];
+        self.read(at, &mut b);
+        u64::from_le_bytes(b)
+    }
+
+    /// Overwrites bytes emitted before.
+    pub fn patch(&mut self, at: usize, b: &[u8]) {
+        if self.full {
+            return;
+        }
+        // SAFETY: emitted by this emitter.
+        unsafe { std::ptr::copy_nonoverlapping(b.as_ptr(), self.rw.add(at), b.len()) };
+    }
+
     /// Overwrites four bytes emitted before.
     pub fn patch32(&mut self, at: usize, v: u32) {
         if self.full {
@@ -188,6 +231,12 @@ impl Asm {
             self.op_mem(&[0x81], 7, Self::state(off), false, true);
             self.dword(imm);
         }
+    }
+
+    /// As [`Self::cmp_state32`], with the immediate always in four bytes.
+    pub fn cmp_state32_wide(&mut self, off: usize, imm: u32) {
+        self.op_mem(&[0x81], 7, Self::state(off), false, true);
+        self.dword(imm);
     }
 
     /// `mov dst, src`, 64 bit.

@@ -1,6 +1,8 @@
 //! From guest bytes to a translated block: decode, find which flags are live,
 //! emit.
 
+use std::sync::Arc;
+
 use iced_x86::{
     Decoder, DecoderOptions, Encoder, EncodingKind, Instruction, InstructionInfoFactory,
 };
@@ -15,6 +17,7 @@ use crate::translate::exit::{Kind, Record};
 use crate::translate::flags::Flags;
 use crate::translate::group;
 use crate::translate::loops::{self, Plan};
+use crate::translate::relocate::Relocs;
 
 /// Most instructions in a block.
 const MAX_INSTRUCTIONS: usize = 64;
@@ -30,7 +33,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    fn user(&self) -> bool {
+    pub(super) fn user(&self) -> bool {
         self.key.view == View::User as u8
     }
 }
@@ -123,7 +126,7 @@ impl Translator {
             place.rip.wrapping_add(length as u64),
             &mut ahead,
         );
-        let peeked = ahead.ranges()?;
+        let peeked = ahead.ranges(place.rip)?;
         let (hot, cold) = cache.emitters(index);
         let (encoder, info) = self
             .tools
@@ -142,6 +145,7 @@ impl Translator {
             member: None,
             holds: 0,
             relied: Vec::new(),
+            relocs: Relocs::new(index.hot, index.cold),
             in_group: false,
             flags: Flags::Host,
             needs_flags: false,
@@ -149,6 +153,7 @@ impl Translator {
         let mut block = emit_block(&mut e, place, &insns, bytes, length, live_out, second);
         block.second = second;
         block.peeked = peeked;
+        block.relocs = std::mem::replace(&mut e.relocs, Relocs::new(0, 0)).finish();
         let full = e.hot.full || e.cold.full;
         let (hot, cold) = (e.hot.pos, e.cold.pos);
         self.tools = Some((e.encoder, e.info));
@@ -280,7 +285,7 @@ struct Ahead<'a> {
 
 impl Ahead<'_> {
     /// What was looked at, in RAM.
-    fn ranges(self) -> Result<Box<[Peeked]>, NoBlock> {
+    fn ranges(self, base: u64) -> Result<Arc<[Peeked]>, NoBlock> {
         let mut out: Vec<Peeked> = Vec::with_capacity(self.seen.len());
         for (rip, length) in self.seen {
             let Some(ram_page) = self.source.ram_page(rip) else {
@@ -292,6 +297,7 @@ impl Ahead<'_> {
             let from = (rip & 0xfff) as u16;
             let p = Peeked {
                 ram_page,
+                page: (rip >> 12).wrapping_sub(base >> 12) as i32,
                 from,
                 to: from + length,
             };
@@ -299,7 +305,7 @@ impl Ahead<'_> {
                 out.push(p);
             }
         }
-        Ok(out.into_boxed_slice())
+        Ok(out.into())
     }
 
     /// Flags that code at `rip` may read before it overwrites them.
@@ -370,6 +376,7 @@ fn emit_block(
     second: Option<SecondPage>,
 ) -> Block {
     let base = place.rip;
+    let cold_start = e.cold.pos;
     let live = insns[0].live != 0;
     let entries = e.prologue(base, place.key.map, live, clobbers_first(insns));
     let (members, plan) = if place.key.ungrouped {
@@ -468,9 +475,17 @@ fn emit_block(
         entries,
         end,
         again,
-        starts: starts.into_boxed_slice(),
+        cold: (cold_start as u32, e.cold.pos as u32),
+        relocs: None,
+        starts: starts
+            .iter()
+            .map(|s| Start {
+                at: s.at - entries.cross_page,
+                ..*s
+            })
+            .collect(),
         second: None,
-        peeked: Box::default(),
+        peeked: Arc::default(),
         dead: false,
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -11,10 +12,11 @@ use parking_lot::Mutex;
 use crate::cpu::{Cpu, cr};
 use crate::translate::asm::{Asm, rel32};
 use crate::translate::enter::Switch;
+use crate::translate::relocate::{Reloc, origin};
 
 /// Bytes of code cache of one machine: hot code, then the slow paths.
-const HOT_SIZE: usize = 24 << 20;
-const COLD_SIZE: usize = 24 << 20;
+const HOT_SIZE: usize = 64 << 20;
+const COLD_SIZE: usize = 64 << 20;
 
 /// Hashes small integer keys well and fast (multiply and fold).
 #[derive(Default)]
@@ -107,6 +109,7 @@ pub(crate) struct Entries {
 }
 
 /// One translated block.
+#[derive(Clone)]
 pub(crate) struct Block {
     pub key: BlockKey,
     pub rip: u64,
@@ -117,21 +120,25 @@ pub(crate) struct Block {
     pub entries: Entries,
     /// One past its hot code.
     pub end: u32,
+    /// Its slow paths: first, one past the last.
+    pub cold: (u32, u32),
+    /// What a copy must set anew; none if there can be no copies.
+    pub relocs: Option<Arc<[Reloc]>>,
     /// Exit that looks its rip up again.
     pub again: u32,
     /// Its instructions.
-    pub starts: Box<[Start]>,
+    pub starts: Arc<[Start]>,
     pub dead: bool,
     /// The next page, if the last instruction reaches into it.
     pub second: Option<SecondPage>,
     /// Code behind it that told which flags are dead at its end.
-    pub peeked: Box<[Peeked]>,
+    pub peeked: Arc<[Peeked]>,
 }
 
 /// An instruction of a block.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Start {
-    /// Where its code starts, as an offset into the cache.
+    /// Where its code starts, as an offset from the block's first entry.
     pub at: u32,
     /// Where the guest's instruction starts, as an offset in its page.
     pub offset: u16,
@@ -143,6 +150,8 @@ pub(crate) struct Start {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Peeked {
     pub ram_page: u64,
+    /// Linear page, relative to the block's.
+    pub page: i32,
     pub from: u16,
     pub to: u16,
 }
@@ -200,6 +209,8 @@ pub(crate) struct Common {
 pub(crate) struct Index {
     pub blocks: Vec<Block>,
     by_key: Map<BlockKey, u32>,
+    /// The newest live block of each origin (see `relocate`).
+    by_origin: Map<(u64, BlockKey), u32>,
     pages: Map<u64, Page>,
     map_ids: Map<(u64, u64, bool), MapId>,
     pub hot: usize,
@@ -224,6 +235,7 @@ pub(crate) struct CodeCache {
     /// RAM pages with translated code that devices wrote.
     pub dma: Mutex<Vec<u64>>,
     pub translated_blocks: AtomicU64,
+    pub copied_blocks: AtomicU64,
     pub invalidated_blocks: AtomicU64,
 }
 
@@ -327,6 +339,7 @@ impl CodeCache {
             generation: AtomicU32::new(1),
             dma: Mutex::new(Vec::new()),
             translated_blocks: AtomicU64::new(0),
+            copied_blocks: AtomicU64::new(0),
             invalidated_blocks: AtomicU64::new(0),
         })
     }
@@ -426,6 +439,10 @@ impl CodeCache {
         if index.by_key.get(&block.key) == Some(&b) {
             index.by_key.remove(&block.key);
         }
+        let origin = origin(block.ram_page, block.key);
+        if index.by_origin.get(&origin) == Some(&b) {
+            index.by_origin.remove(&origin);
+        }
         self.redirect(e.indirect as usize, self.common.miss);
         for at in [e.cross_page, e.poll, e.direct] {
             self.redirect(at as usize, again);
@@ -498,6 +515,7 @@ impl Index {
         Self {
             blocks: Vec::new(),
             by_key: Map::default(),
+            by_origin: Map::default(),
             pages: Map::default(),
             map_ids: Map::default(),
             hot: start_hot,
@@ -518,6 +536,11 @@ impl Index {
     /// The live block with this key.
     pub fn find(&self, key: BlockKey) -> Option<u32> {
         self.by_key.get(&key).copied()
+    }
+
+    /// A live block that was made of the same code for the same CPU state.
+    pub fn find_like(&self, ram_page: u64, key: BlockKey) -> Option<u32> {
+        self.by_origin.get(&origin(ram_page, key)).copied()
     }
 
     /// The live or dead block whose hot code contains this offset.
@@ -541,6 +564,7 @@ impl Index {
     pub fn insert(&mut self, block: Block) -> u32 {
         let id = self.blocks.len() as u32;
         self.by_key.insert(block.key, id);
+        self.by_origin.insert(origin(block.ram_page, block.key), id);
         let second = block.second.iter().map(|s| s.ram_page);
         let peeked = block.peeked.iter().map(|p| p.ram_page);
         for ram_page in std::iter::once(block.ram_page).chain(second).chain(peeked) {
@@ -561,7 +585,7 @@ impl Index {
         let b = &self.blocks[self.block_at(offset)? as usize];
         let k = b
             .starts
-            .partition_point(|s| (s.at as usize) <= offset)
+            .partition_point(|s| (b.entries.cross_page + s.at) as usize <= offset)
             .checked_sub(1)?;
         let start = b.starts[k];
         Some((b.rip & !0xfff | u64::from(start.offset), start.home))

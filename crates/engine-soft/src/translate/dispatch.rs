@@ -1,6 +1,8 @@
 //! Running translated code: finding blocks, making them when code is warm,
 //! linking them, and handling the exits.
 
+use std::sync::atomic::Ordering;
+
 use iced_x86::FlowControl;
 
 use arch::Exception;
@@ -9,9 +11,10 @@ use crate::core::{Core, Exec, Trap};
 use crate::cpu::{Cpu, View, cr, flag};
 use crate::mmu::Access;
 use crate::translate::block::{NoBlock, Place, Source, Translator};
-use crate::translate::cache::{BlockKey, Fpu, MapId};
+use crate::translate::cache::{BlockKey, Entries, Fpu, MapId};
 use crate::translate::exit::{Kind, Record};
 use crate::translate::fetch::{self, Decoded};
+use crate::translate::relocate;
 
 /// Times a block start is interpreted before it is translated.
 const WARM: u8 = 6;
@@ -95,6 +98,12 @@ fn page_index(la: u64) -> usize {
     (la >> 12) as usize & (ITLB - 1)
 }
 
+/// A block, and where to enter it.
+struct Found {
+    at: usize,
+    block: u32,
+}
+
 /// What to do after generated code was left for good.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Next {
@@ -132,9 +141,12 @@ impl Core {
     /// # Errors
     /// Faults of the guest's instructions; the state is precise.
     pub(crate) fn run_translated(&mut self) -> Exec<Next> {
-        let mut at = match self.find_block()? {
+        let mut at = match self.known_block() {
             Some(at) => at,
-            None => return Ok(Next::Interpret),
+            None => match self.find_block()? {
+                Some(found) => found.at,
+                None => return Ok(Next::Interpret),
+            },
         };
         self.flags_out();
         let mut operand = self.cpu.rip;
@@ -157,7 +169,7 @@ impl Core {
                     };
                     let found = match known {
                         Some(next) => Some(next),
-                        None => self.find_block()?,
+                        None => self.find_block()?.map(|f| f.at),
                     };
                     match found {
                         Some(next) => at = next,
@@ -295,13 +307,9 @@ impl Core {
             ungrouped: true,
             fpu: Fpu::of(&self.cpu),
         };
-        let found = {
-            let index = self.shared.code.index.lock();
-            index.find(key).map(|b| index.blocks[b as usize].entries)
-        };
-        let entries = match found {
-            Some(e) => Some(e),
-            None => self.make_block(r.rip, key, page.ram_page)?,
+        let entries = match self.known_or_copied(r.rip, key, page.ram_page) {
+            Some((_, e)) => Some(e),
+            None => self.make_block(r.rip, key, page.ram_page)?.map(|m| m.1),
         };
         match entries {
             Some(e) => {
@@ -347,16 +355,14 @@ impl Core {
         if self.attention() {
             return Ok(Step::Return(Next::Check));
         }
-        let Some(entry) = self.find_block()? else {
+        let Some(Found { at: entry, block }) = self.find_block()? else {
             return Ok(Step::Return(Next::Interpret));
         };
         let shared = self.shared.clone();
         let index = shared.code.index.lock();
-        if shared.code.generation() == generation
-            && let Some(b) = index.block_at(entry)
-        {
-            let e = index.blocks[b as usize].entries;
-            let target = if index.blocks[b as usize].key.map != map {
+        if shared.code.generation() == generation {
+            let e = index.blocks[block as usize].entries;
+            let target = if index.blocks[block as usize].key.map != map {
                 e.cross_page
             } else if poll {
                 e.poll
@@ -380,7 +386,11 @@ impl Core {
             return Ok(Step::Return(Next::Check));
         }
         let dead = r.a as usize;
-        let Some(entry) = self.find_block()? else {
+        let Some(Found {
+            at: entry,
+            block: new,
+        }) = self.find_block()?
+        else {
             return Ok(Step::Return(Next::Interpret));
         };
         let shared = self.shared.clone();
@@ -390,7 +400,7 @@ impl Core {
                 return false;
             }
             let index = shared.code.index.lock();
-            if let (Some(new), Some(old)) = (index.block_at(entry), index.block_from(dead))
+            if let Some(old) = index.block_from(dead)
                 && !index.blocks[new as usize].dead
                 && index.blocks[new as usize]
                     .key
@@ -458,7 +468,7 @@ impl Core {
     }
 
     /// Offset of the code for rip, translated if it is warm.
-    fn find_block(&mut self) -> Exec<Option<usize>> {
+    fn find_block(&mut self) -> Exec<Option<Found>> {
         let generation = self.shared.code.generation();
         if self.jit.generation != generation || self.jit.fpu != Fpu::of(&self.cpu) {
             self.jit.generation = generation;
@@ -480,12 +490,8 @@ impl Core {
             ungrouped: false,
             fpu: Fpu::of(&self.cpu),
         };
-        let found = {
-            let index = self.shared.code.index.lock();
-            index.find(key).map(|b| index.blocks[b as usize].entries)
-        };
-        let entries = match found {
-            Some(e) => e,
+        let (block, entries) = match self.known_or_copied(rip, key, page.ram_page) {
+            Some(found) => found,
             None => {
                 let h = &mut self.jit.heat[heat_index(rip)];
                 if *h < WARM {
@@ -493,7 +499,7 @@ impl Core {
                     return Ok(None);
                 }
                 match self.make_block(rip, key, page.ram_page)? {
-                    Some(e) => e,
+                    Some(made) => made,
                     None => return Ok(None),
                 }
             }
@@ -502,7 +508,35 @@ impl Core {
         let target = self.shared.code.rx(entries.indirect as usize) as u64;
         let view = self.cpu.view as usize;
         self.cpu.jit.jump_cache[view][slot] = target;
-        Ok(Some(entries.direct as usize))
+        Ok(Some(Found {
+            at: entries.direct as usize,
+            block,
+        }))
+    }
+
+    /// The block with this key, or a new copy of one made of the same code.
+    fn known_or_copied(
+        &mut self,
+        rip: u64,
+        key: BlockKey,
+        ram_page: u64,
+    ) -> Option<(u32, Entries)> {
+        let shared = self.shared.clone();
+        let mut index = shared.code.index.lock();
+        if let Some(b) = index.find(key) {
+            return Some((b, index.blocks[b as usize].entries));
+        }
+        let like = index.find_like(ram_page, key)?;
+        if shared.code.generation() != self.jit.generation {
+            return None;
+        }
+        let place = Place { rip, key, ram_page };
+        let mut source = CoreSource { core: self };
+        let copied = relocate::copy(&shared.code, &mut index, &mut source, like, place);
+        // A full cache is emptied when the block is translated.
+        let b = copied.ok().flatten()?;
+        shared.code.copied_blocks.fetch_add(1, Ordering::Relaxed);
+        Some((b, index.blocks[b as usize].entries))
     }
 
     /// Where rip's page is mapped; also tells generated code. `None`: not RAM.
@@ -548,7 +582,7 @@ impl Core {
         rip: u64,
         key: BlockKey,
         ram_page: u64,
-    ) -> Exec<Option<crate::translate::cache::Entries>> {
+    ) -> Exec<Option<(u32, Entries)>> {
         self.watch_page(ram_page);
         let shared = self.shared.clone();
         let place = Place { rip, key, ram_page };
@@ -564,7 +598,7 @@ impl Core {
                 Some(b) => Ok(b),
                 None => translator.translate(&shared.code, &mut index, &mut source, place),
             }
-            .map(|b| index.blocks[b as usize].entries)
+            .map(|b| (b, index.blocks[b as usize].entries))
         };
         self.jit.translator = Some(translator);
         match made {
@@ -572,7 +606,7 @@ impl Core {
                 shared
                     .code
                     .translated_blocks
-                    .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    .fetch_add(1, Ordering::Relaxed);
                 Ok(Some(e))
             }
             Err(NoBlock::Interpret) => Ok(None),

@@ -12,6 +12,7 @@ use crate::translate::cache::Common;
 use crate::translate::emit_slow::{Slow, SlowKind};
 use crate::translate::flags::Flags;
 use crate::translate::group::Member;
+use crate::translate::relocate::{Relocs, What};
 
 /// Offset of a guest general register in the state.
 pub(crate) const fn gpr(n: u8) -> usize {
@@ -107,6 +108,8 @@ pub(crate) struct Emitter {
     /// Instructions behind which a held register is relied on: if one is
     /// interpreted, the block is left.
     pub relied: Vec<usize>,
+    /// What a copy of the block must set anew.
+    pub relocs: Relocs,
     /// A later member needs the scratch registers as they are now: leaving
     /// here must not come back behind the instruction.
     pub in_group: bool,
@@ -188,13 +191,19 @@ impl Emitter {
     /// `lea reg, [rip + disp]`.
     fn lea_constant(&mut self, i: &Instruction) {
         let address = i.ip_rel_memory_address();
+        if i.memory_base() == Register::EIP {
+            self.relocs.fix();
+        }
         let d = i.op0_register();
         let n = number(d);
         match d.size() {
             8 => {
-                self.hot.mov_imm(n, address);
+                self.mov_linear(n, address);
             }
-            4 => self.hot.mov_imm(n, address & 0xffff_ffff),
+            4 => {
+                self.hot.mov_imm(n, address & 0xffff_ffff);
+                self.mark(What::LowLinear, 4, 0);
+            }
             _ => return self.emulate(),
         }
         if spilled(n) {

@@ -8,6 +8,7 @@ use crate::cpu::{Cpu, Seg, TLB_ENTRIES, TlbBank, seg};
 use crate::translate::asm::{Ea, cc, reg};
 use crate::translate::emit::{Emitter, Place, gpr, number, spilled};
 use crate::translate::emit_slow::SlowKind;
+use crate::translate::relocate::{What, Width};
 
 pub(super) const fn bank(view: u8, write: bool) -> usize {
     offset_of!(Cpu, tlb) + (view as usize * 2 + write as usize) * size_of::<TlbBank>()
@@ -22,7 +23,10 @@ impl Emitter {
             _ => None,
         };
         if i.is_ip_rel_memory_operand() {
-            self.hot.mov_imm(reg::T0, i.ip_rel_memory_address());
+            if i.memory_base() == Register::EIP {
+                self.relocs.fix();
+            }
+            self.mov_linear(reg::T0, i.ip_rel_memory_address());
         } else {
             let wide = i.memory_base().size() != 4 && i.memory_index().size() != 4;
             let simple = segment.is_some()
@@ -185,12 +189,18 @@ impl Emitter {
         };
         let expected = (address & !0xfff).wrapping_neg();
         self.guarded(live, |e| {
-            if expected as i64 == i64::from(expected as i32) {
+            let entry = What::TlbEntry { write, host: false };
+            if Width::is_signed(expected) {
                 e.hot.op_mem(&[0x81], 7, tag, true, true);
+                e.mark(entry, 4, 0);
                 e.hot.dword(expected as u32);
+                e.mark(What::Tag(Width::Sign), 4, 0);
             } else {
                 e.hot.mov_imm(reg::T0, expected);
+                let width = Width::of_mov(expected);
+                e.mark(What::Tag(width), width.bytes(), 0);
                 e.hot.op_mem(&[0x3b], reg::T0, tag, true, true);
+                e.mark(entry, 4, 0);
             }
             let jump = e.hot.jcc(cc::NE);
             let what = SlowKind::Miss {
@@ -203,6 +213,7 @@ impl Emitter {
             e.slow(jump, what);
         });
         self.hot.load(reg::T1, slot + offset_of!(TlbBank, host));
+        self.mark(What::TlbEntry { write, host: true }, 4, 0);
         Place {
             base: reg::T1,
             index: None,
@@ -225,6 +236,9 @@ impl Emitter {
         let plain = !matches!(i.memory_segment(), Register::FS | Register::GS);
         if i.is_ip_rel_memory_operand() && plain {
             let address = i.ip_rel_memory_address();
+            if i.memory_base() == Register::EIP {
+                self.relocs.fix();
+            }
             if (address & 0xfff) as usize + size <= 4096 {
                 return self.check_constant(address, write, size, live);
             }

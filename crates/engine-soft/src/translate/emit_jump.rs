@@ -10,12 +10,20 @@ use crate::translate::cache::Entries;
 use crate::translate::emit::{BRANCHED, Emitter, TARGET, gpr, number, spilled};
 use crate::translate::emit_slow::SlowKind;
 use crate::translate::flags::Flags;
+use crate::translate::relocate::{What, Width};
 
 impl Emitter {
     /// Pushes the return address.
     fn push_return(&mut self, next: u64, live: bool) {
         let place = self.stack_place(-8, true, live);
         self.store_imm(next, place);
+        if Width::is_signed(next) {
+            self.mark(What::Linear(Width::Sign), 4, 0);
+        } else {
+            // mov [r14], r15 is three bytes.
+            let width = Width::of_mov(next);
+            self.mark(What::Linear(width), width.bytes(), 3);
+        }
         self.move_rsp(-8);
     }
 
@@ -81,6 +89,8 @@ impl Emitter {
         };
         self.hot.op_mem(&[0xc7], 0, branched, false, true);
         self.hot.dword(here as u32);
+        let length = self.hot.pos.wrapping_sub(here) as u8;
+        self.mark(What::Here(length - 4), 4, 0);
         let table = offset_of!(Cpu, jit.jump_cache) + self.view as usize * 65536 * 8;
         // movzx r15d, r14w
         self.hot.bytes(&[0x45, 0x0f, 0xb7, 0xfe]);
@@ -206,19 +216,22 @@ impl Emitter {
 
     /// Leaves unless the page is mapped as it was.
     fn check_page(&mut self, page: usize, map: u32) {
-        self.hot.cmp_state32(page, map);
+        self.hot.cmp_state32_wide(page, map);
+        self.mark(What::Page { second: false }, 4, 4);
+        self.mark(What::Map { second: false }, 4, 0);
         let jump = self.hot.jcc(cc::NE);
         self.slow(jump, SlowKind::WrongPage);
     }
 
     /// Leaves unless r14 is `rip`.
     fn check_target(&mut self, rip: u64) {
-        if rip as i64 == i64::from(rip as i32) {
+        if Width::is_signed(rip) {
             // cmp r14, imm32
             self.hot.bytes(&[0x49, 0x81, 0xfe]);
             self.hot.dword(rip as u32);
+            self.mark(What::Linear(Width::Sign), 4, 0);
         } else {
-            self.hot.mov_imm(reg::T1, rip);
+            self.mov_linear(reg::T1, rip);
             self.hot.op_reg(&[0x3b], reg::T0, reg::T1, true);
         }
         let jump = self.hot.jcc(cc::NE);
@@ -234,7 +247,9 @@ impl Emitter {
             self.flags_to_home_by_memory();
         }
         self.guarded(live, |e| {
-            e.hot.cmp_state32(page, map);
+            e.hot.cmp_state32_wide(page, map);
+            e.mark(What::Page { second: true }, 4, 4);
+            e.mark(What::Map { second: true }, 4, 0);
             let jump = e.hot.jcc(cc::NE);
             e.slow(jump, SlowKind::EmulateHere);
         });
@@ -242,7 +257,7 @@ impl Emitter {
 }
 
 /// Where generated code finds how a linear page is mapped.
-const fn code_page_slot(rip: u64) -> usize {
+pub(super) const fn code_page_slot(rip: u64) -> usize {
     let half = if rip >> 63 != 0 { 0 } else { 1024 };
     offset_of!(Cpu, jit.code_pages) + (half + ((rip >> 12) as usize & 1023)) * 4
 }

@@ -53,6 +53,7 @@ impl Emitter {
     /// if the block has it.
     pub fn slow_path(&mut self, s: &Slow, rip: u64, len: u8, next: u32, start: (u64, u32)) {
         let at = self.cold.pos;
+        self.mark_slow(s.jump);
         self.hot.patch_rel(s.jump, at);
         let mut group_span = None;
         let record = match s.what {
@@ -64,7 +65,7 @@ impl Emitter {
                 group,
             } => {
                 if let Some(address) = constant {
-                    self.cold.mov_imm(reg::T0, address);
+                    self.cold_mov_linear(reg::T0, address);
                 } else {
                     let array = bank(self.view, write) + offset_of!(TlbBank, neg_page);
                     let tags = indexed(array);
@@ -113,6 +114,7 @@ impl Emitter {
     /// `lea r15, [record]; jmp exit`, and the record.
     pub fn leave_with(&mut self, record: Record) {
         self.cold.bytes(&[0x4c, 0x8d, 0x3d, 5, 0, 0, 0]);
+        self.mark_exit();
         self.cold.jmp_to(self.common.exit);
         record.write(&mut self.cold);
     }

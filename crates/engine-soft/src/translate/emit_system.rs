@@ -10,7 +10,9 @@ use crate::translate::asm::{Ea, cc, reg};
 use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, spilled};
 use crate::translate::emit_check::segment_base;
 use crate::translate::emit_slow::SlowKind;
+use crate::translate::flags::Flags;
 
+const RCX: u8 = 1;
 const RFLAGS: usize = offset_of!(Cpu, rflags);
 
 fn state(offset: usize) -> Ea {
@@ -27,36 +29,46 @@ impl Emitter {
         let free = live_after == 0;
         match i.mnemonic() {
             Mnemonic::Pause => self.pause(!free),
-            Mnemonic::Rdtsc if free => self.rdtsc(),
+            Mnemonic::Rdtsc => self.guarded(!free, Self::rdtsc),
+            Mnemonic::Rdtscp => self.guarded(!free, |e| {
+                // Earlier loads come first: lfence.
+                e.hot.bytes(&[0x0f, 0xae, 0xe8]);
+                e.rdtsc();
+                let aux = state(offset_of!(Cpu, tsc_aux));
+                e.hot.op_mem(&[0x8b], RCX, aux, false, true);
+            }),
             Mnemonic::Swapgs if kernel => self.swapgs(),
-            Mnemonic::Cli if kernel && free => self.change_rflags(0, flag::IF),
-            Mnemonic::Cld if free => self.change_rflags(0, flag::DF),
-            Mnemonic::Sti if kernel && free => {
+            Mnemonic::Cli if kernel => self.guarded(!free, |e| e.change_rflags(0, flag::IF)),
+            Mnemonic::Cld => self.guarded(!free, |e| e.change_rflags(0, flag::DF)),
+            Mnemonic::Sti if kernel => self.guarded(!free, |e| {
                 // With an interrupt waiting, the interpreter does the shadow.
-                self.hot.cmp_state32(offset_of!(Cpu, interrupt_waits), 0);
-                let jump = self.hot.jcc(cc::NE);
-                self.slow(jump, SlowKind::Emulate { resume: true });
-                self.change_rflags(flag::IF, 0);
+                e.hot.cmp_state32(offset_of!(Cpu, interrupt_waits), 0);
+                let jump = e.hot.jcc(cc::NE);
+                let resume = !e.in_group;
+                e.slow(jump, SlowKind::Emulate { resume });
+                e.change_rflags(flag::IF, 0);
+            }),
+            Mnemonic::Stac if self.view == View::Kernel as u8 => {
+                self.guarded(!free, |e| e.change_rflags(flag::AC, 0));
+                self.change_view(View::KernelAc, i, !free);
             }
-            Mnemonic::Stac if self.view == View::Kernel as u8 && free => {
-                self.change_rflags(flag::AC, 0);
-                self.change_view(View::KernelAc, i);
-            }
-            Mnemonic::Clac if self.view == View::KernelAc as u8 && free => {
-                // bt dword gs:[cr4], 21: without SMAP the view stays.
-                let cr4 = state(offset_of!(Cpu, cr4));
-                self.hot.op_mem(&[0x0f, 0xba], 4, cr4, false, true);
-                self.hot.byte(21);
-                let jump = self.hot.jcc(cc::AE);
-                self.slow(jump, SlowKind::Emulate { resume: true });
-                self.change_rflags(0, flag::AC);
-                self.change_view(View::Kernel, i);
+            Mnemonic::Clac if self.view == View::KernelAc as u8 => {
+                self.guarded(!free, |e| {
+                    // bt dword gs:[cr4], 21: without SMAP the view stays.
+                    let cr4 = state(offset_of!(Cpu, cr4));
+                    e.hot.op_mem(&[0x0f, 0xba], 4, cr4, false, true);
+                    e.hot.byte(21);
+                    let jump = e.hot.jcc(cc::AE);
+                    e.slow(jump, SlowKind::Emulate { resume: true });
+                    e.change_rflags(0, flag::AC);
+                });
+                self.change_view(View::Kernel, i, !free);
             }
             Mnemonic::Clac if self.view == View::Kernel as u8 => {
                 self.flags_to_host();
                 self.goto(i.next_ip(), i.ip(), 0);
             }
-            Mnemonic::Pushfq if kernel && free && self.member.is_none() => self.pushfq(),
+            Mnemonic::Pushfq if kernel && self.member.is_none() => self.pushfq(),
             _ => self.emulate(),
         }
     }
@@ -90,11 +102,14 @@ impl Emitter {
     }
 
     /// Goes on at the next instruction with another view of memory.
-    fn change_view(&mut self, view: View, i: &Instruction) {
+    fn change_view(&mut self, view: View, i: &Instruction, live: bool) {
         // mov byte gs:[view], imm8
         let at = state(offset_of!(Cpu, view));
         self.hot.op_mem(&[0xc6], 0, at, false, true);
         self.hot.byte(view as u8);
+        if live {
+            self.flags_to_host();
+        }
         self.goto(i.next_ip(), i.ip(), 0);
     }
 
@@ -118,7 +133,7 @@ impl Emitter {
             .bytes(&[0x48, 0x89, 0xc2, 0x48, 0xc1, 0xea, 0x20, 0x89, 0xc0]);
     }
 
-    /// `pushfq` where the flags are dead afterwards.
+    /// `pushfq`; afterwards the flags are at home only.
     fn pushfq(&mut self) {
         const STATUS: u32 = flag::STATUS as u32;
         let place = self.stack_place(-8, true, true);
@@ -143,6 +158,7 @@ impl Emitter {
         self.hot.load(reg::T0, TARGET);
         self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
         self.move_rsp(-8);
+        self.flags = Flags::Home;
     }
 
     /// `bt` & co. of memory: the bit offset reaches beyond the operand.

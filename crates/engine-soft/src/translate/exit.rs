@@ -23,7 +23,10 @@ pub(crate) enum Kind {
     GroupMiss = 7,
 }
 
-/// An exit record, 24 bytes.
+/// Bytes of a record.
+pub(crate) const RECORD_LENGTH: usize = 24;
+
+/// An exit record.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, packed)]
 pub(crate) struct Record {
@@ -64,11 +67,31 @@ impl Record {
     }
 
     pub fn write(&self, a: &mut Asm) {
-        a.bytes(&[self.kind, self.size, self.len, self.entry]);
-        a.dword(self.a);
-        a.dword(self.next);
-        a.dword(self.map);
-        a.qword(self.rip);
+        a.bytes(&self.bytes());
+    }
+
+    pub fn bytes(&self) -> [u8; RECORD_LENGTH] {
+        let mut b = [0; RECORD_LENGTH];
+        b[..4].copy_from_slice(&[self.kind, self.size, self.len, self.entry]);
+        b[4..8].copy_from_slice(&{ self.a }.to_le_bytes());
+        b[8..12].copy_from_slice(&{ self.next }.to_le_bytes());
+        b[12..16].copy_from_slice(&{ self.map }.to_le_bytes());
+        b[16..].copy_from_slice(&{ self.rip }.to_le_bytes());
+        b
+    }
+
+    pub fn read(b: &[u8; RECORD_LENGTH]) -> Self {
+        let dword = |at: usize| u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        Self {
+            kind: b[0],
+            size: b[1],
+            len: b[2],
+            entry: b[3],
+            a: dword(4),
+            next: dword(8),
+            map: dword(12),
+            rip: u64::from(dword(16)) | u64::from(dword(20)) << 32,
+        }
     }
 
     /// The kind, if the number is one.

@@ -9,6 +9,7 @@
 //! * `emit_system`: code for frequent system instructions.
 //! * [`group`]: one check for several accesses.
 //! * `loops`: checks once per page in loops.
+//! * [`relocate`]: copies of blocks for other linear addresses.
 //! * [`cache`]: where code lives, and which page it came from.
 //! * [`enter`], [`exit`], [`fault`]: getting in and out.
 //! * `fetch`: the instruction at rip, for the interpreter.
@@ -31,6 +32,7 @@ mod fetch;
 mod flags;
 pub(crate) mod group;
 mod loops;
+pub(crate) mod relocate;
 
 #[cfg(test)]
 mod tests;

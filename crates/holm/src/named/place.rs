@@ -12,6 +12,11 @@ const NAME_MAX: usize = 48;
 
 /// The directory of all named machines.
 fn machines() -> PathBuf {
+    runtime().join("machines")
+}
+
+/// The directory of what is kept of this user until the host is started anew.
+pub fn runtime() -> PathBuf {
     let user = rustix::process::geteuid().as_raw();
     let named = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     named
@@ -20,7 +25,7 @@ fn machines() -> PathBuf {
         .chain([PathBuf::from(format!("/run/user/{user}"))])
         .find(|path| path.is_dir())
         .unwrap_or_else(|| std::env::temp_dir().join(format!("holm-{user}")))
-        .join("holm/machines")
+        .join("holm")
 }
 
 /// A machine's name, on the command line.

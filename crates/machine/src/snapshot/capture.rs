@@ -9,10 +9,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use memory::{FrozenRam, ImageWriter, PAGE_SIZE, PageSet};
 
-use super::files::{self, NewDirectory};
+use super::SnapshotError;
+use super::disks::Prepared;
+use super::files::{self, NewDirectory, PageList};
 use super::ledger::{Last, Ledger};
 use super::manifest::{self, MANIFEST, Manifest, MemoryFile, Parent, StateFile};
-use super::{DiskFile, SnapshotError};
 use crate::machine::Inner;
 
 /// Pages copied while the guest stands; more are frozen. 16 MiB take some 4 ms.
@@ -39,7 +40,7 @@ pub struct SnapshotMade {
 struct Standing {
     memory: Taken,
     state: crate::MachineState,
-    disks: Vec<DiskFile>,
+    disks: Vec<super::disks::Taken>,
     /// What the ledger knew before.
     since: PageSet,
     stopped: Duration,
@@ -71,10 +72,11 @@ pub(crate) fn create(
     let path = directory.path().join(files::MEMORY);
     let io = |e| SnapshotError::file("writing", &path)(e);
     let ram = machine.ram();
-    let mut image = ImageWriter::new(file, ram, parent.is_none()).map_err(io)?;
+    let mut image = ImageWriter::new(file, ram).map_err(io)?;
 
+    let disks = super::disks::prepare(machine, &directory)?;
     let left = copy_running(machine, &mut ledger, &mut image, parent.is_some()).map_err(&io)??;
-    let standing = stand(machine, &mut ledger, &mut image, left, &directory)?;
+    let standing = stand(machine, &mut ledger, &mut image, left, disks, &directory)?;
     let kept = standing.since.clone();
     let made = store(machine, image, standing, &directory, parent.clone());
     let made = made.and_then(|made| directory.finish().map(|()| made));
@@ -150,6 +152,9 @@ fn copy_running(
             break;
         }
     }
+    if left.count() > COPIED_STANDING {
+        ram.collapse(&left);
+    }
     Ok(Ok(left))
 }
 
@@ -159,6 +164,7 @@ fn stand(
     ledger: &mut Ledger,
     image: &mut ImageWriter,
     mut left: PageSet,
+    disks: Vec<Prepared>,
     directory: &NewDirectory,
 ) -> Result<Standing, SnapshotError> {
     let start = Instant::now();
@@ -168,12 +174,15 @@ fn stand(
         return Err(refused(crate::MachineError::Ended));
     }
     let ran = machine.pause_locked();
-    let taken = take(machine, ledger, image, &mut left, directory);
+    let paused = start.elapsed();
+    let taken = take(machine, ledger, image, &mut left, disks, directory);
+    let taking = start.elapsed() - paused;
     if ran {
         machine.resume_locked();
     }
     let mut standing = taken?;
     standing.stopped = if ran { start.elapsed() } else { Duration::ZERO };
+    tracing::info!(?paused, ?taking, all = ?standing.stopped, pages = left.count(), "the guest stood");
     Ok(standing)
 }
 
@@ -182,9 +191,10 @@ fn take(
     ledger: &mut Ledger,
     image: &mut ImageWriter,
     left: &mut PageSet,
+    disks: Vec<Prepared>,
     directory: &NewDirectory,
 ) -> Result<Standing, SnapshotError> {
-    let ram = machine.ram();
+    let (ram, start) = (machine.ram(), Instant::now());
     left.union(
         &ledger
             .collect(machine)?
@@ -209,10 +219,11 @@ fn take(
             }
         }
     };
+    tracing::debug!(took = ?start.elapsed(), pages = left.count(), "memory taken");
     let state = machine
         .save_locked()
         .map_err(|e| SnapshotError::Refused(e.to_string()))?;
-    let disks = super::disks::take(machine, directory)?;
+    let disks = super::disks::take(machine, disks)?;
     let none = PageSet::none(ram.pages());
     Ok(Standing {
         memory,
@@ -244,21 +255,31 @@ fn store(
         Taken::Written => Ok(()),
     }
     .map_err(io)?;
-    let (file, held) = image.finish().map_err(io)?;
-    let list = files::page_list(&held);
+    let mut image = image.finish().map_err(io)?;
+    if parent.is_none() {
+        // What a full snapshot does not hold is zero.
+        image.zero = PageSet::none(image.pages.capacity());
+    }
+    let (file, held) = (image.file, image.pages.clone());
+    let list = PageList {
+        pages: image.pages,
+        zero: image.zero,
+    };
+    let list = list.to_bytes();
     directory.put(files::PAGES, &list)?;
     let state = serde_json::to_vec(&standing.state)
         .map_err(|e| SnapshotError::Refused(format!("its state cannot be written: {e}")))?;
     directory.put(files::STATE, &state)?;
-    let mut disks = standing.disks;
-    super::disks::finish(&mut disks, directory)?;
+    let mut described = machine.description().clone();
+    described.disks = standing.disks.iter().map(|d| d.described.clone()).collect();
+    let disks = super::disks::finish(standing.disks, directory)?;
     let manifest = Manifest {
         id: new_id()?,
         created: standing.created,
         holm: env!("CARGO_PKG_VERSION").into(),
         engine: machine.engine_name().into(),
         cpu: machine.engine().cpu(),
-        machine: machine.description().clone(),
+        machine: described,
         parent: parent.map(|last| Parent {
             id: last.id,
             directory: last.directory,

@@ -4,36 +4,103 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
+
+use disk::{BlockBackend, Capture, CaptureTarget};
 
 use super::files::{self, NewDirectory};
 use super::{DiskFile, DiskKept, FileBelow, SnapshotError};
 use crate::Disk;
-use crate::copy::{Copied, copy_sparse};
 use crate::machine::Inner;
 
-/// Takes the disks of a machine whose devices stand.
-pub(super) fn take(
+/// A disk whose snapshot is about to be made.
+pub(super) struct Prepared {
+    name: String,
+    described: Disk,
+    file: DiskFile,
+    disk: Arc<dyn BlockBackend>,
+    target: Option<CaptureTarget>,
+}
+
+/// A disk whose snapshot is being made.
+pub(super) struct Taken {
+    /// How the machine has it now.
+    pub described: Disk,
+    file: DiskFile,
+    /// The rest of its copy.
+    rest: Option<Capture>,
+}
+
+/// Makes the files for the copies; the guest runs.
+pub(super) fn prepare(
     machine: &Inner,
     directory: &NewDirectory,
-) -> Result<Vec<DiskFile>, SnapshotError> {
-    let disks = machine.description().disks.iter().enumerate();
+) -> Result<Vec<Prepared>, SnapshotError> {
+    let disks = machine.board().disks().into_iter().enumerate();
     disks
-        .map(|(index, disk)| match disk.read_only {
-            true => refer(&disk.file),
-            false => copy(disk, &files::disk(index), directory),
+        .map(|(index, port)| {
+            let (name, disk) = (files::disk(index), port.control.disk());
+            let (file, target) = match port.disk.read_only {
+                true => (refer(&port.disk)?, None),
+                false => target(disk, &name, &directory.path().join(&name))?,
+            };
+            Ok(Prepared {
+                disk: disk.clone(),
+                name: port.name,
+                described: port.disk,
+                file,
+                target,
+            })
         })
         .collect()
 }
 
-fn refer(path: &Path) -> Result<DiskFile, SnapshotError> {
+fn refer(disk: &Disk) -> Result<DiskFile, SnapshotError> {
+    let path = &disk.file;
     let (size, modified) = identity(path).map_err(SnapshotError::file("reading", path))?;
+    let info = disk::manage::info(path, disk.format).map_err(SnapshotError::Disk)?;
+    let below = info.backing.iter().map(|lower| below(&lower.file));
     Ok(DiskFile {
         kept: DiskKept::Referred,
         file: std::path::absolute(path).map_err(SnapshotError::file("reading", path))?,
+        format: info.format,
         size,
         digest: None,
         modified_ns: Some(modified),
-        below: Vec::new(),
+        below: below.collect::<Result<_, _>>()?,
+    })
+}
+
+fn target(
+    disk: &Arc<dyn BlockBackend>,
+    name: &str,
+    path: &Path,
+) -> Result<(DiskFile, Option<CaptureTarget>), SnapshotError> {
+    let Some(capturable) = disk.capturable() else {
+        let text = format!("a disk ({}) cannot be captured", disk.describe());
+        return Err(SnapshotError::Refused(text));
+    };
+    let target = capturable.prepare(path).map_err(SnapshotError::Disk)?;
+    let below = target.below().iter().map(|path| below(path));
+    let file = DiskFile {
+        kept: DiskKept::Copied,
+        file: name.into(),
+        format: target.format(),
+        size: 0,
+        digest: None,
+        modified_ns: None,
+        below: below.collect::<Result<_, _>>()?,
+    };
+    Ok((file, Some(target)))
+}
+
+fn below(path: &Path) -> Result<FileBelow, SnapshotError> {
+    let failed = SnapshotError::file("reading", path);
+    let (size, modified_ns) = identity(path).map_err(failed)?;
+    Ok(FileBelow {
+        file: std::path::absolute(path).map_err(SnapshotError::file("reading", path))?,
+        size,
+        modified_ns,
     })
 }
 
@@ -46,59 +113,60 @@ pub(super) fn identity(path: &Path) -> io::Result<(u64, i64)> {
     Ok((size, seconds.saturating_add(metadata.mtime_nsec())))
 }
 
-fn copy(disk: &Disk, name: &str, directory: &NewDirectory) -> Result<DiskFile, SnapshotError> {
-    let from = disk.file.as_path();
-    let target = directory.create(name)?;
-    let source = File::open(from).map_err(SnapshotError::file("reading", from))?;
-    let (kept, size) = match copy_sparse(&source, &target) {
-        Ok((Copied::Shared, size)) => (DiskKept::Cloned, size),
-        Ok((Copied::Bytes, size)) => (DiskKept::Copied, size),
-        Err(e) => return Err(SnapshotError::file("copying the disk", from)(e)),
-    };
-    let below = below(disk)?;
-    disk::manage::adopt_copy(&directory.path().join(name), from, disk.format)
-        .map_err(SnapshotError::Disk)?;
-    Ok(DiskFile {
-        kept,
-        file: name.into(),
-        size,
-        digest: None,
-        modified_ns: None,
-        below,
-    })
-}
-
-/// The files that an image builds on.
-fn below(disk: &Disk) -> Result<Vec<FileBelow>, SnapshotError> {
-    let info = disk::manage::info(&disk.file, disk.format);
-    let lower = info.map_err(SnapshotError::Disk)?.backing.into_iter();
-    lower
-        .map(|lower| {
-            let file = lower.file;
-            let failed = SnapshotError::file("reading", &file);
-            let (size, modified_ns) = identity(&file).map_err(failed)?;
-            let path = std::path::absolute(&file);
-            Ok(FileBelow {
-                file: path.map_err(SnapshotError::file("reading", &file))?,
-                size,
-                modified_ns,
-            })
-        })
-        .collect()
-}
-
-/// Makes the copies durable and notes their digests; the guest runs.
-pub(super) fn finish(
-    disks: &mut [DiskFile],
-    directory: &NewDirectory,
-) -> Result<(), SnapshotError> {
-    for disk in disks.iter_mut().filter(|d| d.kept != DiskKept::Referred) {
-        let path = directory.path().join(&disk.file);
-        let digest = File::open(&path).and_then(|file| {
-            file.sync_all()?;
-            files::contents_digest(&file, disk.size)
-        });
-        disk.digest = Some(digest.map_err(SnapshotError::file("writing", &path))?);
+/// Begins to copy the disks, whose devices stand.
+pub(super) fn take(machine: &Inner, disks: Vec<Prepared>) -> Result<Vec<Taken>, SnapshotError> {
+    let now = machine.board().disks();
+    if !now
+        .iter()
+        .map(|d| &d.name)
+        .eq(disks.iter().map(|d| &d.name))
+    {
+        let text = "a disk was attached or detached meanwhile; ask again";
+        return Err(SnapshotError::Refused(text.into()));
     }
-    Ok(())
+    let take = |prepared: Prepared| {
+        let mut file = prepared.file;
+        let rest = match (prepared.disk.capturable(), prepared.target) {
+            (Some(disk), Some(target)) => {
+                let copying = SnapshotError::file("copying the disk to", &file.file);
+                let rest = disk.capture(target).map_err(copying)?;
+                if rest.is_shared() {
+                    file.kept = DiskKept::Cloned;
+                }
+                Some(rest)
+            }
+            _ => None,
+        };
+        Ok(Taken {
+            described: prepared.described,
+            file,
+            rest,
+        })
+    };
+    disks.into_iter().map(take).collect()
+}
+
+/// Copies the rest, makes it durable and notes its digests; the guest runs.
+pub(super) fn finish(
+    disks: Vec<Taken>,
+    directory: &NewDirectory,
+) -> Result<Vec<DiskFile>, SnapshotError> {
+    let finish = |taken: Taken| {
+        let mut disk = taken.file;
+        let Some(rest) = taken.rest else {
+            return Ok(disk);
+        };
+        let path = directory.path().join(&disk.file);
+        let read = || {
+            rest.finish()?;
+            let file = File::open(&path)?;
+            file.sync_all()?;
+            let size = file.metadata()?.len();
+            Ok((size, files::contents_digest(&file, size)?))
+        };
+        let (size, digest) = read().map_err(SnapshotError::file("writing", &path))?;
+        (disk.size, disk.digest) = (size, Some(digest));
+        Ok(disk)
+    };
+    disks.into_iter().map(finish).collect()
 }

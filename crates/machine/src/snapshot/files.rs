@@ -117,39 +117,59 @@ impl Drop for NewDirectory {
     }
 }
 
-/// The list of a set's runs, as `memory.pages` has it: first page and number
-/// of pages, little endian, 64 bits each.
-pub(super) fn page_list(set: &PageSet) -> Vec<u8> {
-    let mut list = Vec::new();
-    for run in set.runs() {
-        list.extend(run.start.to_le_bytes());
-        list.extend((run.end - run.start).to_le_bytes());
-    }
-    list
+/// In the number of pages of a run: they are zero, and not in the file.
+const ZERO: u64 = 1 << 63;
+
+/// Which pages a snapshot's `memory` holds, and which it makes zero.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PageList {
+    pub pages: PageSet,
+    pub zero: PageSet,
 }
 
-/// Reads such a list for RAM of `pages` pages; what is wrong with it.
-pub(super) fn read_page_list(list: &[u8], pages: u64) -> Result<PageSet, &'static str> {
-    let mut set = PageSet::none(pages);
-    let (entries, rest) = list.as_chunks::<16>();
-    if !rest.is_empty() {
-        return Err("ends in the middle of an entry");
+impl PageList {
+    /// As `memory.pages` has it: of each run the first page and the number of
+    /// pages, little endian, 64 bits each.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let held = self.pages.runs().map(|run| (run, 0));
+        let mut runs: Vec<_> = held
+            .chain(self.zero.runs().map(|run| (run, ZERO)))
+            .collect();
+        runs.sort_by_key(|(run, _)| run.start);
+        let words = |(run, kind): (std::ops::Range<u64>, u64)| {
+            let count = run.end - run.start;
+            [run.start.to_le_bytes(), (count | kind).to_le_bytes()].concat()
+        };
+        runs.into_iter().flat_map(words).collect()
     }
-    let mut next = 0;
-    for entry in entries {
-        let (start, count) = entry.split_at(8);
-        let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
-        let (start, count) = (word(start), word(count));
-        let end = start.checked_add(count).filter(|end| *end <= pages);
-        match end {
-            Some(end) if count > 0 && start >= next => {
-                set.insert(start..end);
-                next = end;
-            }
-            _ => return Err("names pages that are not in RAM, or not in order"),
+
+    /// Reads it for RAM of `pages` pages; what is wrong with it.
+    pub fn from_bytes(list: &[u8], pages: u64) -> Result<Self, &'static str> {
+        let mut read = Self {
+            pages: PageSet::none(pages),
+            zero: PageSet::none(pages),
+        };
+        let (entries, rest) = list.as_chunks::<16>();
+        if !rest.is_empty() {
+            return Err("ends in the middle of an entry");
         }
+        let mut next = 0;
+        for entry in entries {
+            let (start, count) = entry.split_at(8);
+            let word = |bytes: &[u8]| bytes.try_into().map_or(0, u64::from_le_bytes);
+            let (start, kind, count) = (word(start), word(count) & ZERO, word(count) & !ZERO);
+            let end = start.checked_add(count).filter(|end| *end <= pages);
+            let Some(end) = end.filter(|_| count > 0 && start >= next) else {
+                return Err("names pages that are not in RAM, or not in order");
+            };
+            match kind {
+                0 => read.pages.insert(start..end),
+                _ => read.zero.insert(start..end),
+            }
+            next = end;
+        }
+        Ok(read)
     }
-    Ok(set)
 }
 
 /// Reads a small file whole.
@@ -219,22 +239,28 @@ mod tests {
 
     #[test]
     fn a_page_list_survives_and_nonsense_is_refused() {
-        let mut set = PageSet::none(1000);
-        for run in [0..1, 5..70, 999..1000] {
-            set.insert(run);
-        }
-        let list = page_list(&set);
-        assert_eq!(list.len(), 48);
-        assert_eq!(read_page_list(&list, 1000), Ok(set));
-        assert!(read_page_list(&list, 999).is_err());
-        assert!(read_page_list(&list[1..], 1000).is_err());
+        let set = |runs: &[std::ops::Range<u64>]| {
+            let mut set = PageSet::none(1000);
+            runs.iter().for_each(|run| set.insert(run.clone()));
+            set
+        };
+        let list = PageList {
+            pages: set(&[0..1, 5..70, 999..1000]),
+            zero: set(&[1..3, 80..90]),
+        };
+        let bytes = list.to_bytes();
+        assert_eq!(bytes.len(), 5 * 16);
+        assert_eq!(PageList::from_bytes(&bytes, 1000), Ok(list));
+        assert!(PageList::from_bytes(&bytes, 999).is_err());
+        assert!(PageList::from_bytes(&bytes[1..], 1000).is_err());
         let entry = |start: u64, n: u64| [start.to_le_bytes(), n.to_le_bytes()].concat();
         for bad in [
             entry(0, 0),
             entry(3, u64::MAX),
+            entry(3, ZERO),
             [entry(4, 2), entry(5, 1)].concat(),
         ] {
-            assert!(read_page_list(&bad, 1000).is_err());
+            assert!(PageList::from_bytes(&bad, 1000).is_err());
         }
     }
 

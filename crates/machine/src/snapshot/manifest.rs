@@ -93,7 +93,9 @@ pub struct DiskFile {
     /// Where: a file in the snapshot's directory, or the path of a file that
     /// is only referred to.
     pub file: PathBuf,
-    /// Bytes of the disk.
+    /// The file's format.
+    pub format: disk::Format,
+    /// Bytes of the file.
     pub size: u64,
     /// BLAKE3 of its contents; of a file that is referred to, none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -123,7 +125,7 @@ pub struct FileBelow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DiskKept {
-    /// A copy without what is zero.
+    /// A copy without what is zero, or what is in the files below.
     Copied,
     /// A copy that shares blocks with the machine's disk.
     Cloned,

@@ -7,6 +7,7 @@ use arch::CpuIdentity;
 use memory::{GuestRam, Layer, MemoryError, PAGE_SIZE, PageSet};
 
 use super::capture::DEPTH;
+use super::files::PageList;
 use super::ledger::{Last, Ledger};
 use super::manifest::{self, Manifest};
 use super::{DiskKept, SnapshotError, disks, files};
@@ -25,7 +26,7 @@ pub struct Snapshot {
 struct FoundLayer {
     path: PathBuf,
     file: File,
-    pages: PageSet,
+    list: PageList,
     digest: String,
 }
 
@@ -103,7 +104,7 @@ impl Snapshot {
     /// [`SnapshotError::Damaged`], [`SnapshotError::File`].
     pub fn check_contents(&self) -> Result<(), SnapshotError> {
         for layer in &self.layers {
-            let found = files::pages_digest(&layer.file, &layer.pages)
+            let found = files::pages_digest(&layer.file, &layer.list.pages)
                 .map_err(SnapshotError::file("reading", &layer.path))?;
             same(&layer.path, &found, &layer.digest)?;
         }
@@ -167,7 +168,8 @@ impl Snapshot {
             .iter()
             .map(|layer| Layer {
                 file: &layer.file,
-                pages: &layer.pages,
+                pages: &layer.list.pages,
+                zero: &layer.list.zero,
             })
             .collect();
         GuestRam::from_layers(self.manifest.memory.size, low_limit, &layers)
@@ -177,7 +179,7 @@ impl Snapshot {
     pub(crate) fn ledger(&self) -> Ledger {
         let mut written = PageSet::none(self.manifest.memory.size / PAGE_SIZE);
         for layer in &self.layers {
-            written.union(&layer.pages);
+            written.union(&layer.list.pages);
         }
         let last = Last {
             id: self.manifest.id.clone(),
@@ -247,15 +249,14 @@ fn layer(directory: &Path, manifest: &Manifest) -> Result<FoundLayer, SnapshotEr
         .and_then(|file| file.metadata())
         .map_err(SnapshotError::file("reading", &list))?
         .len();
-    // A run has a page at least.
-    if size / 16 > memory.pages {
+    if size / 16 > memory.size / PAGE_SIZE {
         return Err(SnapshotError::damaged(&list, "is too long"));
     }
     let bytes = files::read(&list, size)?;
     same(&list, &manifest::digest(&bytes), &memory.list_digest)?;
-    let pages = files::read_page_list(&bytes, memory.size / PAGE_SIZE)
+    let list_of = PageList::from_bytes(&bytes, memory.size / PAGE_SIZE)
         .map_err(|what| SnapshotError::damaged(&list, what))?;
-    if pages.count() != memory.pages {
+    if list_of.pages.count() != memory.pages {
         return Err(SnapshotError::damaged(
             &list,
             "lists another number of pages",
@@ -272,7 +273,7 @@ fn layer(directory: &Path, manifest: &Manifest) -> Result<FoundLayer, SnapshotEr
     Ok(FoundLayer {
         path,
         file,
-        pages,
+        list: list_of,
         digest: memory.digest.clone(),
     })
 }

@@ -51,6 +51,15 @@ mod cfg_type {
     pub const PCI: u8 = 5;
 }
 
+/// Where a function is.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// On bus 0.
+    RootComplex,
+    /// Behind a root port.
+    BehindPort,
+}
+
 /// A virtio device as a PCI function.
 pub struct VirtioPci {
     name: &'static str,
@@ -76,6 +85,27 @@ impl VirtioPci {
         ram: Arc<GuestRam>,
         sink: Arc<dyn InterruptSink>,
     ) -> Result<Arc<Self>, PciError> {
+        Self::at(device, ram, sink, Place::RootComplex)
+    }
+
+    /// As [`Self::new`], for a function behind a root port.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn behind_port(
+        device: Box<dyn VirtioDevice>,
+        ram: Arc<GuestRam>,
+        sink: Arc<dyn InterruptSink>,
+    ) -> Result<Arc<Self>, PciError> {
+        Self::at(device, ram, sink, Place::BehindPort)
+    }
+
+    fn at(
+        device: Box<dyn VirtioDevice>,
+        ram: Arc<GuestRam>,
+        sink: Arc<dyn InterruptSink>,
+        place: Place,
+    ) -> Result<Arc<Self>, PciError> {
         let kind = device.kind();
         let queues = device.queue_sizes().len();
         let vectors = u16::try_from(queues + 1).unwrap_or(u16::MAX);
@@ -96,7 +126,7 @@ impl VirtioPci {
             subsystem_vendor: VENDOR,
             subsystem: 0x40 + kind.id,
         };
-        let (config, window) = config_space(identity, &msix)?;
+        let (config, window) = config_space(identity, &msix, place)?;
         let signal = PciSignal::new(kind.name, config.clone(), msix.clone(), queues);
         let signal = Arc::new(signal);
         Ok(Arc::new(Self {
@@ -284,15 +314,17 @@ impl Drop for VirtioPci {
 fn config_space(
     identity: Identity,
     msix: &Arc<MsixTable>,
+    place: Place,
 ) -> Result<(Arc<ConfigSpace>, u16), PciError> {
     let kind = BarKind::Memory64 {
         prefetchable: false,
     };
-    let mut builder = ConfigBuilder::new(identity)
-        .bar(BAR, kind, BAR_SIZE)?
-        .express()?
-        .msix(msix)?
-        .interrupt_pin();
+    let builder = ConfigBuilder::new(identity).bar(BAR, kind, BAR_SIZE)?;
+    let builder = match place {
+        Place::RootComplex => builder.express()?,
+        Place::BehindPort => builder.express_endpoint()?,
+    };
+    let mut builder = builder.msix(msix)?.interrupt_pin();
     let regions = [
         (cfg_type::COMMON, COMMON, PAGE),
         (cfg_type::ISR, ISR, PAGE),

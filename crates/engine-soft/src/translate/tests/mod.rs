@@ -4,6 +4,7 @@
 mod engine;
 mod guest;
 mod programs;
+mod relocate;
 mod remap;
 mod sequence;
 mod sequence_make;
