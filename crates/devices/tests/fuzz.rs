@@ -5,6 +5,7 @@
 mod guest;
 
 use devices::chipset::ChipsetState;
+use devices::pci::RootPort;
 use engine::Bus;
 use fuzzing::{Fuzz, Input};
 use guest::Guest;
@@ -19,10 +20,11 @@ const PORTS: [u16; 30] = [
     0x505, 0xf4,
 ];
 /// Addresses with something behind them.
-const PLACES: [u64; 10] = [
+const PLACES: [u64; 11] = [
     ECAM,
     ECAM + (1 << 15),
     ECAM + (2 << 15),
+    ECAM + (24 << 15),
     ECAM + (1 << 20),
     0xd000_0000,
     0xd000_1000,
@@ -32,7 +34,7 @@ const PLACES: [u64; 10] = [
     0xfee0_0000,
 ];
 
-fn act(guest: &Guest, input: &mut Input<'_>) {
+fn act(guest: &Guest, port: &RootPort, input: &mut Input<'_>) {
     let bus = &guest.chipset.bus;
     let size = |input: &mut Input<'_>| input.pick(&[4, 1, 2, 8, 3, 70]);
     match input.u8() % 16 {
@@ -70,7 +72,12 @@ fn act(guest: &Guest, input: &mut Input<'_>) {
             let data = input.bytes(count);
             assert!(guest.chipset.serial.push_input(data) <= data.len());
         }
-        13 => guest.chipset.acpi_pm.press_power_button(),
+        13 => match input.u8() % 4 {
+            0 => guest.chipset.acpi_pm.press_power_button(),
+            1 => port.plug(),
+            2 => port.unplug(),
+            _ => drop(port.ask_to_unplug()),
+        },
         14 => {
             bus.acknowledge_extint();
             bus.end_of_interrupt(input.u8());
@@ -130,9 +137,11 @@ fn a_chipset_survives() {
             guest.chipset.pci.attach(slot, toy.clone()).unwrap();
             toy
         });
+        let port = RootPort::new(24, guest.outside.clone(), Box::new(|_| {})).unwrap();
+        guest.chipset.pci.attach_port(24, &port).unwrap();
         let mut input = Input::new(bytes);
         while !input.is_empty() {
-            act(&guest, &mut input);
+            act(&guest, &port, &mut input);
             for toy in &toys {
                 toy.msix.vector(u16::from(bytes[0])).signal();
             }
