@@ -1,7 +1,6 @@
 //! Snapshots of small machines: made, incremental, restored; those of older
 //! formats; damaged and hostile ones.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
 mod support;
 
 use std::fs;
