@@ -164,7 +164,10 @@ impl Worker {
                 break;
             }
             busy |= self.guard(Self::give_back);
-            if busy || (!stopping && self.spin(spin)) {
+            // The last operation of a broken queue ends it, too: nothing
+            // would wake this thread again.
+            let last = stopping && self.disk.in_flight() == 0;
+            if busy || last || (!stopping && self.spin(spin)) {
                 continue;
             }
             if !stopping && !self.throttled && self.guard(Self::listen) {
