@@ -68,6 +68,11 @@ const NEEDS: &[Need] = &[
         purpose: "make that network",
     },
     Need {
+        program: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        purpose: "emulate a host with KVM",
+    },
+    Need {
         program: "gdb",
         package: "gdb",
         purpose: "debug a guest from outside",

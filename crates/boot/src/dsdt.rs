@@ -2,8 +2,9 @@
 
 use acpi_tables::Aml;
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
-    Name, Notify, Package, PackageBuilder, Path, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, And, Arg, CreateDWordField, Device, EISAName, IO,
+    Interrupt, Memory32Fixed, Method, Name, Notify, Package, PackageBuilder, Path,
+    ResourceTemplate, Return, Scope,
 };
 use acpi_tables::sdt::Sdt;
 use arch::layout;
@@ -68,6 +69,13 @@ fn pci_root(out: &mut Vec<u8>) {
             routing.add_element(&Package::new(vec![&address, &pin, &0u8, &gsi]));
         }
     }
+    // _OSC (PCI Firmware 3.3, 4.5): of what the kernel asks for it gets native
+    // hot-plug (bit 0) and the PCI Express capabilities (bit 4); the rest does
+    // not exist. It asks in the third word of the fourth argument.
+    let (control, asked) = (Path::new("CTRL"), Arg(3));
+    let field = CreateDWordField::new(&control, &asked, &8u8);
+    let grant = And::new(&control, &control, &0x11u32);
+    let answer = Return::new(&asked);
     Device::new(
         "_SB_.PCI0".into(),
         vec![
@@ -79,6 +87,7 @@ fn pci_root(out: &mut Vec<u8>) {
             &Name::new("_CCA".into(), &1u8),
             &Name::new("_CRS".into(), &windows),
             &Name::new("_PRT".into(), &routing),
+            &Method::new("_OSC".into(), 4, true, vec![&field, &grant, &answer]),
         ],
     )
     .to_aml_bytes(out);

@@ -11,8 +11,6 @@ use crate::{NAME, failed};
 
 /// Debug registers for addresses.
 const REGISTERS: usize = 4;
-/// DR6: single step.
-const DR6_STEP: u64 = 1 << 14;
 
 /// What a debug register looks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -103,10 +101,13 @@ impl KvmVcpu {
                 Point::Watch(watchpoint, ..) => Some(DebugStop::Watchpoint(watchpoint)),
             });
         }
-        if stop.is_none() && self.debugger.step && why.dr6 & DR6_STEP != 0 {
-            stop = Some(DebugStop::Step);
-        }
-        stop
+        // Without a reason that we know (nested CPUs may not tell), rip has it.
+        let at = self.debugger.points.contains(&Point::Break(why.pc));
+        stop.or(match (at, self.debugger.step) {
+            (_, true) => Some(DebugStop::Step),
+            (true, false) => Some(DebugStop::Breakpoint),
+            _ => None,
+        })
     }
 }
 

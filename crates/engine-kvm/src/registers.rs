@@ -132,6 +132,10 @@ pub(crate) fn to_mp_state(s: MpState) -> kvm_mp_state {
     }
 }
 
+/// Offset / 16 of the version register, and its bit that says that EOIs need not
+/// be broadcast: KVM's own, as long as it has no I/O APIC.
+const VERSION: usize = 3;
+const NO_BROADCAST: u32 = 1 << 24;
 /// Offset / 16 of the error status register.
 const ESR: usize = 0x28;
 /// Offset / 16 of the first words of ISR, TMR and IRR.
@@ -143,7 +147,9 @@ const IRR: usize = 0x20;
 pub(crate) fn lapic_words(page: &kvm_lapic_state) -> Vec<u32> {
     let byte = |at: usize| page.regs.get(at).map_or(0, |b| *b as u8);
     let word = |at| u32::from_le_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)]);
-    (0..64).map(|n| word(n * 16)).collect()
+    let mut words: Vec<_> = (0..64).map(|n| word(n * 16)).collect();
+    words[VERSION] &= !NO_BROADCAST;
+    words
 }
 
 /// Puts words into the register page.
@@ -206,6 +212,7 @@ mod tests {
         let mut page = kvm_lapic_state::default();
         put_lapic_words(&mut page, &words);
         words[ESR] = 0x20;
+        words[VERSION] &= !NO_BROADCAST;
         assert_eq!(lapic_words(&page), words);
         let mut lapic = LapicState {
             regs: vec![0; 64],

@@ -4,7 +4,7 @@ use arch::{CpuState, Injected, LapicState, MpState, exception, msr};
 use engine::EngineError;
 use kvm_bindings::{
     KVM_VCPUEVENT_VALID_NMI_PENDING, KVM_VCPUEVENT_VALID_SHADOW, Msrs, kvm_debugregs,
-    kvm_msr_entry, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
+    kvm_lapic_state, kvm_msr_entry, kvm_sregs, kvm_vcpu_events, kvm_xcr, kvm_xcrs, kvm_xsave,
 };
 
 use crate::registers::{
@@ -23,6 +23,10 @@ const APIC_BSP: u64 = 1 << 8;
 /// Offset / 16 of LVT LINT0 and LINT1, and what firmware leaves there on the
 /// bootstrap processor.
 const LINTS: [(usize, u32); 2] = [(0x35, 0x700), (0x36, 0x400)];
+
+/// Offset / 16 of LVT timer, and its mode.
+const LVT_TIMER: usize = 0x32;
+const TIMER_MODE: u32 = 3 << 17;
 
 fn bad(reason: impl Into<String>) -> EngineError {
     EngineError::BadState {
@@ -278,6 +282,9 @@ impl KvmVcpu {
 
     fn restore_lapic(&mut self, s: &CpuState) -> Result<(), EngineError> {
         let mut page = self.fd.get_lapic().map_err(cannot("a local APIC"))?;
+        let mode =
+            |page: &kvm_lapic_state| lapic_words(page).get(LVT_TIMER).map(|v| v & TIMER_MODE);
+        let mode_before = mode(&page);
         if s.lapic.regs.is_empty() {
             let mut words = self.reset_lapic.clone();
             if words.is_empty() {
@@ -293,9 +300,12 @@ impl KvmVcpu {
         } else {
             put_lapic_words(&mut page, &s.lapic.regs);
         }
-        self.fd
-            .set_lapic(&page)
-            .map_err(refused("the local APIC"))?;
+        let set = || self.fd.set_lapic(&page).map_err(refused("the local APIC"));
+        set()?;
+        if mode(&page) != mode_before {
+            // Another mode of its timer makes KVM forget the count.
+            set()?;
+        }
         self.deadline = Some(s.lapic.tsc_deadline);
         for vector in level_vectors(&s.lapic) {
             self.shared.interrupts.expect_end(self.index, vector);

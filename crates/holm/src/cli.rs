@@ -160,6 +160,34 @@ pub enum Command {
     ///   holm console web1 --watch --replay 256K
     #[command(verbatim_doc_comment, after_help = exit_code::CONSOLE_HELP)]
     Console(named::console::Arguments),
+    /// Attaches a disk to a running machine
+    ///
+    /// The guest's kernel finds it by PCI Express hot-plug, as Linux does on its own; there is
+    /// place for eight. Says whether the guest has taken it.
+    ///
+    /// Examples:
+    ///   holm attach web1 --disk data.img
+    ///   holm attach web1 --disk /dev/vg/data,name=data,serial=DATA,iops=500
+    #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
+    Attach(named::disks::Attach),
+    /// Detaches a disk that was attached to a running machine
+    ///
+    /// Asks the guest to give it up, as the button at a drive bay would: Linux does so after five
+    /// seconds. Unmount it in the guest before.
+    ///
+    /// Examples:
+    ///   holm detach web1 data
+    ///   holm detach web1 data --force
+    #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
+    Detach(named::disks::Detach),
+    /// Makes a disk of a running machine larger; the guest sees it at once
+    ///
+    /// A file becomes larger and sparse; of a block device, which its owner has made larger
+    /// before, the machine takes note. The guest's file system is its own to resize.
+    ///
+    /// Example: holm grow web1 data 20G
+    #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
+    Grow(named::disks::Grow),
     /// Makes, shows and checks snapshots of running machines
     #[command(subcommand)]
     Snapshot(snapshot::Command),

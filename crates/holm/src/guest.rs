@@ -173,6 +173,8 @@ impl Guest {
         self.machine.start(None)?;
         if !self.stays_paused {
             self.machine.resume();
+            // What the benchmark of restores waits for.
+            tracing::info!("the guest runs");
         }
         Ok(())
     }

@@ -67,6 +67,9 @@ fn main() -> ! {
         Command::Console(arguments) => named::console::run(arguments),
         Command::Snapshot(command) => snapshot::run(command),
         Command::Restore(arguments) => restore::run(arguments),
+        Command::Attach(arguments) => named::disks::attach(arguments),
+        Command::Detach(arguments) => named::disks::detach(arguments),
+        Command::Grow(arguments) => named::disks::grow(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
     }))
     .unwrap_or(exit_code::INTERNAL);

@@ -149,3 +149,139 @@ fn limits_and_block_sizes_are_seen_by_the_guest() {
     done(runtime, &["kill", "d"]);
     console.finish(SOON).unwrap();
 }
+
+/// Starts `tiny` as machine `d` with one disk, and a second one beside it.
+fn with_two_disks(directory: &Path) -> (Console, String) {
+    let (first, second) = (directory.join("first.img"), directory.join("second.img"));
+    File::create(&first).unwrap().set_len(64 << 20).unwrap();
+    File::create(&second).unwrap().set_len(16 << 20).unwrap();
+    let mut command = holm();
+    let first = format!("{},name=root", first.display());
+    command.args(["run", "tiny", "--name", "d", "--cpus", "2"]);
+    command.args(["--append", "quiet", "--disk", &first]);
+    let console = start(&mut command, directory);
+    (console, second.display().to_string())
+}
+
+const ALL_DISKS: &str = "cd /sys/block; echo vd*; cd /";
+
+#[test]
+fn disks_come_grow_and_go_under_load() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = directory.path();
+    let (mut console, second) = with_two_disks(runtime);
+    // The other disk is busy all the time.
+    let load = "(while :; do dd if=/dev/urandom of=/dev/vda bs=64k count=200 conv=fsync; \
+        done) > /dev/null 2>&1 & echo $!";
+    guest(&mut console, load);
+
+    let disk = format!("{second},name=data,serial=HOT-1");
+    let said = done(runtime, &["attach", "d", "--disk", &disk, "--wait", "60s"]);
+    assert!(
+        said.contains("data: attached, and the guest uses it"),
+        "{said}"
+    );
+    let serial = guest(
+        &mut console,
+        "cat /sys/block/vdb/serial /sys/block/vdb/size",
+    );
+    assert_eq!(serial.replace('\n', ""), "HOT-132768");
+    let disks = &show(runtime)["disks"];
+    assert_eq!(disks[1]["name"], "data");
+    assert_eq!(
+        (&disks[1]["attached"], &disks[1]["in_use"]),
+        (&true.into(), &true.into())
+    );
+
+    done(runtime, &["grow", "d", "data", "24M"]);
+    let grown = "until [ $(cat /sys/block/vdb/size) = 49152 ]; do usleep 50000; done; echo grown";
+    assert_eq!(guest(&mut console, grown), "grown");
+    assert_eq!(
+        ask(runtime, &["grow", "d", "data", "8M"]).status.code(),
+        Some(28)
+    );
+    let write = "head -c 20971520 /dev/urandom > /tmp/data; \
+        dd if=/tmp/data of=/dev/vdb bs=1M conv=fsync 2> /dev/null; \
+        echo 3 > /proc/sys/vm/drop_caches; head -c 20971520 /dev/vdb | cmp - /tmp/data && echo same; \
+        md5sum < /tmp/data";
+    let written = guest(&mut console, write);
+    let sum = written.strip_prefix("same\n").expect(&written);
+
+    // What cannot be is refused by name.
+    let refused = |arguments: &[&str], why: &str| {
+        let output = ask(runtime, arguments);
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(28), "{arguments:?}: {text}");
+        assert!(text.contains(why), "{arguments:?}: {text}");
+    };
+    refused(&["attach", "d", "--disk", &second], "already in use");
+    refused(
+        &["attach", "d", "--disk", "/nonexistent.img"],
+        "no such file",
+    );
+    refused(&["attach", "d", "--disk", "/dev/zero,name=data"], "data");
+    refused(&["detach", "d", "root"], "since the machine started");
+    refused(&["detach", "d", "other"], "no disk \"other\"");
+    refused(&["grow", "d", "other", "1G"], "no disk \"other\"");
+
+    done(runtime, &["detach", "d", "data", "--wait", "60s"]);
+    assert_eq!(guest(&mut console, ALL_DISKS), "vda");
+    assert_eq!(show(runtime)["disks"].as_array().unwrap().len(), 1);
+    let host = Command::new("sh")
+        .args(["-c", "head -c 20971520 \"$1\" | md5sum", "sh", &second])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(host.stdout).unwrap().trim(), sum);
+
+    // Again, for reading only, and pulled out.
+    let disk = format!("{second},readonly");
+    let said = done(runtime, &["attach", "d", "--disk", &disk, "--wait", "60s"]);
+    let name = said.split(':').next().unwrap();
+    let read = "cat /sys/block/vdb/ro; head -c 20971520 /dev/vdb | md5sum";
+    assert_eq!(guest(&mut console, read), format!("1\n{sum}"));
+    done(runtime, &["detach", "d", name, "--force"]);
+    let gone = "until [ ! -e /sys/block/vdb ]; do usleep 50000; done; echo gone";
+    assert_eq!(guest(&mut console, gone), "gone");
+    let events = done(runtime, &["events", "d"]);
+    assert_eq!(events.matches("attached").count(), 2, "{events}");
+    assert_eq!(events.matches("detached").count(), 2, "{events}");
+    done(runtime, &["kill", "d"]);
+    console.finish(SOON).unwrap();
+}
+
+#[test]
+fn an_attached_disk_is_in_a_snapshot_and_in_what_is_made_of_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let runtime = directory.path();
+    let (mut console, second) = with_two_disks(runtime);
+    let disk = format!("{second},name=data");
+    done(runtime, &["attach", "d", "--disk", &disk, "--wait", "60s"]);
+    guest(
+        &mut console,
+        "echo attached before | dd of=/dev/vdb conv=fsync 2> /dev/null",
+    );
+    let snapshot = runtime.join("snapshot");
+    let snapshot = snapshot.to_str().unwrap();
+    done(runtime, &["snapshot", "create", "d", snapshot]);
+    guest(
+        &mut console,
+        "echo written after it | dd of=/dev/vdb conv=fsync 2> /dev/null",
+    );
+    done(runtime, &["kill", "d"]);
+    console.finish(SOON).unwrap();
+
+    let mut command = holm();
+    command
+        .args(["restore", snapshot, "--name", "d"])
+        .env("XDG_RUNTIME_DIR", runtime);
+    let mut console = Console::start(&mut command).unwrap();
+    let read = "echo 3 > /proc/sys/vm/drop_caches; head -n 1 /dev/vdb";
+    assert_eq!(guest(&mut console, read), "attached before");
+    done(runtime, &["detach", "d", "data", "--wait", "60s"]);
+    assert_eq!(guest(&mut console, ALL_DISKS), "vda");
+    let disk = format!("{second},name=again");
+    done(runtime, &["attach", "d", "--disk", &disk, "--wait", "60s"]);
+    assert_eq!(guest(&mut console, read), "written after it");
+    done(runtime, &["kill", "d"]);
+    console.finish(SOON).unwrap();
+}

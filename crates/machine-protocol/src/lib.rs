@@ -91,6 +91,29 @@ pub enum Request {
         /// Lines.
         rows: u16,
     },
+    /// Attaches a disk, which the guest takes when it likes:
+    /// [`Reply::Attached`].
+    AttachDisk {
+        /// The disk as in a machine's description: `file` (an absolute path),
+        /// `read_only`, `serial`, `name`, `limits` and others.
+        disk: serde_json::Value,
+    },
+    /// Asks the guest to give up an attached disk. It is gone when it is no
+    /// longer in the [`Description`].
+    DetachDisk {
+        /// Its name.
+        disk: String,
+        /// Takes it away without asking, as if it were pulled out.
+        #[serde(default)]
+        force: bool,
+    },
+    /// Makes a disk larger and tells the guest.
+    GrowDisk {
+        /// Its name.
+        disk: String,
+        /// Its new capacity in bytes.
+        size: u64,
+    },
     /// Makes a snapshot of its memory, state and disks: [`SnapshotMade`],
     /// which may take long. It runs on.
     Snapshot {
@@ -120,6 +143,11 @@ pub enum Reply {
     Keyboard {
         /// It has.
         held: bool,
+    },
+    /// To [`Request::AttachDisk`].
+    Attached {
+        /// The name of the disk in the machine.
+        disk: String,
     },
     /// To [`Request::Snapshot`].
     Snapshot(SnapshotMade),
@@ -210,6 +238,10 @@ pub struct DiskReport {
     pub read_only: bool,
     /// Serial number that the guest sees; may be empty.
     pub serial: String,
+    /// It was attached while the machine ran, and can be detached.
+    pub attached: bool,
+    /// A driver in the guest uses it.
+    pub in_use: bool,
     /// What the host could not do since the machine was last resumed. A
     /// machine that is paused for it tries again when it is resumed.
     pub failure: Option<String>,

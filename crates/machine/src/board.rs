@@ -4,12 +4,12 @@
 use std::sync::Arc;
 
 use devices::chipset::{Chipset, ChipsetConfig, ChipsetState};
-use devices::pci::PciFunction;
+use devices::pci::{PciFunction, RootPortState};
 use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
 use devices::watchdog::WatchdogState;
-use disk::BlockBackend;
+use disk::{BlockBackend, SECTOR};
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
@@ -19,8 +19,9 @@ use virtio::rng::Rng;
 use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
 
 use crate::control::{Control, Event};
-use crate::description::Description;
-use crate::events::GuestEvent;
+use crate::description::{Description, Disk};
+use crate::events::{Events, GuestEvent};
+use crate::hotplug::{HotPlug, HotPlugError};
 use crate::nic::{self, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
@@ -55,6 +56,7 @@ pub(crate) struct Board {
     nics: Vec<(u8, NicPort)>,
     /// By PCI slot, ascending.
     disks: Vec<(u8, DiskPort)>,
+    hot_plug: HotPlug,
 }
 
 /// What a machine has of the host, opened before anything is built.
@@ -85,11 +87,14 @@ pub struct BoardState {
     /// The watchdog, if there is one.
     #[serde(default)]
     pub watchdog: Option<WatchdogState>,
-    /// Virtio devices by PCI slot.
+    /// Virtio devices by PCI slot; 32 and more: behind the port 32 slots before.
     pub virtio: Vec<(u8, VirtioPciState)>,
     /// User networks by the PCI slot of their card.
     #[serde(default)]
     pub user_networks: Vec<(u8, UserState)>,
+    /// Root ports by PCI slot.
+    #[serde(default)]
+    pub ports: Vec<(u8, RootPortState)>,
 }
 
 impl Board {
@@ -113,7 +118,10 @@ impl Board {
             debug_exit: description.debug_exit,
         })
         .map_err(|e| MachineError::Assembly(e.to_string()))?;
+        let (interrupts, cpus) = (engine.interrupts(), description.cpus);
+        let hot_plug = HotPlug::new(&chipset.pci, ram, interrupts, control, cpus)?;
         let mut board = Self {
+            hot_plug,
             chipset,
             clock,
             functions: Vec::new(),
@@ -138,11 +146,15 @@ impl Board {
             nics.push((slot, nic.port));
         }
         let mut disks = Vec::new();
+        let mut behind_ports = Vec::new();
+        let mut slots = FIRST_DISK_SLOT..;
         let names = storage::names(&description.disks);
         let described = names.into_iter().zip(&description.disks);
-        for ((slot, backend), (name, disk)) in
-            (FIRST_DISK_SLOT..).zip(backends.disks).zip(described)
-        {
+        for (backend, (name, disk)) in backends.disks.into_iter().zip(described) {
+            let Some(slot) = slots.next().filter(|_| disk.port.is_none()) else {
+                behind_ports.push((backend, name, disk));
+                continue;
+            };
             let (device, port) = storage::device(name, disk, backend, description.cpus, control);
             attach(slot, Box::new(device))?;
             disks.push((slot, port));
@@ -155,6 +167,11 @@ impl Board {
         board.peripherals = peripherals;
         board.nics = nics;
         board.disks = disks;
+        for (backend, name, disk) in behind_ports {
+            let slot = disk.port.unwrap_or_default();
+            board.hot_plug.plug(slot, name, disk, backend)?;
+        }
+        board.hot_plug.reset();
         Ok(board)
     }
 
@@ -178,12 +195,20 @@ impl Board {
         self.chipset.bus.clone()
     }
 
+    /// All virtio functions by their place, ascending.
+    fn all_functions(&self) -> Vec<(u8, Arc<VirtioPci>)> {
+        let mut all = self.functions.clone();
+        all.extend(self.hot_plug.functions());
+        all
+    }
+
     /// All devices as after power-on; no vCPU runs.
     pub(crate) fn reset(&self) {
-        for (_, function) in &self.functions {
+        for (_, function) in self.all_functions() {
             function.reset();
         }
         self.chipset.reset();
+        self.hot_plug.reset();
         self.peripherals.reset();
         self.chipset.pci.remap();
     }
@@ -191,14 +216,14 @@ impl Board {
     /// Stops the guest's clock and all device work.
     pub(crate) fn pause(&self) {
         self.clock.pause();
-        for (_, function) in &self.functions {
+        for (_, function) in self.all_functions() {
             function.pause();
         }
     }
 
     /// Ends [`Self::pause`].
     pub(crate) fn resume(&self) {
-        for (_, function) in &self.functions {
+        for (_, function) in self.all_functions() {
             function.resume();
         }
         self.clock.resume();
@@ -214,7 +239,8 @@ impl Board {
     }
 
     pub(crate) fn save(&self) -> BoardState {
-        let virtio = self.functions.iter().map(|(slot, f)| (*slot, f.save()));
+        let functions = self.all_functions();
+        let virtio = functions.iter().map(|(slot, f)| (*slot, f.save()));
         BoardState {
             chipset: self.chipset.save(),
             watchdog: self.peripherals.save_watchdog(),
@@ -223,6 +249,7 @@ impl Board {
                 .user_networks()
                 .map(|(slot, network)| (slot, network.save()))
                 .collect(),
+            ports: self.hot_plug.save(),
         }
     }
 
@@ -238,7 +265,40 @@ impl Board {
 
     /// The disks.
     pub(crate) fn disks(&self) -> Vec<DiskPort> {
-        self.disks.iter().map(|(_, port)| port.clone()).collect()
+        let fixed = self.disks.iter().map(|(_, port)| port.clone());
+        fixed.chain(self.hot_plug.disks()).collect()
+    }
+
+    /// Where it is told which disks come and go.
+    pub(crate) fn tell(&self, events: &Arc<Events>) {
+        self.hot_plug.tell(events);
+    }
+
+    /// Attaches a disk; its name.
+    pub(crate) fn attach_disk(&self, disk: &Disk) -> Result<String, MachineError> {
+        let fixed: Vec<String> = self.disks.iter().map(|(_, d)| d.name.clone()).collect();
+        self.hot_plug.attach(disk, &fixed)
+    }
+
+    /// Has a disk go; see [`HotPlug::detach`].
+    pub(crate) fn detach_disk(&self, name: &str, force: bool) -> Result<(), MachineError> {
+        if self.hot_plug.detach(name, force)? {
+            return Ok(());
+        }
+        let fixed = self.disks.iter().any(|(_, disk)| disk.name == name);
+        let name = name.to_owned();
+        Err(match fixed {
+            true => HotPlugError::Fixed(name).into(),
+            false => HotPlugError::NoDisk(name).into(),
+        })
+    }
+
+    /// Makes a disk larger, to this many bytes.
+    pub(crate) fn grow_disk(&self, name: &str, size: u64) -> Result<(), MachineError> {
+        let disks = self.disks();
+        let disk = disks.iter().find(|disk| disk.name == name);
+        let disk = disk.ok_or_else(|| HotPlugError::NoDisk(name.into()))?;
+        Ok(disk.control.grow(size.div_ceil(SECTOR))?)
     }
 
     /// Takes back a state; the devices stay paused.
@@ -246,7 +306,8 @@ impl Board {
         let invalid = |e: devices::StateError| MachineError::State(e.to_string());
         let slots =
             |s: &[(u8, VirtioPciState)]| s.iter().map(|(slot, _)| *slot).collect::<Vec<_>>();
-        let own: Vec<u8> = self.functions.iter().map(|(slot, _)| *slot).collect();
+        let functions = self.all_functions();
+        let own: Vec<u8> = functions.iter().map(|(slot, _)| *slot).collect();
         if slots(&state.virtio) != own {
             return Err(MachineError::State(format!(
                 "it has devices in the PCI slots {:?}, and this machine in {own:?}",
@@ -255,7 +316,8 @@ impl Board {
         }
         self.chipset.restore(&state.chipset).map_err(invalid)?;
         self.peripherals.restore_watchdog(state.watchdog.as_ref());
-        for ((_, function), (_, saved)) in self.functions.iter().zip(&state.virtio) {
+        self.hot_plug.restore(&state.ports).map_err(invalid)?;
+        for ((_, function), (_, saved)) in functions.iter().zip(&state.virtio) {
             function.restore(saved).map_err(invalid)?;
         }
         for (slot, network) in self.user_networks() {

@@ -6,6 +6,7 @@ use arch::cpuid::CpuModel;
 use serde::{Deserialize, Serialize};
 use virtio::blk::{Limit, Limits, OnError};
 
+use crate::hotplug::PORTS;
 use crate::nic::{MOST_NICS, Nic};
 use crate::peripherals::Peripherals;
 
@@ -179,6 +180,11 @@ pub struct Disk {
     /// By which it is addressed; `disk` and its index if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// Slot of the root port, 24 to 31, behind which it is because it was
+    /// attached while the machine ran; it then needs a name. Missing: it is on
+    /// bus 0 for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u8>,
     /// Logical block size in bytes, 512 or 4096; 512 if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u32>,
@@ -200,6 +206,7 @@ impl Disk {
             read_only: false,
             serial: None,
             name: None,
+            port: None,
             block_size: None,
             limits: Limits::default(),
             on_error: OnError::default(),
@@ -286,6 +293,9 @@ pub enum DescriptionError {
     /// A logical block size other than 512 or 4096.
     #[error("a disk's blocks have 512 or 4096 bytes, not {0}")]
     BlockSize(u32),
+    /// Disks behind ports that do not exist, or two behind one.
+    #[error("disks are behind the ports {0:?}; there are the ports 24 to 31, for one disk each")]
+    DiskPorts(Vec<u8>),
     /// A rate of nothing.
     #[error("a disk's limit of 0 would let nothing through; leave it out for no limit")]
     DiskLimit,
@@ -350,8 +360,16 @@ impl Description {
         {
             return Err(DescriptionError::Memory(self.memory));
         }
-        if self.disks.len() > MOST_DISKS {
-            return Err(DescriptionError::Disks(self.disks.len()));
+        let fixed = self.disks.iter().filter(|disk| disk.port.is_none());
+        let fixed = fixed.count();
+        if fixed > MOST_DISKS {
+            return Err(DescriptionError::Disks(fixed));
+        }
+        let mut ports: Vec<u8> = self.disks.iter().filter_map(|disk| disk.port).collect();
+        ports.sort_unstable();
+        let twice = ports.windows(2).any(|pair| pair[0] == pair[1]);
+        if twice || !ports.iter().all(|port| PORTS.contains(port)) {
+            return Err(DescriptionError::DiskPorts(ports));
         }
         if self.nics.len() > MOST_NICS {
             return Err(DescriptionError::Nics(self.nics.len()));

@@ -20,7 +20,7 @@ use virtio::console::ConsoleInput;
 
 use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
-use crate::description::{Description, OnReset};
+use crate::description::{Description, Disk, OnReset};
 use crate::events::{Events, GuestEvent, Listener};
 use crate::nic::NicPort;
 use crate::outcome::{MachineError, Outcome};
@@ -326,6 +326,34 @@ impl Machine {
         })
     }
 
+    /// Attaches a disk while the machine runs; its name. The guest takes it
+    /// when it likes.
+    ///
+    /// # Errors
+    /// [`MachineError::HotPlug`], [`MachineError::Disk`],
+    /// [`MachineError::Description`].
+    pub fn attach_disk(&self, disk: &Disk) -> Result<String, MachineError> {
+        self.inner.attach_disk(disk)
+    }
+
+    /// Asks the guest to give up a disk that was attached, or with `force`
+    /// takes it away, as if it were pulled out. It is gone when it is no longer
+    /// among [`Self::disks`].
+    ///
+    /// # Errors
+    /// [`MachineError::HotPlug`].
+    pub fn detach_disk(&self, name: &str, force: bool) -> Result<(), MachineError> {
+        self.inner.detach_disk(name, force)
+    }
+
+    /// Makes a disk larger, to `size` bytes, and tells the guest.
+    ///
+    /// # Errors
+    /// [`MachineError::HotPlug`], [`MachineError::Disk`].
+    pub fn grow_disk(&self, name: &str, size: u64) -> Result<(), MachineError> {
+        self.inner.grow_disk(name, size)
+    }
+
     /// The disks, in the order of their PCI slots.
     #[must_use]
     pub fn disks(&self) -> Vec<DiskPort> {
@@ -508,6 +536,8 @@ impl Inner {
             reset_states.push(vcpu.save()?);
             vcpus.push(vcpu);
         }
+        let events = Arc::default();
+        board.tell(&events);
         let inner = Arc::new(Self {
             description,
             ram,
@@ -520,7 +550,7 @@ impl Inner {
             operation: Mutex::default(),
             ledger: Mutex::new(ledger),
             started: OnceLock::new(),
-            events: Arc::default(),
+            events,
             terminal,
             outcome: Mutex::default(),
             ended: Condvar::new(),
@@ -585,6 +615,34 @@ impl Inner {
 
     pub(crate) fn board(&self) -> &Board {
         &self.board
+    }
+
+    /// See [`Machine::attach_disk`].
+    pub(crate) fn attach_disk(&self, disk: &Disk) -> Result<String, MachineError> {
+        disk.check()?;
+        let _one = self.operation.lock();
+        self.must_not_have_ended()?;
+        self.board.attach_disk(disk)
+    }
+
+    /// See [`Machine::detach_disk`].
+    pub(crate) fn detach_disk(&self, name: &str, force: bool) -> Result<(), MachineError> {
+        let _one = self.operation.lock();
+        self.board.detach_disk(name, force)
+    }
+
+    /// See [`Machine::grow_disk`].
+    pub(crate) fn grow_disk(&self, name: &str, size: u64) -> Result<(), MachineError> {
+        let _one = self.operation.lock();
+        self.must_not_have_ended()?;
+        self.board.grow_disk(name, size)
+    }
+
+    fn must_not_have_ended(&self) -> Result<(), MachineError> {
+        match self.control.has_ended() {
+            true => Err(MachineError::Ended),
+            false => Ok(()),
+        }
     }
 
     /// Since the guest was started.

@@ -59,6 +59,9 @@ pub enum MachineError {
         /// Why.
         source: bootdisk::ReaderError,
     },
+    /// A disk cannot be attached, detached or grown.
+    #[error(transparent)]
+    HotPlug(#[from] crate::hotplug::HotPlugError),
     /// A network card's network cannot be had.
     #[error(transparent)]
     Nic(#[from] crate::nic::NicError),

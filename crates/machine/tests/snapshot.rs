@@ -1,7 +1,6 @@
 //! Snapshots of small machines: made, incremental, restored; those of older
 //! formats; damaged and hostile ones.
 
-#[allow(dead_code, reason = "each test program uses a part of it")]
 mod support;
 
 use std::fs;
@@ -97,6 +96,13 @@ fn a_chain_of_snapshots_restores_in_every_state() {
         assert_eq!(again.depth(), usize::from(n) + 2);
         run_on(&restore(&again).unwrap());
     }
+    let (m, _) = machine(small(1), &soft);
+    m.start(None).unwrap();
+    m.snapshot(&at(20), false).unwrap();
+    fs::rename(at(20), at(21)).unwrap();
+    let error = m.snapshot(&at(22), true).unwrap_err().to_string();
+    assert!(error.contains("is gone"), "{error}");
+    drop(m);
     // A chain is found where its parts lie beside each other.
     let moved = tempfile::tempdir().unwrap();
     let to = moved.path().join("all");
@@ -219,12 +225,14 @@ impl Random {
     }
 }
 
-/// Random damage, half of it with digests that fit again: a reason is told, or
-/// the machine runs; nothing panics or hangs.
+/// Random damage, most of it with digests that fit again: a reason is told, or
+/// the machine runs; nothing panics or hangs. HOLM_FUZZ_SECONDS: for how long.
 #[test]
 fn damage_and_forgery_harm_nothing() {
-    const ROUNDS: u64 = 400;
-    let limit = Instant::now() + Duration::from_secs(40);
+    let seconds = std::env::var("HOLM_FUZZ_SECONDS").ok();
+    let seconds: Option<u64> = seconds.and_then(|s| s.parse().ok());
+    let rounds = seconds.map_or(400, |_| u64::MAX);
+    let limit = Instant::now() + Duration::from_secs(seconds.unwrap_or(40));
     let place = tempfile::tempdir().unwrap();
     let original = place.path().join("original");
     let mut described = small(2);
@@ -241,7 +249,7 @@ fn damage_and_forgery_harm_nothing() {
     let mut random = Random(0x1234_5678_9abc_def1);
     let copy = place.path().join("copy");
     let (mut refused, mut ran) = (0, 0);
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         if Instant::now() > limit {
             break;
         }

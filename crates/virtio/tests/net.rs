@@ -2,19 +2,13 @@
 
 mod driver;
 
-use std::collections::VecDeque;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use driver::{Driver, EVENT_IDX, INDIRECT_DESC, wait_for};
-use net::{
-    Abilities, Checksum, Frame, Link, LinkError, MacAddress, Network, Offload, Rate, Segmentation,
-    Sent,
-};
-use parking_lot::Mutex;
-use proptest::prelude::*;
+use driver::wire::{TestNetwork, Wire};
+use driver::{Driver, EVENT_IDX, wait_for};
+use net::{Checksum, MacAddress, Offload, Rate, Segmentation};
 use virtio::VirtioDevice;
 use virtio::net::{Net, NetHandle, NetOptions, feature};
 
@@ -35,121 +29,6 @@ const ALL: u64 = feature::CSUM
     | feature::GUEST_ANNOUNCE
     | feature::MTU
     | feature::MAC;
-
-/// A network that the test is the other side of.
-#[derive(Default)]
-struct Wire {
-    to_guest: Mutex<VecDeque<(Offload, Vec<u8>)>>,
-    from_guest: Mutex<Vec<(Offload, Vec<u8>)>>,
-    /// Frames the wire takes before it is full; negative: any number.
-    room: Mutex<i64>,
-    abilities: Mutex<Abilities>,
-    guest: Mutex<Abilities>,
-    active: Mutex<Vec<bool>>,
-    bell: Mutex<Vec<Arc<OwnedFd>>>,
-    fails: Mutex<bool>,
-    turns: AtomicUsize,
-}
-
-struct TestNetwork(Arc<Wire>, u16);
-
-struct TestLink {
-    wire: Arc<Wire>,
-    index: usize,
-    current: Option<(Offload, Vec<u8>)>,
-    bell: Arc<OwnedFd>,
-}
-
-impl Network for TestNetwork {
-    fn open(&self, pairs: u16) -> Result<Vec<Box<dyn Link>>, LinkError> {
-        self.0.active.lock().resize(pairs.into(), false);
-        let links = (0..pairs.into()).map(|index| {
-            let flags = rustix::event::EventfdFlags::NONBLOCK;
-            let bell = Arc::new(rustix::event::eventfd(0, flags).unwrap());
-            self.0.bell.lock().push(bell.clone());
-            Box::new(TestLink {
-                wire: self.0.clone(),
-                index,
-                current: None,
-                bell,
-            }) as Box<dyn Link>
-        });
-        Ok(links.collect())
-    }
-    fn most_pairs(&self) -> u16 {
-        self.1
-    }
-    fn mtu(&self) -> u16 {
-        9000
-    }
-    fn describe(&self) -> String {
-        "test wire".into()
-    }
-}
-
-impl Wire {
-    fn send(&self, frame: &[u8]) {
-        self.send_with(Offload::default(), frame);
-    }
-    fn send_with(&self, offload: Offload, frame: &[u8]) {
-        self.to_guest.lock().push_back((offload, frame.to_vec()));
-        self.ring();
-    }
-    fn ring(&self) {
-        for bell in &*self.bell.lock() {
-            rustix::io::write(bell, &1u64.to_ne_bytes()).unwrap();
-        }
-    }
-}
-
-impl Link for TestLink {
-    fn abilities(&self) -> Abilities {
-        *self.wire.abilities.lock()
-    }
-    fn set_guest_abilities(&mut self, guest: Abilities) {
-        *self.wire.guest.lock() = guest;
-    }
-    fn set_active(&mut self, active: bool) -> Result<(), LinkError> {
-        self.wire.active.lock()[self.index] = active;
-        Ok(())
-    }
-    fn transmit(&mut self, offload: &Offload, frame: &[u8]) -> Result<Sent, LinkError> {
-        if *self.wire.fails.lock() {
-            return Err(LinkError::Host {
-                network: "test wire".into(),
-                what: "cutting it",
-                source: std::io::Error::other("cut"),
-            });
-        }
-        let mut room = self.wire.room.lock();
-        if *room == 0 {
-            return Ok(Sent::Full);
-        }
-        *room -= 1;
-        self.wire.from_guest.lock().push((*offload, frame.to_vec()));
-        Ok(Sent::Yes)
-    }
-    fn incoming(&mut self) -> Result<Option<Frame<'_>>, LinkError> {
-        if self.index == 0 && self.current.is_none() {
-            self.current = self.wire.to_guest.lock().pop_front();
-        }
-        Ok(self.current.as_ref().map(|(offload, bytes)| Frame {
-            offload: *offload,
-            bytes,
-        }))
-    }
-    fn consume(&mut self) {
-        self.current = None;
-    }
-    fn ready_fd(&self) -> BorrowedFd<'_> {
-        self.bell.as_fd()
-    }
-    fn turn(&mut self, _now: Instant) -> Option<Instant> {
-        self.wire.turns.fetch_add(1, Ordering::Relaxed);
-        let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-        None
-    }
-}
 
 fn options(pairs: u16) -> NetOptions {
     NetOptions {
@@ -549,83 +428,4 @@ fn hostile_drivers_break_only_their_device() {
     assert_eq!(driver.run(0, &[(DATA, 200, true)]), 72);
     let (card, _) = Net::new(Arc::new(TestNetwork(wire, 1)), options(1));
     assert_eq!(card.queue_sizes().len(), 3);
-}
-
-#[derive(Clone, Debug)]
-enum Act {
-    Descriptor(usize, u16, (u64, u32, u16, u16)),
-    Publish(usize, u16),
-    Kick(usize),
-    Bytes(u64, Vec<u8>),
-    Incoming(usize),
-    Pause,
-    Save,
-    Jump(usize, u16),
-}
-
-fn act() -> impl Strategy<Value = Act> {
-    let address = prop_oneof![
-        8 => (0..0x40u64).prop_map(|n| DATA + n * 512),
-        2 => (0..0x30u64).prop_map(|n| driver::RINGS + n * 0x400),
-        1 => any::<u64>(),
-        1 => Just(driver::RAM - 8),
-    ];
-    let length = prop_oneof![
-        6 => prop_oneof![Just(12u32), Just(1526), Just(2), Just(1), Just(70), Just(0)],
-        1 => any::<u32>(),
-        1 => 0..70_000u32,
-    ];
-    let flags = prop_oneof![9 => 0..4u16, 1 => 0..8u16];
-    let descriptor = (address, length, flags, 0..20u16);
-    let header = proptest::collection::vec(prop_oneof![0..8u8, any::<u8>()], 1..60);
-    let queue = || 0..3usize;
-    prop_oneof![
-        12 => (queue(), 0..16u16, descriptor).prop_map(|(q, at, d)| Act::Descriptor(q, at, d)),
-        6 => (queue(), 0..17u16).prop_map(|(q, head)| Act::Publish(q, head)),
-        6 => queue().prop_map(Act::Kick),
-        8 => ((0..0x40u64), header).prop_map(|(at, bytes)| Act::Bytes(DATA + at * 512, bytes)),
-        3 => (14..66_000usize).prop_map(Act::Incoming),
-        1 => Just(Act::Pause),
-        1 => Just(Act::Save),
-        1 => (queue(), any::<u16>()).prop_map(|(q, index)| Act::Jump(q, index)),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_card_survives(acts in proptest::collection::vec(act(), 1..60), mergeable: bool) {
-        let (mut driver, _handle, wire) = card();
-        let features = if mergeable { ALL } else { ALL & !feature::MRG_RXBUF };
-        driver.start(features | EVENT_IDX | INDIRECT_DESC, 3, 16);
-        for act in acts {
-            match act {
-                Act::Descriptor(queue, at, entry) => driver.put_descriptor(queue, at, entry),
-                Act::Publish(queue, head) => driver.publish(queue, head),
-                Act::Kick(queue) => driver.kick(queue),
-                Act::Bytes(at, bytes) => driver.ram.write(at, &bytes).unwrap(),
-                Act::Incoming(length) => wire.send(&frame(MAC.0, length)),
-                Act::Pause => {
-                    driver.function.pause();
-                    driver.function.resume();
-                }
-                Act::Save => {
-                    let state = driver.function.save();
-                    driver.function.restore(&state).unwrap();
-                    driver.function.resume();
-                }
-                Act::Jump(queue, index) => {
-                    let at = driver.queues[queue].available + 2;
-                    driver.set_available(at, index);
-                }
-            }
-        }
-        // Whatever happened: after a reset the card works.
-        driver.start(ALL, 3, 16);
-        wire.to_guest.lock().clear();
-        driver.ram.write(DATA, &[0; 12]).unwrap();
-        driver.run(1, &[(DATA, 100, false)]);
-        prop_assert_eq!(command(&mut driver, 2, 0, 0, &[1]), 0);
-    }
 }

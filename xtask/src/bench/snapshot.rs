@@ -3,6 +3,7 @@
 //! one snapshot cost their host.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
@@ -70,7 +71,7 @@ impl Sides {
         console.send(
             "mount -o remount,size=3G /dev/shm; head -c 1G /dev/zero | tr '\\0' x > /dev/shm/a; \
              (while true; do dd if=/dev/shm/a of=/dev/shm/b bs=1M conv=notrunc 2>/dev/null; done) & \
-             (while true; do echo; sleep 0.01; done) & echo BU\"SY\"\n",
+             echo BU\"SY\"\n",
         )?;
         console.expect("BUSY", PATIENCE)?;
         thread::sleep(CALM);
@@ -81,10 +82,12 @@ impl Sides {
         );
         host::output(&mut self.at(place, &["kill", "bench"]))?;
         console.finish(PATIENCE)?;
-        for _ in 0..5 {
-            let took = self.first_output(&place.join("busy"))?;
-            let name = "exec to the guest's first output, ms";
-            figures.add("snapshot", name, Side::Holm, took.as_secs_f64() * 1e3);
+        for (snapshot, what) in [("idle", "idle"), ("busy", "writing 1 GiB")] {
+            for _ in 0..5 {
+                let took = self.restore(&place.join(snapshot))?;
+                let name = format!("{what}: exec to running, ms");
+                figures.add("snapshot", &name, Side::Holm, took.as_secs_f64() * 1e3);
+            }
         }
         for clones in CLONES {
             self.density(place, clones, figures)?;
@@ -102,14 +105,30 @@ impl Sides {
         serde_json::from_str(&made).context("reading the answer of holm snapshot")
     }
 
-    /// The guest prints all the time: its first output comes some milliseconds
-    /// after its first instruction.
-    fn first_output(&self, snapshot: &Path) -> Result<Duration> {
+    /// Time from the start of `holm restore` until the guest's vCPUs run.
+    fn restore(&self, snapshot: &Path) -> Result<Duration> {
         let start = Instant::now();
-        let snapshot = snapshot.display().to_string();
-        let mut console = Console::start(Command::new(&self.holm).args(["restore", &snapshot]))?;
-        console.expect("\n", PATIENCE)?;
-        Ok(start.elapsed())
+        let mut child = Command::new(&self.holm)
+            .arg("restore")
+            .arg(snapshot)
+            .args(["--serial", "null"])
+            .env("HOLM_LOG", "holm=info")
+            .stdin(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("starting holm restore")?;
+        let lines = child.stderr.take().map(BufReader::new);
+        let mut machine = Machines(vec![child]);
+        for line in lines.into_iter().flat_map(BufRead::lines) {
+            if line
+                .context("reading what holm says")?
+                .contains("the guest runs")
+            {
+                return Ok(start.elapsed());
+            }
+        }
+        let status = machine.0.pop().map(|mut child| child.wait());
+        bail!("holm restore ended: {status:?}")
     }
 
     /// Memory and CPU of idle machines from one snapshot.

@@ -33,6 +33,11 @@ const MODULES: [&str; 11] = [
     "virtio_net",
 ];
 
+/// What makes the guest a host of KVM: an archive of its own beside the image,
+/// for the test of the KVM engine.
+const KVM_MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
+const KVM_ARCHIVE: &str = "kvm-modules.cpio";
+
 pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
     let unpacked = directory.join("unpacked");
     let kernel = apt.dependency(KERNEL)?;
@@ -44,14 +49,23 @@ pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
     let mut archive = base(&busybox, include_bytes!("../../images/tiny/init"));
     archive.file("bin/console-size", 0o755, CONSOLE_SIZE);
     let modules = modules(&unpacked.join("lib/modules"))?;
-    for name in MODULES {
+    let add = |archive: &mut Archive, name: &str| -> Result<()> {
         let path = modules
             .iter()
             .find(|path| path.file_stem().is_some_and(|stem| stem == name))
             .with_context(|| format!("package {kernel} has no module {name}"))?;
         archive.file(&format!("lib/modules/{name}.ko"), 0o644, &fs::read(path)?);
+        Ok(())
+    };
+    for name in MODULES {
+        add(&mut archive, name)?;
     }
     fs::write(directory.join("initrd"), archive.finish())?;
+    let mut kvm = Archive::default();
+    for name in KVM_MODULES {
+        add(&mut kvm, name)?;
+    }
+    fs::write(directory.join(KVM_ARCHIVE), kvm.finish())?;
     fs::remove_dir_all(&unpacked)?;
     Ok(Made {
         kernel: true,

@@ -35,6 +35,14 @@ pub mod register {
     pub const BAR0: u16 = 0x10;
     /// Subsystem vendor, then subsystem.
     pub const SUBSYSTEM: u16 = 0x2c;
+    /// Header type: 1 for a bridge.
+    pub const HEADER_TYPE: u16 = 0x0e;
+    /// Of a bridge: primary, secondary and subordinate bus number.
+    pub const BUS_NUMBERS: u16 = 0x18;
+    /// Of a bridge: base, then limit of its memory window.
+    pub const MEMORY_WINDOW: u16 = 0x20;
+    /// Of a bridge: bridge control.
+    pub const BRIDGE_CONTROL: u16 = 0x3e;
     /// Head of the capability list.
     pub const CAPABILITIES: u16 = 0x34;
     /// Interrupt line: scratch for firmware and kernels.
@@ -53,6 +61,8 @@ pub mod capability {
     pub const MSIX: u8 = 0x11;
 }
 
+/// One lane at 2.5 GT/s, in link capabilities and link status.
+pub(super) const LINK_SPEED_AND_WIDTH: u16 = 1 | 1 << 4;
 const COMMAND_IO: u16 = 1;
 const COMMAND_MEMORY: u16 = 2;
 const COMMAND_BUS_MASTER: u16 = 4;
@@ -141,6 +151,31 @@ impl ConfigBuilder {
     /// A type 0 header without BARs and capabilities.
     #[must_use]
     pub fn new(identity: Identity) -> Self {
+        let mut builder = Self::any(identity);
+        builder.put(
+            register::SUBSYSTEM,
+            &identity.subsystem_vendor.to_le_bytes(),
+        );
+        builder.put(register::SUBSYSTEM + 2, &identity.subsystem.to_le_bytes());
+        builder
+    }
+
+    /// A type 1 header (PCI-to-PCI Bridge 1.2, 3.2): a bridge with one window,
+    /// for memory below 4 GiB. Only the first two BARs exist.
+    #[must_use]
+    pub fn bridge(identity: Identity) -> Self {
+        const PARITY_AND_SERR: u16 = 3;
+        let mut builder = Self::any(identity);
+        builder.put(register::HEADER_TYPE, &[1]);
+        builder.allow(register::BUS_NUMBERS, &[0xff; 3]);
+        builder.allow(register::MEMORY_WINDOW, &[0xf0, 0xff, 0xf0, 0xff]);
+        // Closed: the base is above the limit.
+        builder.put(register::MEMORY_WINDOW, &[0xf0, 0xff, 0, 0]);
+        builder.allow(register::BRIDGE_CONTROL, &PARITY_AND_SERR.to_le_bytes());
+        builder
+    }
+
+    fn any(identity: Identity) -> Self {
         let mut builder = Self {
             registers: Registers {
                 bytes: Box::new([0; SIZE]),
@@ -156,11 +191,6 @@ impl ConfigBuilder {
         builder.put(register::VENDOR + 2, &identity.device.to_le_bytes());
         let class = identity.class << 8 | u32::from(identity.revision);
         builder.put(register::REVISION, &class.to_le_bytes());
-        builder.put(
-            register::SUBSYSTEM,
-            &identity.subsystem_vendor.to_le_bytes(),
-        );
-        builder.put(register::SUBSYSTEM + 2, &identity.subsystem.to_le_bytes());
         builder.allow(register::COMMAND, &COMMAND_WRITABLE.to_le_bytes());
         builder.allow(register::CACHE_LINE, &[0xff]);
         builder.allow(register::INTERRUPT_LINE, &[0xff]);
@@ -262,6 +292,25 @@ impl ConfigBuilder {
             &(VERSION_2 | ROOT_COMPLEX_ENDPOINT).to_le_bytes(),
         );
         store(&mut body, 2, &DEVICE_CAPABILITIES.to_le_bytes());
+        self.add_capability(capability::EXPRESS, &body, &[])?;
+        Ok(self)
+    }
+
+    /// Adds the PCI Express capability of an endpoint behind a port, with a
+    /// link of one lane at 2.5 GT/s.
+    ///
+    /// # Errors
+    /// [`PciError::CapabilitySpace`].
+    pub fn express_endpoint(mut self) -> Result<Self, PciError> {
+        const VERSION_2: u16 = 2;
+        const DEVICE_CAPABILITIES: u32 = 1 << 15;
+        let mut body = [0; 0x3a];
+        store(&mut body, 0, &VERSION_2.to_le_bytes());
+        store(&mut body, 2, &DEVICE_CAPABILITIES.to_le_bytes());
+        // Link capabilities, status, and the speeds of link capabilities 2.
+        store(&mut body, 0x0a, &LINK_SPEED_AND_WIDTH.to_le_bytes());
+        store(&mut body, 0x10, &LINK_SPEED_AND_WIDTH.to_le_bytes());
+        store(&mut body, 0x2a, &[2]);
         self.add_capability(capability::EXPRESS, &body, &[])?;
         Ok(self)
     }
@@ -401,6 +450,18 @@ impl ConfigSpace {
     pub(super) fn connect(&self, line: IrqLine, legacy_irq: u8) {
         self.set(register::INTERRUPT_LINE, &[legacy_irq]);
         let _ = self.line.set(line);
+    }
+
+    /// One byte.
+    pub(super) fn byte(&self, offset: u16) -> u8 {
+        let mut byte = [0];
+        self.read(offset, &mut byte);
+        byte[0]
+    }
+
+    /// One little-endian word.
+    pub(super) fn word(&self, offset: u16) -> u16 {
+        self.registers.lock().word(offset.into())
     }
 
     /// All BARs: number, kind and size.

@@ -10,6 +10,7 @@ mod config;
 mod host_bridge;
 mod msix;
 mod root;
+mod root_port;
 
 pub use config::{
     BarKind, ConfigBuilder, ConfigSpace, ConfigSpaceState, Identity, MappedBar, capability,
@@ -17,7 +18,8 @@ pub use config::{
 };
 pub use host_bridge::HostBridge;
 pub use msix::{MsixLayout, MsixState, MsixTable, MsixVector};
-pub use root::{CONFIG_PORT, PciRoot, PciRootState, legacy_irq};
+pub use root::{CONFIG_PORT, PciRoot, PciRootState, behind, legacy_irq};
+pub use root_port::{PowerOff, RootPort, RootPortState};
 
 use crate::bus::BusError;
 
@@ -44,6 +46,9 @@ pub trait PciFunction: Send + Sync {
 
     /// A write of 1, 2, 4 or 8 aligned bytes of a BAR, inside its size.
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]);
+
+    /// These BARs are on the buses now, and no others.
+    fn placed(&self, _bars: &[MappedBar]) {}
 }
 
 /// A function that cannot be built or attached.

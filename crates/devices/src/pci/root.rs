@@ -1,7 +1,8 @@
 //! The root complex: bus 0 with 32 slots, configuration mechanism #1 (ports
 //! 0xcf8 and 0xcfc) and ECAM, the placing of BARs, and INTx routing.
 //!
-//! Functions may be attached and detached while the machine runs.
+//! Functions may be attached and detached while the machine runs. Behind a
+//! root port is a bus with one slot.
 
 use std::sync::{Arc, Weak};
 
@@ -11,6 +12,7 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::config::BarWindow;
+use super::root_port::RootPort;
 use super::{BarKind, ConfigSpaceState, MappedBar, PciError, PciFunction, register};
 use crate::bus::{MmioBus, MmioDevice, PioBus, PioDevice};
 use crate::irq::{IrqLine, LineDriver};
@@ -30,6 +32,9 @@ const IO_END: u64 = 0x1_0000;
 const SMALL_BAR: u64 = 1 << 20;
 /// Enable bit of the configuration address register.
 const ADDRESS_ENABLE: u32 = 1 << 31;
+/// Memory below 4 GiB for the device behind a root port, in bytes: what Linux
+/// reserves, too.
+const PORT_WINDOW: u64 = 2 << 20;
 
 struct Slot {
     function: Arc<dyn PciFunction>,
@@ -39,7 +44,16 @@ struct Slot {
     initial: ConfigSpaceState,
 }
 
-type Slots = [Option<Arc<Slot>>; SLOTS as usize];
+/// The slots of bus 0, and behind each the one behind its root port.
+type Slots = [Option<Arc<Slot>>; 2 * SLOTS as usize];
+
+/// The place behind the root port in slot `port`, where
+/// [`PciRoot::attach`], [`PciRoot::detach`] and [`PciRoot::function`] take a
+/// slot of bus 0.
+#[must_use]
+pub const fn behind(port: u8) -> u8 {
+    SLOTS + port % SLOTS
+}
 
 /// Next free addresses, for the initial placing.
 struct Windows {
@@ -51,7 +65,11 @@ struct Windows {
 /// The PCI Express root complex.
 pub struct PciRoot {
     slots: ArcSwap<Slots>,
+    /// Root ports by slot, ascending.
+    ports: ArcSwap<Vec<(u8, Arc<RootPort>)>>,
     windows: Mutex<Windows>,
+    /// BARs of functions that were pulled out, with their places.
+    ghosts: Mutex<Vec<(u8, MappedBar)>>,
     address: Mutex<u32>,
     mmio: Weak<MmioBus>,
     pio: Weak<PioBus>,
@@ -73,12 +91,14 @@ impl PciRoot {
         lines: Arc<dyn LineDriver>,
     ) -> Result<Arc<Self>, PciError> {
         let root = Arc::new(Self {
-            slots: ArcSwap::from_pointee(Slots::default()),
+            slots: ArcSwap::from_pointee(std::array::from_fn(|_| None)),
+            ports: ArcSwap::default(),
             windows: Mutex::new(Windows {
                 memory32: layout::MMIO32_START,
                 memory64: layout::MMIO64_START,
                 io: IO_START,
             }),
+            ghosts: Mutex::default(),
             address: Mutex::new(0),
             mmio: Arc::downgrade(mmio),
             pio: Arc::downgrade(pio),
@@ -90,8 +110,31 @@ impl PciRoot {
         Ok(root)
     }
 
-    /// Puts a function into slot `slot` (its device number), gives its BARs
-    /// addresses and connects its interrupt pin to GSI 16 + slot % 4.
+    /// Puts a root port into slot `slot`, and gives it the next bus number and
+    /// a memory window.
+    ///
+    /// # Errors
+    /// As [`Self::attach`].
+    pub fn attach_port(&self, slot: u8, port: &Arc<RootPort>) -> Result<(), PciError> {
+        let window = self.allocate(BarKind::Memory32, PORT_WINDOW);
+        let window = window.ok_or(PciError::AddressSpace {
+            slot,
+            bar: 0,
+            size: PORT_WINDOW,
+        })?;
+        let mut ports = Vec::clone(&self.ports.load());
+        let bus = u8::try_from(ports.len() + 1).unwrap_or(u8::MAX);
+        port.program(bus, window, PORT_WINDOW);
+        self.attach(slot, Arc::clone(port) as Arc<dyn PciFunction>)?;
+        ports.push((slot, Arc::clone(port)));
+        ports.sort_by_key(|(slot, _)| *slot);
+        self.ports.store(Arc::new(ports));
+        Ok(())
+    }
+
+    /// Puts a function into slot `slot` (its device number) or [`behind`] a
+    /// root port, gives its BARs addresses and connects its interrupt pin to
+    /// GSI 16 + slot % 4. A root port does not notice; see [`RootPort::plug`].
     ///
     /// # Errors
     /// [`PciError::Slot`], [`PciError::AddressSpace`].
@@ -102,11 +145,15 @@ impl PciRoot {
             Some(place @ None) => place,
             _ => return Err(PciError::Slot { slot }),
         };
+        self.lay_ghosts(|place| place == slot);
         let config = function.config();
+        let mut window = self.port_window(slot)?;
         for (bar, kind, size) in config.bars() {
-            let address =
-                self.allocate(kind, size)
-                    .ok_or(PciError::AddressSpace { slot, bar, size })?;
+            let address = match &mut window {
+                Some(window) => next_in(window, size),
+                None => self.allocate(kind, size),
+            };
+            let address = address.ok_or(PciError::AddressSpace { slot, bar, size })?;
             config.place(bar, kind, address);
         }
         if config.has_pin() {
@@ -148,7 +195,41 @@ impl PciRoot {
         let attached = slots.get_mut(usize::from(slot))?.take()?;
         self.slots.store(Arc::new(slots));
         self.unmap(&mut attached.mapped.lock(), |_| false);
+        attached.function.placed(&[]);
+        attached.function.config().set_interrupt(false);
         Some(Arc::clone(&attached.function))
+    }
+
+    /// As [`Self::detach`], for a function that is pulled out while its driver
+    /// uses it: until the next one is attached there, its memory reads as
+    /// zeroes. Linux's virtio driver waits for a register to read 0, and would
+    /// wait for ever for the all ones of an address without a device.
+    pub fn pull_out(&self, slot: u8) -> Option<Arc<dyn PciFunction>> {
+        let mapped = self.slot(slot)?.mapped.lock().clone();
+        let function = self.detach(slot);
+        let _change = self.change.lock();
+        let mmio = self.mmio.upgrade();
+        for bar in mapped.into_iter().filter(|bar| !bar.io) {
+            let added = mmio.as_ref().map(|bus| {
+                let name = format!("BAR {} of a device pulled out", bar.bar);
+                bus.insert(bar.address, bar.size, &name, Arc::new(Ghost))
+            });
+            if matches!(added, Some(Ok(()))) {
+                self.ghosts.lock().push((slot, bar));
+            }
+        }
+        function
+    }
+
+    /// Takes away what was left of functions that were pulled out.
+    fn lay_ghosts(&self, at: impl Fn(u8) -> bool) {
+        self.ghosts.lock().retain(|(place, bar)| {
+            let gone = at(*place);
+            if gone {
+                self.mmio.upgrade().map(|bus| bus.remove(bar.address));
+            }
+            !gone
+        });
     }
 
     /// The function in a slot.
@@ -174,12 +255,39 @@ impl PciRoot {
     /// Puts all configuration spaces into the state in which the functions
     /// were attached, and the BARs back to their first places.
     pub fn reset(&self) {
+        self.lay_ghosts(|_| true);
         for slot in self.slots.load().iter().flatten() {
             // Cannot fail: it is this function's own state.
             let _ = slot.function.config().restore(&slot.initial);
         }
         *self.address.lock() = 0;
         self.remap();
+    }
+
+    /// The addresses for the function behind a root port; `None` on bus 0.
+    fn port_window(&self, slot: u8) -> Result<Option<(u64, u64)>, PciError> {
+        let Some(port) = slot.checked_sub(SLOTS) else {
+            return Ok(None);
+        };
+        let ports = self.ports.load();
+        let port = ports.iter().find(|(slot, _)| *slot == port);
+        let (_, port) = port.ok_or(PciError::Slot { slot })?;
+        let start = port.window();
+        Ok(Some((start, start + PORT_WINDOW)))
+    }
+
+    /// The place of a function by bus, device and function number.
+    fn locate(&self, bus: u8, device: u8, function: u8) -> Option<u8> {
+        match (bus, device, function) {
+            (0, _, 0) => Some(device),
+            (_, 0, 0) => {
+                let ports = self.ports.load();
+                let mut ports = ports.iter();
+                let (slot, port) = ports.find(|(_, port)| port.secondary_bus() == bus)?;
+                port.is_linked().then(|| behind(*slot))
+            }
+            _ => None,
+        }
     }
 
     fn slot(&self, slot: u8) -> Option<Arc<Slot>> {
@@ -252,6 +360,7 @@ impl PciRoot {
                 tracing::debug!(?bar, "a BAR overlaps another device and stays unmapped");
             }
         }
+        slot.function.placed(&mapped);
     }
 
     /// A configuration read; what is not there reads all ones.
@@ -293,18 +402,39 @@ impl PciRoot {
     /// Slot and register that a data port addresses; `None` if nothing.
     fn selected(&self, port: u16) -> Option<(u8, u16)> {
         let address = *self.address.lock();
-        let bus = address >> 16 & 0xff;
-        let function = address >> 8 & 7;
-        let present = address & ADDRESS_ENABLE != 0 && bus == 0 && function == 0;
+        if address & ADDRESS_ENABLE == 0 {
+            return None;
+        }
+        let [_, function, bus, _] = address.to_le_bytes();
         let offset = (address & 0xfc) as u16 | (port & 3);
-        present.then_some(((address >> 11 & 0x1f) as u8, offset))
+        let place = self.locate(bus, function >> 3, function & 7)?;
+        Some((place, offset))
     }
+}
+
+/// The next aligned `size` bytes of a window (next address, end).
+fn next_in(window: &mut (u64, u64), size: u64) -> Option<u64> {
+    let address = window.0.next_multiple_of(size);
+    let after = address.checked_add(size).filter(|end| *end <= window.1)?;
+    window.0 = after;
+    Some(address)
 }
 
 /// The ISA IRQ that a PCI interrupt line reaches on the 8259 pair.
 #[must_use]
 pub fn legacy_irq(gsi: u8) -> u8 {
     if gsi.is_multiple_of(2) { 10 } else { 11 }
+}
+
+/// The memory of a function that was pulled out.
+struct Ghost;
+
+impl MmioDevice for Ghost {
+    fn mmio_read(&self, _offset: u64, data: &mut [u8]) {
+        data.fill(0);
+    }
+
+    fn mmio_write(&self, _offset: u64, _data: &[u8]) {}
 }
 
 /// Configuration mechanism #1 (PCI Local Bus 3.0, 3.2.2.3.2), at
@@ -338,18 +468,19 @@ impl PioDevice for PciRoot {
 struct Ecam(Arc<PciRoot>);
 
 impl Ecam {
-    /// Slot and register of an offset; `None` beyond bus 0 and functions 0.
-    fn decode(offset: u64) -> Option<(u8, u16)> {
-        let (bus, function) = (offset >> 20, offset >> 12 & 7);
-        let slot = (offset >> 15 & 0x1f) as u8;
-        (bus == 0 && function == 0).then_some((slot, (offset & 0xfff) as u16))
+    /// Place and register of an offset; `None` where nothing is.
+    fn decode(&self, offset: u64) -> Option<(u8, u16)> {
+        let bus = u8::try_from(offset >> 20).ok()?;
+        let (device, function) = ((offset >> 15 & 0x1f) as u8, (offset >> 12 & 7) as u8);
+        let place = self.0.locate(bus, device, function)?;
+        Some((place, (offset & 0xfff) as u16))
     }
 }
 
 impl MmioDevice for Ecam {
     fn mmio_read(&self, offset: u64, data: &mut [u8]) {
         for (at, data) in (offset..).step_by(4).zip(data.chunks_mut(4)) {
-            match Self::decode(at) {
+            match self.decode(at) {
                 Some((slot, register)) => self.0.read(slot, register, data),
                 None => data.fill(0xff),
             }
@@ -358,7 +489,7 @@ impl MmioDevice for Ecam {
 
     fn mmio_write(&self, offset: u64, data: &[u8]) {
         for (at, data) in (offset..).step_by(4).zip(data.chunks(4)) {
-            if let Some((slot, register)) = Self::decode(at) {
+            if let Some((slot, register)) = self.decode(at) {
                 self.0.write(slot, register, data);
             }
         }

@@ -1,6 +1,8 @@
 //! A fake guest: a whole chipset on a manual clock, seen from a vCPU.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod toy;
+
 use std::sync::Arc;
 
 use devices::{Chipset, ChipsetConfig, Clock, PowerEvent, PowerSink, SerialSink};

@@ -191,7 +191,9 @@ pub(crate) fn check(file: &File, header: &mut Header, repair: bool) -> io::Resul
     if survey.rebuild {
         rebuild::rebuild(file, header, &survey.used)?;
     }
-    file.sync_data()?;
+    if survey.rebuild || !survey.marks.is_empty() || !survey.report.is_clean() {
+        file.sync_data()?;
+    }
     Ok(survey)
 }
 

@@ -3,6 +3,7 @@
 
 pub mod client;
 pub mod console;
+pub mod disks;
 pub mod events;
 pub mod place;
 

@@ -7,8 +7,12 @@ use machine_protocol::{
     Description, DiskReport, ErrorCode, EventKind, Metrics, Reply, Request, RunState, SnapshotMade,
 };
 
+use serde::Deserialize;
+
 use crate::control::Event;
+use crate::description::Disk;
 use crate::machine::Inner;
+use crate::outcome::MachineError;
 use crate::storage::DiskPort;
 
 /// Does a request; never waits for the guest.
@@ -26,6 +30,16 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
             directory,
             incremental,
         } => return snapshot(machine, Path::new(directory), *incremental),
+        Request::AttachDisk { disk } => {
+            return match attach(machine, disk) {
+                Ok(disk) => Reply::Attached { disk },
+                Err(message) => refused(message),
+            };
+        }
+        Request::DetachDisk { disk, force } => {
+            return done(machine.detach_disk(disk, *force));
+        }
+        Request::GrowDisk { disk, size } => return done(machine.grow_disk(disk, *size)),
         Request::Pause {} => machine.pause(),
         Request::Resume {} => machine.resume(),
         Request::PowerButton {} => machine.board().press_power_button(),
@@ -58,6 +72,28 @@ fn balloon(machine: &Inner, memory: u64) -> Reply {
     balloon.set_memory(memory);
     machine.events().note(EventKind::BalloonTarget { memory });
     Reply::Done
+}
+
+fn refused(message: String) -> Reply {
+    Reply::Error {
+        code: ErrorCode::Failed,
+        message,
+    }
+}
+
+fn done(result: Result<(), MachineError>) -> Reply {
+    match result {
+        Ok(()) => Reply::Done,
+        Err(error) => refused(error.to_string()),
+    }
+}
+
+fn attach(machine: &Inner, disk: &serde_json::Value) -> Result<String, String> {
+    let disk = Disk::deserialize(disk).map_err(|e| format!("the disk is not described: {e}"))?;
+    if !disk.file.is_absolute() {
+        return Err("a disk's file is named by its absolute path".into());
+    }
+    machine.attach_disk(&disk).map_err(|e| e.to_string())
 }
 
 fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {
@@ -118,6 +154,8 @@ fn disk(port: &DiskPort) -> DiskReport {
         size: port.size(),
         read_only: port.disk.read_only,
         serial: port.disk.serial.clone().unwrap_or_default(),
+        attached: port.disk.port.is_some(),
+        in_use: port.control.is_in_use(),
         failure: port.failure(),
     }
 }

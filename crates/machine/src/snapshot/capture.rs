@@ -104,7 +104,13 @@ fn parent(ledger: &Ledger, incremental: bool) -> Result<Option<Last>, SnapshotEr
         return Ok(None);
     }
     match &ledger.last {
-        Some(last) if last.depth < DEPTH => Ok(Some(last.clone())),
+        Some(last) if last.depth < DEPTH => match Manifest::read(&last.directory) {
+            Ok(found) if found.id == last.id => Ok(Some(last.clone())),
+            _ => Err(SnapshotError::Refused(format!(
+                "the last one, at {}, is gone; make a full one",
+                last.directory.display()
+            ))),
+        },
         Some(_) => Err(SnapshotError::Refused(format!(
             "{DEPTH} snapshots build on each other already; make a full one"
         ))),

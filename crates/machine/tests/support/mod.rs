@@ -1,4 +1,5 @@
 //! Test kernels from assembly source, and running them.
+#![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

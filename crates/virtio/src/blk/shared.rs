@@ -190,6 +190,12 @@ impl BlkControl {
         &self.0.disk
     }
 
+    /// Whether a driver in the guest uses the device. While the machine is
+    /// paused, none does.
+    pub fn is_in_use(&self) -> bool {
+        self.0.signal.lock().is_some()
+    }
+
     /// What went through.
     pub fn stats(&self) -> BlkStats {
         self.0.stats()

@@ -7,13 +7,14 @@
 mod common;
 mod interrupt;
 mod state;
+mod wiring;
 
 use std::sync::Arc;
 
 use devices::StateError;
 use devices::pci::{
-    BarKind, ConfigBuilder, ConfigSpace, Identity, MsixLayout, MsixTable, PciError, PciFunction,
-    capability,
+    BarKind, ConfigBuilder, ConfigSpace, Identity, MappedBar, MsixLayout, MsixTable, PciError,
+    PciFunction, capability,
 };
 use engine::InterruptSink;
 use memory::GuestRam;
@@ -23,6 +24,7 @@ use crate::device::{Doorbell, VirtioDevice};
 use common::Common;
 use interrupt::PciSignal;
 pub use state::VirtioPciState;
+use wiring::Wiring;
 
 const VENDOR: u16 = 0x1af4;
 /// Device ID of type 0.
@@ -51,6 +53,15 @@ mod cfg_type {
     pub const PCI: u8 = 5;
 }
 
+/// Where a function is.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    /// On bus 0.
+    RootComplex,
+    /// Behind a root port.
+    BehindPort,
+}
+
 /// A virtio device as a PCI function.
 pub struct VirtioPci {
     name: &'static str,
@@ -63,6 +74,7 @@ pub struct VirtioPci {
     /// Set while the device works; apart, so that notifications do not wait
     /// for configuration accesses.
     doorbell: RwLock<Option<Arc<dyn Doorbell>>>,
+    wiring: Wiring,
 }
 
 impl VirtioPci {
@@ -76,6 +88,27 @@ impl VirtioPci {
         ram: Arc<GuestRam>,
         sink: Arc<dyn InterruptSink>,
     ) -> Result<Arc<Self>, PciError> {
+        Self::at(device, ram, sink, Place::RootComplex)
+    }
+
+    /// As [`Self::new`], for a function behind a root port.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn behind_port(
+        device: Box<dyn VirtioDevice>,
+        ram: Arc<GuestRam>,
+        sink: Arc<dyn InterruptSink>,
+    ) -> Result<Arc<Self>, PciError> {
+        Self::at(device, ram, sink, Place::BehindPort)
+    }
+
+    fn at(
+        device: Box<dyn VirtioDevice>,
+        ram: Arc<GuestRam>,
+        sink: Arc<dyn InterruptSink>,
+        place: Place,
+    ) -> Result<Arc<Self>, PciError> {
         let kind = device.kind();
         let queues = device.queue_sizes().len();
         let vectors = u16::try_from(queues + 1).unwrap_or(u16::MAX);
@@ -87,6 +120,7 @@ impl VirtioPci {
             table_offset: MSIX_TABLE,
             pending_offset: MSIX_PENDING,
         };
+        let wiring = Wiring::new(sink.doorbells(), queues);
         let msix = MsixTable::new(vectors, layout, sink);
         let identity = Identity {
             vendor: VENDOR,
@@ -96,7 +130,7 @@ impl VirtioPci {
             subsystem_vendor: VENDOR,
             subsystem: 0x40 + kind.id,
         };
-        let (config, window) = config_space(identity, &msix)?;
+        let (config, window) = config_space(identity, &msix, place)?;
         let signal = PciSignal::new(kind.name, config.clone(), msix.clone(), queues);
         let signal = Arc::new(signal);
         Ok(Arc::new(Self {
@@ -107,6 +141,7 @@ impl VirtioPci {
             signal: signal.clone(),
             common: Mutex::new(Common::new(device, ram, signal)),
             doorbell: RwLock::new(None),
+            wiring,
         }))
     }
 
@@ -114,7 +149,7 @@ impl VirtioPci {
     /// memory is at rest until [`Self::resume`]. Whether it was working.
     pub fn pause(&self) -> bool {
         let mut common = self.common.lock();
-        *self.doorbell.write() = None;
+        self.set_doorbell(None);
         common.pause()
     }
 
@@ -122,14 +157,14 @@ impl VirtioPci {
     pub fn resume(&self) {
         let mut common = self.common.lock();
         let doorbell = common.resume();
-        *self.doorbell.write() = doorbell;
+        self.set_doorbell(doorbell);
     }
 
     /// As at power-on, except for the addresses of the BARs; for a reset of
     /// the machine.
     pub fn reset(&self) {
         let mut common = self.common.lock();
-        *self.doorbell.write() = None;
+        self.set_doorbell(None);
         common.reset();
         self.msix.reset();
     }
@@ -166,10 +201,16 @@ impl VirtioPci {
         let mut common = self.common.lock();
         if common.write(offset, data) {
             // No notification reaches a device that is being stopped.
-            *self.doorbell.write() = None;
+            self.set_doorbell(None);
             let doorbell = common.change();
-            *self.doorbell.write() = doorbell;
+            self.set_doorbell(doorbell);
         }
+    }
+
+    /// Whom notifications reach from now on.
+    fn set_doorbell(&self, doorbell: Option<Arc<dyn Doorbell>>) {
+        self.doorbell.write().clone_from(&doorbell);
+        self.wiring.bell(doorbell);
     }
 
     fn notify(&self, offset: u64) {
@@ -270,6 +311,11 @@ impl PciFunction for VirtioPci {
             }
         }
     }
+
+    fn placed(&self, bars: &[MappedBar]) {
+        let bar = bars.iter().find(|bar| bar.bar == BAR);
+        self.wiring.bar(bar.map(|bar| bar.address));
+    }
 }
 
 impl Drop for VirtioPci {
@@ -284,15 +330,17 @@ impl Drop for VirtioPci {
 fn config_space(
     identity: Identity,
     msix: &Arc<MsixTable>,
+    place: Place,
 ) -> Result<(Arc<ConfigSpace>, u16), PciError> {
     let kind = BarKind::Memory64 {
         prefetchable: false,
     };
-    let mut builder = ConfigBuilder::new(identity)
-        .bar(BAR, kind, BAR_SIZE)?
-        .express()?
-        .msix(msix)?
-        .interrupt_pin();
+    let builder = ConfigBuilder::new(identity).bar(BAR, kind, BAR_SIZE)?;
+    let builder = match place {
+        Place::RootComplex => builder.express()?,
+        Place::BehindPort => builder.express_endpoint()?,
+    };
+    let mut builder = builder.msix(msix)?.interrupt_pin();
     let regions = [
         (cfg_type::COMMON, COMMON, PAGE),
         (cfg_type::ISR, ISR, PAGE),

@@ -2,6 +2,8 @@
 //! reaches them, and rings in guest memory, as a guest does.
 #![allow(dead_code)]
 
+pub mod wire;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
