@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const AWAKE: u32 = 0;
@@ -37,6 +37,12 @@ impl Waker {
             // thread is woken already.
             let _ = (&self.event).write(&1u64.to_ne_bytes());
         }
+    }
+
+    /// The event (eventfd) by which a sleeping thread is woken; signalling it
+    /// is as good as [`Self::wake`].
+    pub fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
     }
 
     /// The event descriptor, readable after a wake of a sleeping thread.

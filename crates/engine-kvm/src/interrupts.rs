@@ -3,14 +3,15 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use engine::{InterruptSink, MsiMessage};
+use engine::{Doorbells, InterruptSink, MsiMessage};
 use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
     kvm_irq_routing_msi, kvm_msi,
 };
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Cap, VmFd};
 use parking_lot::Mutex;
 
+use crate::doorbells::KvmDoorbells;
 use crate::kick::Handle;
 
 /// Interrupt routes through which KVM learns which vectors are level-triggered
@@ -142,5 +143,11 @@ impl InterruptSink for Interrupts {
         {
             first.interrupt();
         }
+    }
+
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        let has = self.vm.check_extension(Cap::Ioeventfd)
+            && self.vm.check_extension(Cap::IoeventfdNoLength);
+        has.then(|| Arc::new(KvmDoorbells(self.vm.clone())) as Arc<dyn Doorbells>)
     }
 }

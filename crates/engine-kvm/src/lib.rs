@@ -7,6 +7,7 @@
 
 mod clock;
 mod debug;
+mod doorbells;
 mod engine;
 mod interrupts;
 mod kick;

@@ -2,6 +2,8 @@
 //! the machine knows nothing else of them.
 #![forbid(unsafe_code)]
 
+use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
 use arch::{CpuIdentity, CpuState};
@@ -43,6 +45,26 @@ pub trait InterruptSink: Send + Sync {
     fn send(&self, message: MsiMessage);
     /// Level of the 8259 pair's INTR output, wired to LINT0 of the first vCPU.
     fn set_extint(&self, level: bool);
+    /// The other way, from guests to devices: doorbells that ring by
+    /// themselves, if this engine has such.
+    fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
+        None
+    }
+}
+
+/// Doorbells of devices that guests ring without an exit to the bus.
+pub trait Doorbells: Send + Sync {
+    /// Has stores to a guest-physical address, of any size and value, signal
+    /// an event (eventfd) instead of reaching the bus.
+    ///
+    /// # Errors
+    /// What the host says; stores reach the bus then.
+    fn attach(&self, gpa: u64, event: BorrowedFd<'_>) -> io::Result<()>;
+    /// Ends [`Self::attach`] of the same.
+    ///
+    /// # Errors
+    /// What the host says.
+    fn detach(&self, gpa: u64, event: BorrowedFd<'_>) -> io::Result<()>;
 }
 
 /// Why a vCPU stopped running.

@@ -1,5 +1,6 @@
 //! What a virtio device is to its transport, and the other way round.
 
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -53,6 +54,12 @@ pub trait Signal: Send + Sync {
 pub trait Doorbell: Send + Sync {
     /// Available buffers may be in `queue`. Quick: only what cannot wait.
     fn ring(&self, queue: u16);
+
+    /// An event (eventfd) that has the same effect as [`Self::ring`] when it
+    /// is signalled; always the same one.
+    fn event(&self, _queue: u16) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// What a device gets when its driver is ready.

@@ -46,6 +46,9 @@ pub trait PciFunction: Send + Sync {
 
     /// A write of 1, 2, 4 or 8 aligned bytes of a BAR, inside its size.
     fn bar_write(&self, bar: u8, offset: u64, data: &[u8]);
+
+    /// These BARs are on the buses now, and no others.
+    fn placed(&self, _bars: &[MappedBar]) {}
 }
 
 /// A function that cannot be built or attached.

@@ -195,6 +195,7 @@ impl PciRoot {
         let attached = slots.get_mut(usize::from(slot))?.take()?;
         self.slots.store(Arc::new(slots));
         self.unmap(&mut attached.mapped.lock(), |_| false);
+        attached.function.placed(&[]);
         attached.function.config().set_interrupt(false);
         Some(Arc::clone(&attached.function))
     }
@@ -359,6 +360,7 @@ impl PciRoot {
                 tracing::debug!(?bar, "a BAR overlaps another device and stays unmapped");
             }
         }
+        slot.function.placed(&mapped);
     }
 
     /// A configuration read; what is not there reads all ones.

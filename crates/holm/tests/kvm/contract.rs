@@ -1,12 +1,14 @@
 //! What every engine promises, on both: stops, interrupts, timers, debuggers.
 
 use std::arch::asm;
+use std::os::fd::AsFd;
 use std::time::Duration;
 
 use arch::{CpuState, MpState};
 use engine::{DebugRequest, DebugStop, Exit, MsiMessage, Watchpoint};
+use rustix::event::{EventfdFlags, eventfd};
 
-use super::lab::{CODE, DATA, EngineKind, HANDLERS, Lab, Mode, start};
+use super::lab::{CODE, DATA, EngineKind, HANDLERS, Lab, MMIO, Mode, start};
 use super::programs::code;
 
 const APIC: u64 = 0xfee0_0000;
@@ -16,7 +18,7 @@ type Check = (&'static str, fn(&mut Lab));
 
 /// All promises, on one engine.
 pub fn all(kind: EngineKind) {
-    let checks: [Check; 10] = [
+    let checks: [Check; 11] = [
         ("a kick is kept", a_kick_is_kept),
         (
             "a kick ends a loop and a halt",
@@ -29,6 +31,7 @@ pub fn all(kind: EngineKind) {
         ("the timer fires", the_timer_fires_after_a_restore),
         ("a debugger steps", a_debugger_steps),
         ("a debugger stops", a_debugger_stops_the_guest),
+        ("doorbells ring", doorbells_ring_by_themselves),
         ("time stands", time_stands_while_it_is_stopped),
     ];
     for (name, check) in checks {
@@ -257,6 +260,35 @@ fn a_debugger_steps(lab: &mut Lab) {
     assert_eq!(lab.run(), Exit::Kicked);
     // What the guest itself has in its debug registers is left alone.
     assert_eq!(lab.vcpus[0].save().unwrap().dr[7], 0x400);
+}
+
+/// KVM's only: a store signals an event, and the guest does not leave.
+fn doorbells_ring_by_themselves(lab: &mut Lab) {
+    let Some(doorbells) = lab.engine.interrupts().doorbells() else {
+        assert_eq!(lab.engine.name(), "soft");
+        return;
+    };
+    let event = eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+    let code = code!(
+        "mov ebx, 0xd0000000",
+        "mov [rbx + 0x100], ax",
+        "mov [rbx + 0x104], ax",
+        "out 0x80, al"
+    );
+    for attached in [true, false] {
+        match attached {
+            true => doorbells.attach(MMIO + 0x100, event.as_fd()).unwrap(),
+            false => doorbells.detach(MMIO + 0x100, event.as_fd()).unwrap(),
+        }
+        begin(lab, &code, false);
+        lab.bus.seen.lock().unwrap().clear();
+        assert_eq!(lab.run(), Exit::Kicked);
+        let seen = lab.bus.seen.lock().unwrap().join(" ");
+        assert_eq!(seen.contains("store 0xd0000100"), !attached, "{seen}");
+        assert!(seen.contains("store 0xd0000104"), "{seen}");
+        let rung = rustix::io::read(&event, &mut [0; 8]);
+        assert_eq!(rung.is_ok(), attached);
+    }
 }
 
 fn time_stands_while_it_is_stopped(lab: &mut Lab) {

@@ -38,18 +38,21 @@ snapshots() {
   echo 'x=17; (while :; do n=$((n+1)); echo $n > /tmp/count; done) & echo the-""state' >&3
   until_has /tmp/o1 the-state || return 1
   holm show a -o json | tr -d ' \n'; echo
-  holm snapshot create a /tmp/s1 && holm kill a || return 1
+  holm snapshot create a /tmp/s0 || return 1
+  echo 'x=$((x+25)); echo new-""state' >&3
+  until_has /tmp/o1 new-state || return 1
+  holm snapshot create a /tmp/s1 --incremental && holm kill a || return 1
   holm restore /tmp/s1 --engine soft --name b < /tmp/i2 > /tmp/o2 2>&1 &
   exec 4> /tmp/i2
   echo 'until read c < /tmp/count; do :; done; echo first-""$((x+1))-$((c>0))' >&4
-  until_has /tmp/o2 'first-18-1' || return 1
+  until_has /tmp/o2 'first-43-1' || return 1
   holm show b -o json | tr -d ' \n'; echo
   holm snapshot create b /tmp/s2 && holm kill b || return 1
   holm restore /tmp/s2 --engine kvm --name c < /tmp/i3 > /tmp/o3 2>&1 &
   last=$!
   exec 5> /tmp/i3
   echo 'until read d < /tmp/count; do :; done; echo second-""$((x+2))-$((d>=c)); cut -d" " -f1 /proc/uptime; poweroff -f' >&5
-  until_has /tmp/o3 'second-19-1' || return 1
+  until_has /tmp/o3 'second-44-1' || return 1
   wait $last || return 1
   ! grep -E 'Oops|BUG|stuck|stall' /tmp/o1 /tmp/o2 /tmp/o3
 }

@@ -1,5 +1,6 @@
 //! The I/O thread of one queue of a block device.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -34,6 +35,11 @@ impl Doorbell for Doorbells {
         if let Some(Some(control)) = self.0.get(usize::from(queue)) {
             control.waker.wake();
         }
+    }
+
+    fn event(&self, queue: u16) -> Option<BorrowedFd<'_>> {
+        let control = self.0.get(usize::from(queue))?.as_ref()?;
+        Some(control.waker.event())
     }
 }
 

@@ -17,6 +17,7 @@ mod transmit;
 mod wake;
 mod worker;
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -100,6 +101,13 @@ impl Doorbell for Bell {
         if let Some(control) = &mut *self.control.lock() {
             control.serve(&self.shared, self.pairs);
         }
+    }
+
+    fn event(&self, queue: u16) -> Option<BorrowedFd<'_>> {
+        if queue == self.control_index {
+            return None;
+        }
+        self.wakers.get(usize::from(queue / 2)).map(|w| w.fd())
     }
 }
 

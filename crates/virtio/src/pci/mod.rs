@@ -7,13 +7,14 @@
 mod common;
 mod interrupt;
 mod state;
+mod wiring;
 
 use std::sync::Arc;
 
 use devices::StateError;
 use devices::pci::{
-    BarKind, ConfigBuilder, ConfigSpace, Identity, MsixLayout, MsixTable, PciError, PciFunction,
-    capability,
+    BarKind, ConfigBuilder, ConfigSpace, Identity, MappedBar, MsixLayout, MsixTable, PciError,
+    PciFunction, capability,
 };
 use engine::InterruptSink;
 use memory::GuestRam;
@@ -23,6 +24,7 @@ use crate::device::{Doorbell, VirtioDevice};
 use common::Common;
 use interrupt::PciSignal;
 pub use state::VirtioPciState;
+use wiring::Wiring;
 
 const VENDOR: u16 = 0x1af4;
 /// Device ID of type 0.
@@ -72,6 +74,7 @@ pub struct VirtioPci {
     /// Set while the device works; apart, so that notifications do not wait
     /// for configuration accesses.
     doorbell: RwLock<Option<Arc<dyn Doorbell>>>,
+    wiring: Wiring,
 }
 
 impl VirtioPci {
@@ -117,6 +120,7 @@ impl VirtioPci {
             table_offset: MSIX_TABLE,
             pending_offset: MSIX_PENDING,
         };
+        let wiring = Wiring::new(sink.doorbells(), queues);
         let msix = MsixTable::new(vectors, layout, sink);
         let identity = Identity {
             vendor: VENDOR,
@@ -137,6 +141,7 @@ impl VirtioPci {
             signal: signal.clone(),
             common: Mutex::new(Common::new(device, ram, signal)),
             doorbell: RwLock::new(None),
+            wiring,
         }))
     }
 
@@ -144,7 +149,7 @@ impl VirtioPci {
     /// memory is at rest until [`Self::resume`]. Whether it was working.
     pub fn pause(&self) -> bool {
         let mut common = self.common.lock();
-        *self.doorbell.write() = None;
+        self.set_doorbell(None);
         common.pause()
     }
 
@@ -152,14 +157,14 @@ impl VirtioPci {
     pub fn resume(&self) {
         let mut common = self.common.lock();
         let doorbell = common.resume();
-        *self.doorbell.write() = doorbell;
+        self.set_doorbell(doorbell);
     }
 
     /// As at power-on, except for the addresses of the BARs; for a reset of
     /// the machine.
     pub fn reset(&self) {
         let mut common = self.common.lock();
-        *self.doorbell.write() = None;
+        self.set_doorbell(None);
         common.reset();
         self.msix.reset();
     }
@@ -196,10 +201,16 @@ impl VirtioPci {
         let mut common = self.common.lock();
         if common.write(offset, data) {
             // No notification reaches a device that is being stopped.
-            *self.doorbell.write() = None;
+            self.set_doorbell(None);
             let doorbell = common.change();
-            *self.doorbell.write() = doorbell;
+            self.set_doorbell(doorbell);
         }
+    }
+
+    /// Whom notifications reach from now on.
+    fn set_doorbell(&self, doorbell: Option<Arc<dyn Doorbell>>) {
+        self.doorbell.write().clone_from(&doorbell);
+        self.wiring.bell(doorbell);
     }
 
     fn notify(&self, offset: u64) {
@@ -299,6 +310,11 @@ impl PciFunction for VirtioPci {
                 self.msix.bar_write(bar, offset, data);
             }
         }
+    }
+
+    fn placed(&self, bars: &[MappedBar]) {
+        let bar = bars.iter().find(|bar| bar.bar == BAR);
+        self.wiring.bar(bar.map(|bar| bar.address));
     }
 }
 
