@@ -2,6 +2,7 @@
 //! TCG and natively, in turn. On a shared machine only ratios of one run count.
 
 mod build;
+mod disk;
 mod figures;
 mod net;
 mod report;
@@ -26,6 +27,11 @@ const NEEDS: &[Need] = &[
         program: "qemu-system-x86_64",
         package: "qemu-system-x86",
         purpose: "compare with QEMU's TCG (benchmark only)",
+    },
+    Need {
+        program: "fio",
+        package: "fio",
+        purpose: "measure the host's disk (benchmark only)",
     },
     Need {
         program: "make",
@@ -56,11 +62,11 @@ pub const KERNEL: [&str; 4] = ["sysloop", "forkexec", "pingpong", "fault"];
 /// Outside the groups' means.
 pub const MORE: [&str; 1] = ["membw"];
 /// Measurements that are no workloads.
-pub const OTHER: [&str; 6] = ["boot", "memory", "smp", "net", "switch", "snapshot"];
+pub const OTHER: [&str; 7] = ["boot", "memory", "smp", "net", "switch", "snapshot", "disk"];
 
 #[derive(Args)]
 pub struct Bench {
-    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`, `switch`, `snapshot`
+    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`, `switch`, `snapshot`, `disk`
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     only: Vec<String>,
     /// How often each is measured
@@ -158,6 +164,7 @@ fn measure(
             "smp" => sides.smp(side, figures)?,
             "net" => sides.net(side, figures)?,
             "snapshot" => sides.snapshot(side, figures)?,
+            "disk" => sides.disk(side, figures)?,
             "switch" => {
                 if let Some(switch) = switch {
                     switch.measure(side, figures)?;
