@@ -2,6 +2,7 @@
 //! TCG and natively, in turn. On a shared machine only ratios of one run count.
 
 mod build;
+mod disk;
 mod figures;
 mod net;
 mod report;
@@ -56,11 +57,11 @@ pub const KERNEL: [&str; 4] = ["sysloop", "forkexec", "pingpong", "fault"];
 /// Outside the groups' means.
 pub const MORE: [&str; 1] = ["membw"];
 /// Measurements that are no workloads.
-pub const OTHER: [&str; 6] = ["boot", "memory", "smp", "net", "switch", "snapshot"];
+pub const OTHER: [&str; 7] = ["boot", "memory", "smp", "net", "switch", "snapshot", "disk"];
 
 #[derive(Args)]
 pub struct Bench {
-    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`, `switch`, `snapshot`
+    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`, `switch`, `snapshot`, `disk`
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     only: Vec<String>,
     /// How often each is measured
@@ -157,6 +158,7 @@ fn measure(
             "memory" => sides.memory(side, figures)?,
             "smp" => sides.smp(side, figures)?,
             "net" => sides.net(side, figures)?,
+            "disk" => sides.disk(side, figures)?,
             "snapshot" => sides.snapshot(side, figures)?,
             "switch" => {
                 if let Some(switch) = switch {

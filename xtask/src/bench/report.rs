@@ -23,6 +23,10 @@ pub fn text(figures: &Figures) -> String {
             "user network, seconds for 1 GiB and for 10,000 round trips (medians)",
             &["net"],
         ),
+        (
+            "disk, seconds for 1 GiB and for 10,000 random reads of 4 KiB (medians)",
+            &["disk"],
+        ),
     ] {
         group(&mut text, figures, title, workloads);
     }
