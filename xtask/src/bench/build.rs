@@ -74,7 +74,7 @@ fn initramfs(workloads: &Path, busybox: &Path, init: &Path) -> Result<Vec<u8>> {
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
             // Guests of the network's benchmark fetch their program.
-            let other = ["Makefile", "netload", "diskload"].map(|name| Some(name.as_ref()));
+            let other = ["Makefile", "netload"].map(|name| Some(name.as_ref()));
             path.extension().is_none() && !other.contains(&path.file_name())
         })
         .collect();

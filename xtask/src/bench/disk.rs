@@ -1,137 +1,154 @@
-//! The same disk file, read and written past the page cache by the same
-//! program: natively, and in a guest whose disk it is.
+//! Disks of both sides, measured by fio in the image `debian-disk` on the same
+//! file, raw and as qcow2, past the guest's page cache; and natively.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
 use super::figures::Figures;
 use super::sides::{PATIENCE, Side, Sides};
-use crate::console::{Console, base64};
+use crate::console::Console;
 use crate::host;
 use crate::image::{self, Name};
 
-/// MiB written and read, and random reads one at a time, at full scale.
+/// MiB of the disk that is measured; it has data everywhere.
 const MEBIBYTES: u32 = 1024;
-const READS: u32 = 10_000;
-/// File of the disk, in a directory.
-const FILE: &str = "holm-bench-disk.img";
-
-/// Where the file is, by the names of the figures: on the file system of the
-/// cache, whose speed is the host's disk's, and in memory, where only the way
-/// there costs time.
-fn places() -> Result<[(&'static str, PathBuf); 2]> {
-    let cache = host::cache()?.join("bench").join(FILE);
-    Ok([
-        ("disk", cache),
-        ("memory", Path::new("/dev/shm").join(FILE)),
-    ])
-}
+/// Seconds of each measurement, at full scale.
+const SECONDS: u32 = 4;
+/// Measurements: name, fio's options, and whether operations count.
+const JOBS: [(&str, &str, bool); 4] = [
+    ("seq read", "--rw=read --bs=1M --iodepth=4", false),
+    ("seq write", "--rw=write --bs=1M --iodepth=4", false),
+    ("4k randread 1", "--rw=randread --bs=4k --iodepth=1", true),
+    ("4k randread 32", "--rw=randread --bs=4k --iodepth=32", true),
+];
 
 impl Sides {
-    /// Sequential and random transfers on both places.
+    /// Streams and random reads, raw and qcow2.
     ///
     /// # Errors
     /// If a guest does not get there.
     pub fn disk(&self, side: Side, figures: &mut Figures) -> Result<()> {
-        for (place, file) in places()? {
-            let size = (MEBIBYTES * self.scale / 100).max(64);
-            let reads = (READS * self.scale / 100).max(100);
-            let disk = Disk::make(&file, size)?;
-            let output = self.transfers(side, &disk.0, size, reads);
-            drop(disk);
-            let output = output?.replace("BENCH disk_", &format!("BENCH {place}_"));
-            if figures.add_lines("disk", side, &output) != 4 {
-                bail!("the disk under {side} printed no four results:\n{output}");
-            }
-        }
-        Ok(())
+        let place = host::cache()?.join(format!("bench/disk-{}", std::process::id()));
+        fs::create_dir_all(&place).context("making the benchmark's directory")?;
+        let done = self.disk_at(&place, side, figures);
+        // What failed before is the error to tell.
+        let _ = fs::remove_dir_all(&place);
+        done
     }
 
-    fn transfers(&self, side: Side, disk: &Path, size: u32, reads: u32) -> Result<String> {
-        let program = self.parts.workloads.join("diskload");
+    fn disk_at(&self, place: &Path, side: Side, figures: &mut Figures) -> Result<()> {
+        let raw = place.join("disk.raw");
+        let fill = format!(
+            "head -c {MEBIBYTES}M /dev/urandom > {0}; sync {0}",
+            raw.display()
+        );
+        host::run(Command::new("sh").args(["-c", &fill]))?;
+        let qcow2 = place.join("disk.qcow2");
+        let mut convert = Command::new(&self.holm);
+        host::run(convert.args(["disk", "convert"]).arg(&raw).arg(&qcow2))?;
+        let seconds = (SECONDS * self.scale / 100).max(1);
         if side == Side::Native {
-            let mut command = Command::new(program);
-            command
-                .arg(disk)
-                .args([size.to_string(), reads.to_string()]);
-            return host::output(&mut command);
+            let script = script(&raw.to_string_lossy(), "raw", seconds);
+            let output = host::output(Command::new("sh").args(["-c", &script]))?;
+            return add(figures, side, &output, JOBS.len());
         }
-        // The program comes on a disk of its own.
-        let mut bytes = fs::read(&program).context("reading the disk workload")?;
-        bytes.resize(bytes.len().next_multiple_of(4096), 0);
-        let carrier = program.with_extension("img");
-        fs::write(&carrier, bytes)?;
-        let script =
-            format!("cat /dev/vdb > /tmp/l; chmod +x /tmp/l; /tmp/l /dev/vda {size} {reads}");
-        let cmdline = format!("quiet cmd={}", base64(script.as_bytes()));
+        image::make(Name::DebianDisk, false)?;
         let mut command = match side {
-            Side::Holm => self.holm_with(disk, &carrier, &cmdline),
-            _ => qemu_with(disk, &carrier, &cmdline)?,
+            Side::Holm => self.holm_disks(&raw, &qcow2),
+            _ => qemu_disks(&raw, &qcow2)?,
         };
-        let mut console = Console::start(&mut command)?;
-        console.expect("HOLM-READY", PATIENCE)?;
-        console.expect("HOLM-EXIT", PATIENCE)
+        let script = format!(
+            "{}; {}",
+            script("/dev/disk/by-id/virtio-raw", "raw", seconds),
+            script("/dev/disk/by-id/virtio-qcow2", "qcow2", seconds)
+        );
+        let output = in_debian(&mut command, &script)?;
+        add(figures, side, &output, 2 * JOBS.len())
     }
 
-    fn holm_with(&self, disk: &Path, carrier: &Path, cmdline: &str) -> Command {
+    fn holm_disks(&self, raw: &Path, qcow2: &Path) -> Command {
         let mut command = Command::new(&self.holm);
         command
-            .args(["run", "tiny", "--cpus", "2", "--append", cmdline, "--disk"])
-            .arg(disk)
-            .args(["--disk", &format!("{},readonly", carrier.display())])
+            .args(["run", "debian-disk", "--cpus", "2", "--memory", "1G"])
+            .args(["--net", "none", "--disk"])
+            .arg(format!("{},format=raw,serial=raw", raw.display()))
+            .arg("--disk")
+            .arg(format!("{},format=qcow2,serial=qcow2", qcow2.display()))
             .args(&self.options);
         command
     }
 }
 
-/// QEMU as it is fastest: no page cache, io_uring.
-fn qemu_with(disk: &Path, carrier: &Path, cmdline: &str) -> Result<Command> {
-    let image = image::make(Name::Tiny, false)?;
+fn qemu_disks(raw: &Path, qcow2: &Path) -> Result<Command> {
+    let image = image::make(Name::DebianDisk, false)?;
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-serial", "stdio", "-no-reboot", "-smp", "2", "-m", "1024"])
-        .arg("-kernel")
-        .arg(image.join("vmlinuz"))
-        .arg("-initrd")
-        .arg(image.join("initrd"))
-        .args(["-append", &format!("console=ttyS0 {cmdline}")])
-        .stderr(Stdio::null());
-    for (file, more) in [(disk, "cache=none,aio=io_uring"), (carrier, "readonly=on")] {
-        let file = file.display();
+        .arg("-drive")
+        .arg(format!(
+            "file={},format=raw,if=virtio,snapshot=on",
+            image.join("disk.img").display()
+        ));
+    for (name, file, format) in [("raw", raw, "raw"), ("qcow2", qcow2, "qcow2")] {
+        command.arg("-drive").arg(format!(
+            "file={},format={format},if=none,id={name},cache=none,aio=io_uring",
+            file.display()
+        ));
         command
-            .arg("-drive")
-            .arg(format!("file={file},format=raw,if=virtio,{more}"));
+            .arg("-device")
+            .arg(format!("virtio-blk-pci,drive={name},serial={name}"));
     }
+    command.stderr(Stdio::null());
     Ok(command)
 }
 
-/// A file for the measurements, removed with this.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn make(path: &Path, mebibytes: u32) -> Result<Self> {
-        let disk = Self(path.to_owned());
-        let file = File::create(path).with_context(|| format!("making {}", path.display()))?;
-        // Written blocks, so that no side allocates while it is measured.
-        let mut rest = u64::from(mebibytes) << 20;
-        let block = vec![0x5a; 1 << 20];
-        while rest > 0 {
-            std::io::Write::write_all(&mut &file, &block)?;
-            rest -= 1 << 20;
-        }
-        file.sync_all()?;
-        Ok(disk)
-    }
+/// Runs all jobs on a disk; a line per result, in seconds for a GiB or for
+/// 10,000 operations.
+fn script(disk: &str, what: &str, seconds: u32) -> String {
+    let job = |(name, options, operations): &(&str, &str, bool)| {
+        // Fields of fio's terse form: bandwidth in KiB/s, operations per second.
+        let result = match (operations, name.contains("write")) {
+            (true, _) => "10000/$8",
+            (false, false) => "1048576/$7",
+            (false, true) => "1048576/$48",
+        };
+        format!(
+            "fio --name=j --filename={disk} --direct=1 --ioengine=libaio --size={MEBIBYTES}M \
+             --time_based --runtime={seconds} --minimal {options} | awk -F';' '/^3;/ {{ printf \
+             \"BENCH {}_{} %.4f check=0\\n\", {result} }}'",
+            what,
+            name.replace(' ', "_")
+        )
+    };
+    JOBS.iter().map(job).collect::<Vec<_>>().join("; ")
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        // Left-over files are made anew the next time.
-        let _ = fs::remove_file(&self.0);
+fn in_debian(command: &mut Command, script: &str) -> Result<String> {
+    let mut console = Console::start(command)?;
+    console.expect("debian login: ", PATIENCE)?;
+    console.send("root\n")?;
+    console.expect("root@debian:~# ", PATIENCE)?;
+    let encoded = crate::console::base64(script.as_bytes());
+    // The terminal takes lines of 4095 bytes.
+    console.send("stty -echo; rm -f /run/j\n")?;
+    console.expect("# ", PATIENCE)?;
+    for part in encoded.as_bytes().chunks(2000) {
+        let part = String::from_utf8_lossy(part);
+        console.send(&format!("printf %s {part} >> /run/j\n"))?;
+        console.expect("# ", PATIENCE)?;
     }
+    console.send("base64 -d /run/j > /run/k; sh /run/k; echo DO\"NE\"\n")?;
+    console.expect("DONE", PATIENCE)
+}
+
+fn add(figures: &mut Figures, side: Side, output: &str, expected: usize) -> Result<()> {
+    if figures.add_lines("disk", side, output) != expected {
+        bail!("the disks under {side} printed no {expected} results:\n{output}");
+    }
+    Ok(())
 }

@@ -29,6 +29,11 @@ const NEEDS: &[Need] = &[
         purpose: "compare with QEMU's TCG (benchmark only)",
     },
     Need {
+        program: "fio",
+        package: "fio",
+        purpose: "measure the host's disk (benchmark only)",
+    },
+    Need {
         program: "make",
         package: "make",
         purpose: "build the workloads (benchmark only)",
@@ -158,8 +163,8 @@ fn measure(
             "memory" => sides.memory(side, figures)?,
             "smp" => sides.smp(side, figures)?,
             "net" => sides.net(side, figures)?,
-            "disk" => sides.disk(side, figures)?,
             "snapshot" => sides.snapshot(side, figures)?,
+            "disk" => sides.disk(side, figures)?,
             "switch" => {
                 if let Some(switch) = switch {
                     switch.measure(side, figures)?;

@@ -24,7 +24,7 @@ pub fn text(figures: &Figures) -> String {
             &["net"],
         ),
         (
-            "disk, seconds for 1 GiB and for 10,000 random reads of 4 KiB (medians)",
+            "disks, seconds for 1 GiB and for 10,000 random reads (medians)",
             &["disk"],
         ),
     ] {

@@ -2,6 +2,7 @@
 
 mod cached;
 mod job;
+mod lock;
 mod open;
 mod threads;
 mod uring;
@@ -21,7 +22,8 @@ use job::Job;
 
 use crate::layer::Layer;
 
-pub(crate) use open::{check_options, check_type, image_files, lock, open_error};
+pub(crate) use lock::lock;
+pub(crate) use open::{check_options, check_type, image_files, open_error};
 pub(crate) use uring::UringQueue;
 pub use uring::usable as io_uring_usable;
 

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::format::Format;
 use crate::layer::{Access, Layer};
 use crate::raw::cached::PageCache;
+use crate::raw::lock::share_lock;
 use crate::raw::{Aio, Caching, Direct, Files, RawDisk, RawOptions, uring};
 use crate::{BlockInfo, DiskError, SECTOR, SERIAL_MAX};
 
@@ -177,64 +178,6 @@ pub(crate) fn check_type(path: &Path, kind: FileType) -> Result<bool, DiskError>
     })
 }
 
-/// Locks the whole file: exclusively for writing, shared for reading. The lock
-/// belongs to the open file, so it also keeps this process from using an image
-/// twice, and ends with the last descriptor.
-pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), DiskError> {
-    let kind = if read_only {
-        libc::F_RDLCK
-    } else {
-        libc::F_WRLCK
-    };
-    // SAFETY: an all-zero flock is a valid value.
-    let mut range: libc::flock = unsafe { std::mem::zeroed() };
-    range.l_type = kind as libc::c_short;
-    range.l_whence = libc::SEEK_SET as libc::c_short;
-    // A child of this process that has not yet called exec has a copy of every
-    // descriptor, and so of the locks of a disk that was just closed.
-    let source = retried(|| {
-        // SAFETY: an open descriptor and a valid flock that outlives the call.
-        match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
-    });
-    let Err(source) = source else {
-        return Ok(());
-    };
-    match source.raw_os_error() {
-        Some(libc::EAGAIN | libc::EACCES) => Err(DiskError::InUse {
-            path: path.to_owned(),
-            for_writing: !read_only,
-        }),
-        Some(libc::ENOLCK | libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL) => {
-            tracing::warn!(
-                path = %path.display(),
-                "the file system cannot lock files: nothing keeps two machines from writing this disk"
-            );
-            Ok(())
-        }
-        _ => Err(DiskError::Host {
-            path: path.to_owned(),
-            doing: "lock it",
-            source,
-        }),
-    }
-}
-
-/// Tries again for a tenth of a second while another has the lock.
-fn retried(try_once: impl Fn() -> io::Result<()>) -> io::Result<()> {
-    for _ in 0..20 {
-        match try_once() {
-            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-            other => return other,
-        }
-    }
-    try_once()
-}
-
 fn size_of(file: &File, device: bool) -> io::Result<u64> {
     if !device {
         return Ok(file.metadata()?.len());
@@ -298,8 +241,12 @@ fn open_direct(
         .ok()
         .filter(|file| same_file(file, buffered))
         .and_then(alignment);
-    if direct.is_none() && options.caching == Caching::Direct {
-        return Err(DiskError::NoDirect(options.path.clone()));
+    match &direct {
+        None if options.caching == Caching::Direct => {
+            return Err(DiskError::NoDirect(options.path.clone()));
+        }
+        Some(direct) if !options.read_only => share_lock(buffered, &direct.file),
+        _ => {}
     }
     Ok(direct)
 }
