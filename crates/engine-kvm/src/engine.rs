@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use arch::cpuid::{CpuChoice, CpuidTable, Hardware};
+use arch::cpuid::{CpuChoice, CpuModel, CpuidTable, Hardware};
 use arch::{CpuIdentity, CpuState};
 use engine::{Bus, Engine, EngineError, InterruptSink, Vcpu};
 use kvm_bindings::{
@@ -70,35 +70,8 @@ impl KvmEngine {
     ) -> Result<Arc<dyn Engine>, EngineError> {
         let cannot = |what: &str, e| unavailable(format!("KVM cannot {what}: {e}"));
         let kvm = Kvm::new().map_err(|e| cannot("be opened (/dev/kvm)", e))?;
-        let needed = [
-            (Cap::SplitIrqchip, "split interrupt controllers"),
-            (Cap::X2ApicApi, "x2APIC ids"),
-            (Cap::ImmediateExit, "immediate exit"),
-            (Cap::SignalMsi, "message-signalled interrupts"),
-            (Cap::VcpuEvents, "events of vCPUs"),
-            (Cap::Xsave, "XSAVE"),
-        ];
-        for (cap, name) in needed {
-            if !kvm.check_extension(cap) {
-                return Err(unavailable(format!(
-                    "it lacks {name}: a newer host kernel is needed"
-                )));
-            }
-        }
-        if vcpus as usize > kvm.get_max_vcpus() {
-            let most = kvm.get_max_vcpus();
-            return Err(unavailable(format!(
-                "it allows {most} vCPUs, and not {vcpus}"
-            )));
-        }
+        check(&kvm, vcpus)?;
         let hardware = hardware(&kvm)?;
-        if hardware.physical_bits < LEAST_PHYSICAL_BITS {
-            return Err(unavailable(format!(
-                "the CPU has {} physical address bits, and {LEAST_PHYSICAL_BITS} are needed: use \
-                 --engine soft",
-                hardware.physical_bits
-            )));
-        }
         let vm = Arc::new(kvm.create_vm().map_err(|e| cannot("create a machine", e))?);
         prepare(&vm).map_err(|e| cannot("set up interrupt controllers", e))?;
         map(&vm, &ram, 0).map_err(|e| cannot("map the guest's memory", e))?;
@@ -137,6 +110,42 @@ impl KvmEngine {
     }
 }
 
+/// Whether this engine can run a machine here.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn fits(kvm: &Kvm) -> Result<(), EngineError> {
+    check(kvm, 1)?;
+    let table = CpuidTable::on_hardware(CpuModel::Host, &hardware(kvm)?, 1, 1);
+    table.map(drop).map_err(|e| unavailable(e.to_string()))
+}
+
+/// Whether KVM has what this engine needs.
+fn check(kvm: &Kvm, vcpus: u32) -> Result<(), EngineError> {
+    let needed = [
+        (Cap::SplitIrqchip, "split interrupt controllers"),
+        (Cap::X2ApicApi, "x2APIC ids"),
+        (Cap::ImmediateExit, "immediate exit"),
+        (Cap::SignalMsi, "message-signalled interrupts"),
+        (Cap::VcpuEvents, "events of vCPUs"),
+        (Cap::Xsave, "XSAVE"),
+    ];
+    for (cap, name) in needed {
+        if !kvm.check_extension(cap) {
+            return Err(unavailable(format!(
+                "it lacks {name}: a newer host kernel is needed"
+            )));
+        }
+    }
+    if vcpus as usize > kvm.get_max_vcpus() {
+        let most = kvm.get_max_vcpus();
+        return Err(unavailable(format!(
+            "it allows {most} vCPUs, and not {vcpus}"
+        )));
+    }
+    Ok(())
+}
+
 /// What this host's CPU and KVM can show.
 fn hardware(kvm: &Kvm) -> Result<Hardware, EngineError> {
     let supported = kvm
@@ -153,7 +162,15 @@ fn hardware(kvm: &Kvm) -> Result<Hardware, EngineError> {
             .map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
     };
     let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
-    Ok(Hardware::read(lookup, deadline))
+    let hardware = Hardware::read(lookup, deadline);
+    if hardware.physical_bits < LEAST_PHYSICAL_BITS {
+        return Err(unavailable(format!(
+            "the CPU has {} physical address bits, and {LEAST_PHYSICAL_BITS} are needed: use \
+             --engine soft",
+            hardware.physical_bits
+        )));
+    }
+    Ok(hardware)
 }
 
 fn prepare(vm: &VmFd) -> Result<(), kvm_ioctls::Error> {

@@ -92,9 +92,7 @@ fn examine() -> KvmVerdict {
     }
     for (capability, name) in [
         (Cap::UserMemory, "user memory"),
-        (Cap::SplitIrqchip, "split interrupt controllers"),
         (Cap::ExtCpuid, "CPUID tables"),
-        (Cap::ImmediateExit, "immediate exit"),
     ] {
         if !kvm.check_extension(capability) {
             verdict.reason = format!("KVM lacks {name}: a newer host kernel is needed");
@@ -102,7 +100,16 @@ fn examine() -> KvmVerdict {
         }
     }
     match measure(&kvm) {
-        Ok((guest, native)) => judge(&mut verdict, guest, native),
+        Ok((guest, native)) => {
+            judge(&mut verdict, guest, native);
+            if let Err(error) = crate::engine::fits(&kvm) {
+                verdict.runs = false;
+                // That it only emulates is said first.
+                if std::mem::take(&mut verdict.usable) {
+                    verdict.reason = error.to_string();
+                }
+            }
+        }
         Err(reason) => verdict.reason = reason,
     }
     verdict

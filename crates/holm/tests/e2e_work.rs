@@ -5,10 +5,12 @@ mod common;
 #[path = "common/debian.rs"]
 mod debian;
 
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use common::{BOOT, Console, SOON, image};
-use debian::{apt_options, logged_in_to, power_off, sh};
+use common::{BOOT, Console, SOON, holm, image};
+use debian::{apt_options, log_in, power_off, sh};
 
 const LONG: Duration = Duration::from_secs(900);
 /// Least transactions before the power goes.
@@ -26,6 +28,10 @@ fn debian_works_and_its_database_survives_a_power_cut() {
         .unwrap();
     let scratch = format!("{},serial=scratch", scratch.display());
     let options = [
+        "run",
+        "debian-disk",
+        "--name",
+        "work",
         "--cpus",
         "2",
         "--memory",
@@ -35,16 +41,51 @@ fn debian_works_and_its_database_survives_a_power_cut() {
         "--disk",
         &scratch,
     ];
-    let mut console = logged_in_to("debian-disk", &options);
+    let mut console = log_in(&mut at(directory.path(), &options));
     modules_and_tracers(&mut console);
     disks_keep_what_is_written(&mut console);
     install(&mut console, "postgresql runc busybox-static");
     a_container_runs(&mut console);
-    let acknowledged = transactions(&mut console);
+    transactions(&mut console);
+    let snapshot = directory.path().join("snapshot");
+    let snapshot = snapshot.to_str().unwrap();
+    let captured = at(directory.path(), &["snapshot", "create", "work", snapshot])
+        .output()
+        .unwrap();
+    assert!(captured.status.success(), "{captured:?}");
+    console
+        .expect(&format!("ACK-{TRANSACTIONS}."), LONG)
+        .unwrap();
+    // The power goes.
     drop(console);
 
-    let mut console = logged_in_to("debian-disk", &options);
-    nothing_is_lost(&mut console, acknowledged);
+    let mut console = log_in(&mut at(directory.path(), &options));
+    nothing_is_lost(&mut console, TRANSACTIONS);
+    power_off(console);
+    the_snapshot_goes_on(directory.path(), snapshot);
+}
+
+fn at(runtime: &Path, arguments: &[&str]) -> Command {
+    let mut command = holm();
+    command.args(arguments).env("XDG_RUNTIME_DIR", runtime);
+    command
+}
+
+/// From where it was captured, the database and its clients go on as if
+/// nothing had been.
+fn the_snapshot_goes_on(runtime: &Path, snapshot: &str) {
+    let mut console = Console::start(&mut at(runtime, &["restore", snapshot])).unwrap();
+    let said = console.expect("ACK-", BOOT).unwrap();
+    assert!(!said.contains("ERROR"), "{said}");
+    let next = console.expect(".", SOON).unwrap();
+    let next: u32 = next.parse().unwrap();
+    console
+        .expect(&format!("ACK-{}.", next + 200), LONG)
+        .unwrap();
+    console.send("\x03").unwrap();
+    console.expect("root@debian", SOON).unwrap();
+    sh(&mut console, "pkill pgbench", SOON);
+    nothing_is_lost(&mut console, next + 200);
     power_off(console);
 }
 
@@ -127,9 +168,9 @@ fn a_container_runs(console: &mut Console) {
     );
 }
 
-/// Lets clients write while another says what was acknowledged to it; returns
-/// the last of that, still running.
-fn transactions(console: &mut Console) -> u32 {
+/// Lets clients write while another says what was acknowledged to it: they are
+/// still at it.
+fn transactions(console: &mut Console) {
     let (output, status) = sh(
         console,
         "pg_lsclusters -h | awk '{print $4}'\n\
@@ -143,16 +184,13 @@ fn transactions(console: &mut Console) -> u32 {
     assert_eq!((output.as_str(), status), (expected, 0));
     console
         .send(
-            "cd /var/lib/postgresql; su postgres -c 'pgbench -c 4 -T 600 -n' > /dev/null & \
+            "cd /var/lib/postgresql; (su postgres -c 'pgbench -c 4 -T 600 -n' > /dev/null 2>&1 &); \
              for n in $(seq 1 100000); do echo \"insert into t values ($n);\"; \
              echo \"\\echo ACK-$n.\"; done | su postgres -c 'psql -qAt'\n",
         )
         .unwrap();
     console.expect("\nACK-1.", SOON).unwrap();
-    console
-        .expect(&format!("ACK-{TRANSACTIONS}."), LONG)
-        .unwrap();
-    TRANSACTIONS
+    console.expect("ACK-100.", LONG).unwrap();
 }
 
 fn nothing_is_lost(console: &mut Console, acknowledged: u32) {

@@ -1,7 +1,7 @@
 //! One machine: assembly, life and death.
 
 use std::net::TcpListener;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     started: OnceLock<Instant>,
     events: Arc<Events>,
     terminal: Arc<Terminal>,
+    /// Control sockets are served while these live.
+    sockets: Mutex<Vec<UnixStream>>,
     outcome: Mutex<Option<Arc<Outcome>>>,
     ended: Condvar,
 }
@@ -317,13 +319,13 @@ impl Machine {
     /// # Errors
     /// [`MachineError::Host`]: no thread.
     pub fn serve_control(&self, listener: UnixListener) -> Result<(), MachineError> {
-        let machine = Arc::downgrade(&self.inner);
-        let thread = std::thread::Builder::new().name("control".into());
-        let spawned = thread.spawn(move || crate::control_socket::serve(&listener, &machine));
-        spawned.map(drop).map_err(|source| MachineError::Host {
+        let opened = crate::control_socket::open(listener, &self.inner);
+        let opened = opened.map_err(|source| MachineError::Host {
             what: "thread for the control socket",
             source,
-        })
+        })?;
+        self.inner.sockets.lock().push(opened);
+        Ok(())
     }
 
     /// Attaches a disk while the machine runs; its name. The guest takes it
@@ -552,6 +554,7 @@ impl Inner {
             started: OnceLock::new(),
             events,
             terminal,
+            sockets: Mutex::default(),
             outcome: Mutex::default(),
             ended: Condvar::new(),
         });
@@ -831,6 +834,7 @@ impl Inner {
         // Who waits for the end may end the process.
         self.terminal.end(LAST_WORDS);
         self.events.drain(LAST_WORDS);
+        self.sockets.lock().clear();
         self.outcome.lock().get_or_insert_with(|| Arc::new(outcome));
         self.ended.notify_all();
     }

@@ -11,13 +11,13 @@ use crate::common::{BOOT, Console, SOON, base64, holm, image};
 pub const OFF: Duration = Duration::from_secs(120);
 
 pub fn logged_in(options: &[&str]) -> Console {
-    logged_in_to("debian", options)
+    image("debian");
+    log_in(holm().args(["run", "debian"]).args(options))
 }
 
-/// The same for another image that is a Debian.
-pub fn logged_in_to(name: &str, options: &[&str]) -> Console {
-    image(name);
-    let mut console = Console::start(holm().args(["run", name]).args(options)).unwrap();
+/// The same for a command that starts a Debian.
+pub fn log_in(command: &mut Command) -> Console {
+    let mut console = Console::start(command).unwrap();
     console.expect("debian login: ", BOOT).unwrap();
     console.send("root\n").unwrap();
     console.expect("root@debian:~# ", BOOT).unwrap();

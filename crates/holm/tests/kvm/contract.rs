@@ -4,7 +4,7 @@ use std::arch::asm;
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-use arch::{CpuState, MpState};
+use arch::{CpuState, Injected, MpState};
 use engine::{DebugRequest, DebugStop, Exit, MsiMessage, Watchpoint};
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -18,7 +18,7 @@ type Check = (&'static str, fn(&mut Lab));
 
 /// All promises, on one engine.
 pub fn all(kind: EngineKind) {
-    let checks: [Check; 11] = [
+    let checks: [Check; 12] = [
         ("a kick is kept", a_kick_is_kept),
         (
             "a kick ends a loop and a halt",
@@ -31,6 +31,7 @@ pub fn all(kind: EngineKind) {
         ("the timer fires", the_timer_fires_after_a_restore),
         ("a debugger steps", a_debugger_steps),
         ("a debugger stops", a_debugger_stops_the_guest),
+        ("what was begun", what_was_begun_is_delivered),
         ("doorbells ring", doorbells_ring_by_themselves),
         ("time stands", time_stands_while_it_is_stopped),
     ];
@@ -260,6 +261,29 @@ fn a_debugger_steps(lab: &mut Lab) {
     assert_eq!(lab.run(), Exit::Kicked);
     // What the guest itself has in its debug registers is left alone.
     assert_eq!(lab.vcpus[0].save().unwrap().dr[7], 0x400);
+}
+
+/// A state may have been saved in the middle of a delivery.
+fn what_was_begun_is_delivered(lab: &mut Lab) {
+    for (vector, exception, error) in [(0x55, false, None), (14, true, Some(2)), (1, true, None)] {
+        let mut state = begin(lab, &code!("2: jmp 2b"), true);
+        state.cr2 = 0x1234;
+        state.injected = Some(Injected {
+            vector,
+            exception,
+            error,
+        });
+        lab.vcpus[0].restore(&state).unwrap();
+        let saved = lab.vcpus[0].save().unwrap();
+        assert_eq!(saved.injected, state.injected);
+        assert_eq!(lab.run(), Exit::Kicked);
+        let end = lab.vcpus[0].save().unwrap();
+        assert_eq!((end.rip, end.cr2), (handler(vector.into()), 0x1234));
+        assert_eq!(end.injected, None);
+        // SS, RSP, RFLAGS, CS, RIP, and perhaps an error code.
+        let frame = 40 + 8 * u64::from(error.is_some());
+        assert_eq!(end.gpr[4], state.gpr[4] - frame);
+    }
 }
 
 /// KVM's only: a store signals an event, and the guest does not leave.

@@ -12,7 +12,7 @@ until_has() {
   tries=0
   until grep -q "$2" "$1"; do
     tries=$((tries + 1))
-    [ $tries -lt 600 ] || { echo "no $2 in $1:"; tail -n 20 "$1"; return 1; }
+    [ $tries -lt 1200 ] || { echo "no $2 in $1:"; tail -n 20 "$1"; return 1; }
     usleep 100000
   done
 }

@@ -18,6 +18,8 @@ use machine_protocol::{
     BadRequest, ErrorCode, Hello, LINE_MAX, PROTOCOL_VERSION, Reply, Request, parse_request,
 };
 
+use rustix::event::{PollFd, PollFlags};
+
 use crate::machine::Inner;
 use lines::{Line, Lines};
 
@@ -27,23 +29,42 @@ const CLIENTS: usize = 32;
 const WRITE: Duration = Duration::from_secs(5);
 /// How long a client may be silent.
 const IDLE: Duration = Duration::from_secs(600);
-/// Pause between looks for new clients.
+/// Pause after a client could not be accepted.
 const TURN: Duration = Duration::from_millis(20);
 
-/// Accepts clients until the machine is gone.
-pub(crate) fn serve(listener: &UnixListener, machine: &Weak<Inner>) {
-    if let Err(error) = listener.set_nonblocking(true) {
-        tracing::warn!(%error, "the control socket cannot be served");
-        return;
-    }
+/// Accepts clients on a thread of its own, until what is returned is dropped.
+///
+/// # Errors
+/// The host gives no thread or socket.
+pub(crate) fn open(listener: UnixListener, machine: &Arc<Inner>) -> io::Result<UnixStream> {
+    listener.set_nonblocking(true)?;
+    let (open, end) = UnixStream::pair()?;
+    let machine = Arc::downgrade(machine);
+    std::thread::Builder::new()
+        .name("control".into())
+        .spawn(move || serve(&listener, &end, &machine))?;
+    Ok(open)
+}
+
+/// Sleeps until a client comes or `end` hangs up.
+fn serve(listener: &UnixListener, end: &UnixStream, machine: &Weak<Inner>) {
     let clients = Arc::new(AtomicUsize::new(0));
     loop {
-        if machine.upgrade().is_none_or(|m| m.control().has_ended()) {
+        let mut sockets = [
+            PollFd::new(listener, PollFlags::IN),
+            PollFd::new(end, PollFlags::IN),
+        ];
+        let polled = rustix::event::poll(&mut sockets, None);
+        if !sockets[1].revents().is_empty() {
             return;
         }
-        match listener.accept() {
+        let accepted = match polled {
+            Ok(_) => listener.accept(),
+            Err(error) => Err(error.into()),
+        };
+        match accepted {
             Ok((stream, _)) => welcome(stream, machine, &clients),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => std::thread::sleep(TURN),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => {
                 tracing::warn!(%error, "accepting a client of the control socket");
                 std::thread::sleep(TURN);

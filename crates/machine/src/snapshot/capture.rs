@@ -130,13 +130,13 @@ fn copy_running(
 ) -> std::io::Result<Result<PageSet, SnapshotError>> {
     let ram = machine.ram();
     match ledger.collect(machine) {
-        Ok(Some(_)) => {}
+        // Any page may have changed; from now on the engine may know.
         Ok(None) if incremental => {
             return Ok(Err(SnapshotError::Refused(
-                "this engine does not tell which pages have changed; make a full one".into(),
+                "this engine does not tell yet which pages have changed; make a full one".into(),
             )));
         }
-        Ok(None) => return Ok(Ok(PageSet::all(ram.pages()))),
+        Ok(_) => {}
         Err(e) => return Ok(Err(e)),
     }
     let mut left = match incremental {

@@ -2,8 +2,8 @@
 //!
 //! One I/O thread serves each queue of a device: it takes requests off the
 //! ring, hands them to its own queue of the disk in batches, and gives a batch
-//! of completed ones back with one interrupt. While requests come and go
-//! quickly it looks at the ring for a few microseconds before it sleeps.
+//! of completed ones back with one interrupt. Where the guest's next request
+//! comes within microseconds, it looks at the ring before it sleeps.
 
 mod config;
 mod held;

@@ -16,10 +16,11 @@ use super::shared::{IoFailure, Shared};
 use crate::device::{ActivateError, Doorbell, Signal};
 use crate::queue::{self, Chain, QueueError, VirtQueue};
 
-/// Longest time to look for work before sleeping.
+/// Time to look for work before sleeping.
 const SPIN_MAX: Duration = Duration::from_micros(50);
-/// First such time when looking begins to pay.
-const SPIN_FIRST: Duration = Duration::from_micros(10);
+/// Fewest and most sleeps after looking in vain before it is tried again.
+const REST_FIRST: u32 = 4;
+const REST_MAX: u32 = 1024;
 
 /// What other threads tell an I/O thread.
 pub(super) struct Control {
@@ -148,7 +149,7 @@ impl Worker {
     }
 
     fn run(mut self) -> Remains {
-        let mut spin = Duration::ZERO;
+        let mut spin = Spin::default();
         self.guard(Self::retry_held);
         loop {
             let stopping = self.control.stop.load(Ordering::SeqCst);
@@ -167,18 +168,22 @@ impl Worker {
             // The last operation of a broken queue ends it, too: nothing
             // would wake this thread again.
             let last = stopping && self.disk.in_flight() == 0;
-            if busy || last || (!stopping && self.spin(spin)) {
+            if busy || last || (!stopping && self.spin(&mut spin)) {
                 continue;
             }
             if !stopping && !self.throttled && self.guard(Self::listen) {
                 continue;
             }
+            // While the disk works, its completion ends the sleep.
+            let for_guest = self.disk.in_flight() == 0;
             let asleep = Instant::now();
             if let Err(error) = self.disk.wait(&mut self.completions) {
                 self.fail(&format!("disk I/O has failed: {error}"));
                 break;
             }
-            spin = next_spin(spin, asleep.elapsed());
+            if for_guest {
+                spin.slept(asleep.elapsed());
+            }
         }
         // Dropping the disk queue waits for operations that a failed queue
         // may still have.
@@ -368,11 +373,12 @@ impl Worker {
     }
 
     /// Looks for work for a while; whether there is any.
-    fn spin(&mut self, time: Duration) -> bool {
-        if time.is_zero() || self.throttled || self.is_broken() {
+    fn spin(&mut self, spin: &mut Spin) -> bool {
+        let idle = self.disk.in_flight() == 0;
+        if spin.time.is_zero() || !idle || self.throttled || self.is_broken() {
             return false;
         }
-        let end = Instant::now() + time;
+        let end = Instant::now() + spin.time;
         loop {
             for _ in 0..32 {
                 std::hint::spin_loop();
@@ -381,9 +387,14 @@ impl Worker {
             // A failed poll is met again outside.
             let polled = self.disk.poll(&mut self.completions);
             if available || !self.completions.is_empty() || polled.is_err() {
+                spin.paid();
                 return true;
             }
-            if self.control.stop.load(Ordering::Relaxed) || Instant::now() >= end {
+            if self.control.stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            if Instant::now() >= end {
+                spin.failed();
                 return false;
             }
         }
@@ -397,14 +408,40 @@ fn status_of(error: BlockError) -> Status {
     }
 }
 
-/// How long to look for work before the next sleep: longer when the last
-/// sleep was so short that looking would have met its end, else shorter.
-fn next_spin(spin: Duration, slept: Duration) -> Duration {
-    if slept <= SPIN_MAX {
-        (spin * 2).clamp(SPIN_FIRST, SPIN_MAX)
-    } else if spin > SPIN_FIRST {
-        spin / 2
-    } else {
-        Duration::ZERO
+/// Whether and how long to look for work before sleep.
+///
+/// Looking beats sleeping where the next request comes within microseconds.
+/// Where the host has more to do than CPUs, it keeps the guest from the very
+/// CPU on which that request would be made: after looking in vain, nothing is
+/// looked for during the next many sleeps.
+#[derive(Default)]
+struct Spin {
+    time: Duration,
+    /// Sleeps until it is tried again.
+    rest: u32,
+    /// Sleeps after the next failure.
+    penalty: u32,
+}
+
+impl Spin {
+    /// It was looked for in vain.
+    fn failed(&mut self) {
+        self.time = Duration::ZERO;
+        self.penalty = (self.penalty * 2).clamp(REST_FIRST, REST_MAX);
+        self.rest = self.penalty;
+    }
+
+    /// Something came while it was looked for.
+    fn paid(&mut self) {
+        self.penalty = 0;
+    }
+
+    /// A sleep without looking lasted this long.
+    fn slept(&mut self, time: Duration) {
+        if self.rest > 0 {
+            self.rest -= 1;
+        } else if time <= 2 * SPIN_MAX {
+            self.time = SPIN_MAX;
+        }
     }
 }
