@@ -345,13 +345,20 @@ fn make(
     manage::create(path, &options).unwrap();
 }
 
-/// Lost space is all that a dead process may leave.
+/// Refcounts are all that a dead process may leave wrong: space that is lost
+/// and, very rarely, a cluster that is not counted yet. The image says so
+/// itself, and who opens it next mends it.
 fn not_damaged(path: &Path) {
-    // 3: lost space.
-    let words = ["check", "-f", "qcow2", text(path)];
-    support::tool_with("qemu-img", &words, &[0, 3]);
     let report = manage::check(path, Some(Format::Qcow2), false).unwrap();
-    assert_eq!((report.errors, report.damage), (0, 0), "{report:?}");
+    assert_eq!(report.damage, 0, "{report:?}");
+    assert!(report.errors <= DEPTH, "{report:?}");
+    // 2: errors that are mended; 3: lost space.
+    let fine: &[i32] = match report.errors {
+        0 => &[0, 3],
+        _ => &[2],
+    };
+    assert!(report.is_clean() || report.dirty);
+    support::tool_with("qemu-img", &["check", "-f", "qcow2", text(path)], fine);
 }
 
 /// One after the other: locks are copied to children that have just begun.

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use imago::format::PreallocateMode;
 use imago::{FormatAccess, Mapping, ShallowMapping};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustix::fs::SeekFrom;
 
 use crate::DiskError;
@@ -126,7 +126,11 @@ pub struct Image {
     /// The header as it is in the file, of a qcow2 image that is written.
     header: Mutex<Option<Header>>,
     read_only: bool,
+    scratch: bool,
     gate: Gate,
+    /// Held by what may allocate; alone by a flush: else a table could be
+    /// written whose newest clusters have no refcounts in the file yet.
+    allocating: RwLock<()>,
     /// Tables changed since the last flush.
     tables_changed: AtomicBool,
     /// The format's code has failed in an unknown state.
@@ -158,7 +162,9 @@ impl Image {
             layers,
             header: Mutex::new(header),
             read_only: options.read_only,
+            scratch: options.scratch,
             gate: Gate::default(),
+            allocating: RwLock::default(),
             tables_changed: AtomicBool::new(false),
             failed: AtomicBool::new(false),
         })
@@ -233,6 +239,7 @@ impl Image {
     /// As [`Self::read`].
     pub fn write(&self, data: &[u8], offset: u64) -> io::Result<()> {
         let _inside = Inside::new(&self.gate);
+        let _allocating = self.allocating.read();
         self.tables_change(|| self.access.write(data, offset))
     }
 
@@ -392,12 +399,12 @@ impl Image {
         Ok(())
     }
 
-    /// Makes all that was written so far durable.
+    /// Makes all that was written so far durable; nothing for a scratch image.
     ///
     /// # Errors
     /// As [`Self::read`]; then nothing is known to be durable.
     pub fn flush(&self) -> io::Result<()> {
-        if self.read_only {
+        if self.read_only || self.scratch {
             return Ok(());
         }
         self.settle()?;
@@ -412,6 +419,12 @@ impl Image {
     /// As [`Self::read`].
     pub fn settle(&self) -> io::Result<()> {
         let _inside = Inside::new(&self.gate);
+        if !self.tables_changed.load(Ordering::SeqCst) {
+            return Ok(());
+        }
+        // Tables come after their data: most of it goes before others wait.
+        self.run(|| self.access.sync())?;
+        let _alone = self.allocating.write();
         if !self.tables_changed.swap(false, Ordering::SeqCst) {
             return Ok(());
         }
@@ -494,6 +507,7 @@ impl Image {
     }
 
     pub(crate) fn finish(&self) -> io::Result<()> {
+        self.settle()?;
         self.flush()?;
         let mut header = self.header.lock();
         if let Some(header) = header.take().as_mut() {
