@@ -1,0 +1,374 @@
+//! The machine as its threads see it: assembled, paused, supervised, rebooted,
+//! ended.
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arch::CpuState;
+use arch::cpuid::{CpuChoice, Features};
+use boot::{Identity, Request};
+use engine::{Engine, Vcpu};
+use machine_protocol::EventKind;
+use memory::GuestRam;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::{Inner, LAST_WORDS, MakeEngine};
+use crate::board::{Backends, Board, Consoles};
+use crate::control::{Control, Event};
+use crate::description::{Description, Disk, OnReset};
+use crate::events::{Events, GuestEvent};
+use crate::outcome::{MachineError, Outcome};
+use crate::peripherals::WatchdogAction;
+use crate::snapshot::Ledger;
+use crate::source::Source;
+use crate::state::{MachineState, STATE_VERSION};
+use crate::terminal::Terminal;
+
+/// vCPUs by index, before they have threads.
+pub(super) type Vcpus = Vec<Box<dyn Vcpu>>;
+
+/// What a machine is assembled from.
+pub(super) struct Parts {
+    pub(super) description: Description,
+    pub(super) backends: Backends,
+    pub(super) source: Source,
+    pub(super) ram: Arc<GuestRam>,
+    pub(super) ledger: Ledger,
+    /// What the CPU may show at most.
+    pub(super) limit: Option<Features>,
+}
+
+impl Inner {
+    /// Puts the parts together; the vCPUs are in their reset state.
+    pub(super) fn assemble(
+        parts: Parts,
+        make_engine: MakeEngine<'_>,
+        mut consoles: Consoles,
+    ) -> Result<(Arc<Self>, Vcpus), MachineError> {
+        let terminal = Terminal::new(consoles.serial);
+        consoles.serial = terminal.clone();
+        let Parts {
+            description,
+            backends,
+            source,
+            ram,
+            ledger,
+            limit,
+        } = parts;
+        let model = description.cpu_model;
+        let cpu = CpuChoice { model, limit };
+        let engine = make_engine(ram.clone(), description.cpus, cpu)?;
+        let control = Control::new();
+        let board = Board::new(&description, &ram, &*engine, &control, consoles, backends)?;
+        engine.connect(board.bus());
+        let mut vcpus = Vec::new();
+        let mut reset_states = Vec::new();
+        for index in 0..description.cpus {
+            let mut vcpu = engine.take_vcpu(index)?;
+            reset_states.push(vcpu.save()?);
+            vcpus.push(vcpu);
+        }
+        let events = Arc::default();
+        board.tell(&events);
+        let inner = Arc::new(Self {
+            description,
+            ram,
+            engine,
+            source,
+            board,
+            control,
+            reset_states,
+            threads: Mutex::default(),
+            operation: Mutex::default(),
+            ledger: Mutex::new(ledger),
+            started: OnceLock::new(),
+            events,
+            terminal,
+            sockets: Mutex::default(),
+            outcome: Mutex::default(),
+            ended: Condvar::new(),
+        });
+        Ok((inner, vcpus))
+    }
+
+    /// Held by who pauses, resumes, saves, restores or reboots.
+    pub(crate) fn operation(&self) -> MutexGuard<'_, ()> {
+        self.operation.lock()
+    }
+
+    pub(crate) fn ledger(&self) -> &Mutex<Ledger> {
+        &self.ledger
+    }
+
+    pub(crate) fn engine(&self) -> &dyn Engine {
+        &*self.engine
+    }
+
+    /// As [`Machine::save`], for who holds `operation` and has paused.
+    pub(crate) fn save_locked(&self) -> Result<MachineState, MachineError> {
+        let mut vcpus = Vec::new();
+        for index in 0..self.cpus() {
+            let state = self.control.on_vcpu(index, |v| v.save());
+            vcpus.push(state.ok_or(MachineError::Ended)??);
+        }
+        Ok(MachineState {
+            version: STATE_VERSION,
+            vcpus,
+            devices: self.board.save(),
+        })
+    }
+
+    pub(crate) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    pub(crate) fn ram(&self) -> &Arc<GuestRam> {
+        &self.ram
+    }
+
+    pub(crate) fn cpus(&self) -> u32 {
+        self.description.cpus
+    }
+
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    pub(crate) fn terminal(&self) -> &Arc<Terminal> {
+        &self.terminal
+    }
+
+    pub(crate) fn description(&self) -> &Description {
+        &self.description
+    }
+
+    pub(crate) fn engine_name(&self) -> &'static str {
+        self.engine.name()
+    }
+
+    pub(crate) fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// See [`Machine::attach_disk`].
+    pub(crate) fn attach_disk(&self, disk: &Disk) -> Result<String, MachineError> {
+        disk.check()?;
+        let _one = self.operation.lock();
+        self.must_not_have_ended()?;
+        self.board.attach_disk(disk)
+    }
+
+    /// See [`Machine::detach_disk`].
+    pub(crate) fn detach_disk(&self, name: &str, force: bool) -> Result<(), MachineError> {
+        let _one = self.operation.lock();
+        self.board.detach_disk(name, force)
+    }
+
+    /// See [`Machine::grow_disk`].
+    pub(crate) fn grow_disk(&self, name: &str, size: u64) -> Result<(), MachineError> {
+        let _one = self.operation.lock();
+        self.must_not_have_ended()?;
+        self.board.grow_disk(name, size)
+    }
+
+    pub(super) fn must_not_have_ended(&self) -> Result<(), MachineError> {
+        match self.control.has_ended() {
+            true => Err(MachineError::Ended),
+            false => Ok(()),
+        }
+    }
+
+    /// Since the guest was started.
+    pub(crate) fn uptime(&self) -> Option<Duration> {
+        self.started.get().map(Instant::elapsed)
+    }
+
+    /// See [`Machine::pause`].
+    pub(crate) fn pause(&self) {
+        let _one = self.operation.lock();
+        if self.pause_locked() && self.started.get().is_some() {
+            self.events.note(EventKind::Paused);
+        }
+    }
+
+    /// As [`Self::pause`], for who holds `operation`; whether it ran before.
+    pub(crate) fn pause_locked(&self) -> bool {
+        let ran = !self.control.is_paused();
+        if ran {
+            self.control.set_paused(true);
+            self.engine.stop_time();
+            self.board.pause();
+        }
+        ran
+    }
+
+    /// See [`Machine::resume`].
+    pub(crate) fn resume(&self) {
+        let _one = self.operation.lock();
+        if self.control.is_paused() {
+            self.resume_locked();
+            self.events.note(EventKind::Resumed);
+        }
+    }
+
+    /// As [`Self::resume`], for who holds `operation`.
+    pub(crate) fn resume_locked(&self) {
+        if self.control.is_paused() {
+            self.engine.resume_time();
+            self.board.resume();
+            self.control.set_paused(false);
+        }
+    }
+
+    /// Loads the kernel; the states in which the vCPUs start.
+    pub(super) fn load(&self) -> Result<Vec<CpuState>, MachineError> {
+        let d = &self.description;
+        let identity = Identity {
+            uuid: d.uuid,
+            serial: d.serial.clone(),
+            ..Identity::default()
+        };
+        let loaded = self.source.with(self.ram.low_size(), |files| {
+            boot::load(
+                &self.ram,
+                &Request {
+                    kernel: &files.kernel,
+                    initrd: files.initrd.as_ref(),
+                    cmdline: &files.cmdline,
+                    cpus: d.cpus,
+                    watchdog: d.peripherals.watchdog.is_some(),
+                    identity: &identity,
+                    unpack: files.unpack,
+                },
+            )
+        })?;
+        tracing::info!(format = loaded.format, "kernel loaded");
+        let mut states = self.reset_states.clone();
+        if let Some(first) = states.first_mut() {
+            loaded.entry.apply(first);
+        }
+        Ok(states)
+    }
+
+    pub(super) fn boot_vcpus(&self, vcpus: Vcpus, states: &[CpuState]) -> Result<(), MachineError> {
+        let started = vcpus
+            .into_iter()
+            .zip(states)
+            .try_for_each(|(v, s)| self.spawn(v, s));
+        if started.is_err() {
+            self.control.end();
+        }
+        started
+    }
+
+    pub(super) fn spawn(
+        &self,
+        mut vcpu: Box<dyn Vcpu>,
+        state: &CpuState,
+    ) -> Result<(), MachineError> {
+        vcpu.restore(state)?;
+        let thread = self.control.spawn(vcpu);
+        let thread = thread.map_err(|source| MachineError::Host {
+            what: "thread for a vCPU",
+            source,
+        })?;
+        self.threads.lock().push(thread);
+        Ok(())
+    }
+
+    pub(super) fn restore_vcpus(&self, states: Vec<CpuState>) -> Result<(), MachineError> {
+        for (index, state) in (0..).zip(states) {
+            let done = self.control.on_vcpu(index, move |v| v.restore(&state));
+            done.ok_or(MachineError::Ended)??;
+        }
+        Ok(())
+    }
+
+    pub(super) fn must_be_paused(&self) -> Result<(), MachineError> {
+        if self.control.is_paused() {
+            return Ok(());
+        }
+        Err(MachineError::State("it must be paused first".into()))
+    }
+
+    /// The supervisor: decides on events until one ends the machine.
+    pub(super) fn supervise(&self, deadline: Option<Instant>) {
+        let outcome = loop {
+            let reboot = self.description.on_reset == OnReset::Reboot;
+            let event = self.control.next_event(deadline);
+            tracing::debug!(?event, "machine event");
+            match event {
+                None => break Outcome::TimedOut,
+                Some(Event::Reset | Event::TripleFault(_)) if reboot => match self.reboot() {
+                    Ok(()) => {}
+                    Err(e) => break Outcome::Failed(e),
+                },
+                Some(Event::Guest(event)) => {
+                    self.events.record(event, event.kind(&self.board.disks()));
+                    match (event, self.description.peripherals.watchdog) {
+                        (GuestEvent::WatchdogExpired, Some(action)) => self.bite(action),
+                        (GuestEvent::DiskStopped, _) => {
+                            self.pause();
+                            self.control.release();
+                        }
+                        _ => self.control.release(),
+                    }
+                }
+                Some(Event::Reset) => break Outcome::Reset,
+                Some(Event::TripleFault(vcpu)) => break Outcome::TripleFault(vcpu),
+                Some(Event::PowerOff) => break Outcome::PoweredOff,
+                Some(Event::DebugExit(value)) => break Outcome::DebugExit(value),
+                Some(Event::Failed(e)) => break Outcome::Failed(e.into()),
+                Some(Event::Stop) => break Outcome::Stopped,
+            }
+        };
+        self.finish(outcome);
+    }
+
+    /// Does what the watchdog is for; vCPUs are held by its event.
+    pub(super) fn bite(&self, action: WatchdogAction) {
+        match action {
+            WatchdogAction::Reset => self.control.post(Event::Reset),
+            WatchdogAction::PowerOff => self.control.post(Event::PowerOff),
+            WatchdogAction::Pause => {
+                self.pause();
+                self.control.release();
+            }
+            WatchdogAction::Nothing => self.control.release(),
+        }
+    }
+
+    /// Starts the machine anew: devices reset, kernel loaded again.
+    pub(super) fn reboot(&self) -> Result<(), MachineError> {
+        let _one = self.operation.lock();
+        self.control.wait_parked();
+        self.board.reset();
+        let states = self.load()?;
+        self.restore_vcpus(states)?;
+        self.control.forget_events();
+        self.events
+            .record(GuestEvent::Rebooted, EventKind::Rebooted);
+        self.control.release();
+        Ok(())
+    }
+
+    /// Ends the threads and devices, and tells who waits.
+    pub(super) fn finish(&self, outcome: Outcome) {
+        self.control.end();
+        for thread in self.threads.lock().drain(..) {
+            // Its panic, if any, was an event.
+            let _ = thread.join();
+        }
+        let one = self.operation.lock();
+        self.board.shut_down();
+        drop(one);
+        self.events.note(EventKind::Ended {
+            outcome: outcome.to_string(),
+        });
+        // Who waits for the end may end the process.
+        self.terminal.end(LAST_WORDS);
+        self.events.drain(LAST_WORDS);
+        self.sockets.lock().clear();
+        self.outcome.lock().get_or_insert_with(|| Arc::new(outcome));
+        self.ended.notify_all();
+    }
+}
