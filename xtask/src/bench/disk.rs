@@ -84,11 +84,18 @@ impl Sides {
 
 fn qemu_disks(raw: &Path, qcow2: &Path) -> Result<Command> {
     let image = image::make(Name::DebianDisk, false)?;
+    // The disk has no boot loader that firmware would find.
+    let kernel = image::make(Name::Debian, false)?;
     let mut command = Command::new("qemu-system-x86_64");
     command
         .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-serial", "stdio", "-no-reboot", "-smp", "2", "-m", "1024"])
+        .arg("-kernel")
+        .arg(kernel.join("vmlinuz"))
+        .arg("-initrd")
+        .arg(kernel.join("initrd"))
+        .args(["-append", "root=/dev/vda1 ro console=ttyS0 quiet"])
         .arg("-drive")
         .arg(format!(
             "file={},format=raw,if=virtio,snapshot=on",
