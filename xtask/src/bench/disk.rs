@@ -95,7 +95,10 @@ fn qemu_disks(raw: &Path, qcow2: &Path) -> Result<Command> {
         .arg(kernel.join("vmlinuz"))
         .arg("-initrd")
         .arg(kernel.join("initrd"))
-        .args(["-append", "root=/dev/vda1 ro console=ttyS0 quiet"])
+        .args([
+            "-append",
+            "root=UUID=5e0b15c6-3a05-4c29-9c0e-0d1500000001 ro console=ttyS0 quiet",
+        ])
         .arg("-drive")
         .arg(format!(
             "file={},format=raw,if=virtio,snapshot=on",
