@@ -79,10 +79,15 @@ impl Core {
         if let Some(stop) = self.debugger.take_stop() {
             return Ok(Turn::Leave(Exit::Debug(stop)));
         }
-        if (self.signal().peek() != 0 || self.cpu.interrupt_waits != 0)
-            && let Some(exit) = self.events()?
-        {
-            return Ok(Turn::Leave(exit));
+        if self.signal().peek() != 0 || self.cpu.interrupt_waits != 0 {
+            if let Some(exit) = self.events()? {
+                return Ok(Turn::Leave(exit));
+            }
+            // What ran meanwhile may have let an interrupt in that waits
+            // (`iret` to a program): nothing in the program would ask again.
+            if self.cpu.interrupt_waits != 0 && self.cpu.rflags & flag::IF != 0 {
+                return Ok(Turn::Go);
+            }
         }
         if self.cpu.halted || self.cpu.wait_for_sipi {
             self.sleep();
@@ -268,7 +273,8 @@ impl Core {
             self.stats.interrupts += 1;
             system::deliver_interrupt(self, v, false)?;
         }
-        if self.lapic.wants_attention() {
+        // Without a vector there is nothing to wait for: what comes is raised.
+        if vector.is_some() && self.lapic.wants_attention() {
             self.cpu.interrupt_waits = 1;
         }
         Ok(())
