@@ -13,6 +13,8 @@ pub mod nocloud;
 mod path;
 mod server;
 mod service;
+#[cfg(test)]
+mod tests;
 mod token;
 mod tree;
 

@@ -9,9 +9,9 @@ use hyper::header::{self, HeaderMap, HeaderValue};
 use hyper::{Method, Response, StatusCode, Uri};
 
 use crate::facts::{Facts, Tokens};
+use crate::path;
 use crate::token::TOKEN_SECONDS;
 use crate::tree::{self, Content};
-use crate::path;
 
 /// Header of a request for a token and of answers: seconds it holds.
 const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
@@ -44,7 +44,9 @@ pub fn answer(
     if *method == Method::HEAD {
         // Its length stays: it is that of the answer to GET.
         let length = http_body_length(response.body());
-        response.headers_mut().insert(header::CONTENT_LENGTH, length);
+        response
+            .headers_mut()
+            .insert(header::CONTENT_LENGTH, length);
         *response.body_mut() = Full::default();
     }
     response
@@ -163,8 +165,11 @@ fn session(facts: &Facts, now: SystemTime, headers: &HeaderMap) -> Result<Option
     let unauthorized = || Refusal::from(StatusCode::UNAUTHORIZED);
     match single(headers, TOKEN)? {
         Some(token) => {
-            let left = facts.token_key.check(&facts.instance_id, now, token.as_bytes());
-            left.map(|left| Some(left.as_secs())).ok_or_else(unauthorized)
+            let left = facts
+                .token_key
+                .check(&facts.instance_id, now, token.as_bytes());
+            left.map(|left| Some(left.as_secs()))
+                .ok_or_else(unauthorized)
         }
         None if facts.options.tokens == Tokens::Required => Err(unauthorized()),
         None => Ok(None),

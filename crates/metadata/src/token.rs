@@ -84,7 +84,12 @@ impl TokenKey {
     }
 
     fn sign(&self, instance: &str, body: &[u8]) -> Hmac<Sha256> {
-        let mut mac = Hmac::<Sha256>::new(&self.0.into());
+        // HMAC fills a key up to its block with zeros anyway.
+        let mut block = [0; 64];
+        for (to, from) in block.iter_mut().zip(self.0) {
+            *to = from;
+        }
+        let mut mac = Hmac::<Sha256>::new(&block.into());
         mac.update(PURPOSE);
         mac.update(body);
         mac.update(instance.as_bytes());

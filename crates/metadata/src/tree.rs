@@ -136,10 +136,7 @@ fn meta_data(facts: &Facts, version: &str) -> Folder {
         .text("ami-launch-index", facts.launch_index.to_string())
         .text("ami-manifest-path", "(unknown)")
         .folder("block-device-mapping", block_devices(facts))
-        .folder(
-            "events",
-            Folder::default().folder("maintenance", scheduled),
-        )
+        .folder("events", Folder::default().folder("maintenance", scheduled))
         .text("hostname", &facts.hostname)
         .text("instance-action", "none")
         .text("instance-id", &facts.instance_id)
@@ -160,7 +157,10 @@ fn meta_data(facts: &Facts, version: &str) -> Folder {
         .folder("network", network(facts, version))
         .folder("placement", placement(facts))
         .text("profile", "default-hvm")
-        .text_of("public-hostname", public.and_then(|p| p.hostname.as_deref()))
+        .text_of(
+            "public-hostname",
+            public.and_then(|p| p.hostname.as_deref()),
+        )
         .text_of("public-ipv4", public.map(|p| p.address.to_string()))
         .folder("public-keys", keys(facts))
         .text("reservation-id", &facts.reservation_id)
@@ -248,7 +248,10 @@ fn interface(facts: &Facts, card: &Interface) -> Folder {
         .lines("local-ipv4s", &card.addresses)
         .text("mac", &card.mac)
         .text("owner-id", &facts.account_id)
-        .text_of("public-hostname", public.and_then(|p| p.hostname.as_deref()))
+        .text_of(
+            "public-hostname",
+            public.and_then(|p| p.hostname.as_deref()),
+        )
         .text_of("public-ipv4s", public.map(|p| p.address.to_string()))
         .lines("security-group-ids", &ids)
         .lines("security-groups", &names)

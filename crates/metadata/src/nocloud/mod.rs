@@ -83,7 +83,11 @@ fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
         _ => {}
     }
     let mut options = File::options();
-    let mut out = options.write(true).create_new(true).mode(0o600).open(&new)?;
+    let mut out = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&new)?;
     out.write_all(bytes)?;
     out.sync_all()?;
     fs::rename(&new, file)?;
@@ -93,7 +97,11 @@ fn replace(file: &Path, bytes: &[u8]) -> io::Result<()> {
 
 /// JSON, which is YAML too.
 fn meta_data(facts: &Facts) -> String {
-    let keys: Vec<&str> = facts.keys.iter().map(|key| key.openssh.trim_end()).collect();
+    let keys: Vec<&str> = facts
+        .keys
+        .iter()
+        .map(|key| key.openssh.trim_end())
+        .collect();
     let data = json!({
         "instance-id": facts.instance_id,
         "local-hostname": facts.hostname,
