@@ -1,0 +1,1 @@
+pub struct Simulated; pub struct SimulatedConfig; pub enum Fault { A }
