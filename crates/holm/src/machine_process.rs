@@ -215,7 +215,11 @@ fn machine(launch: &Launch) -> Result<End, Failure> {
     let outcome = guest.wait();
     let _ = guest.wait_for(LAST_MOMENT);
     log.flush(LAST_WORDS);
-    Ok(end(&outcome, guest.panicked(), signalled.load(Ordering::Acquire)))
+    Ok(end(
+        &outcome,
+        guest.panicked(),
+        signalled.load(Ordering::Acquire),
+    ))
 }
 
 fn end(outcome: &Outcome, panicked: bool, signalled: bool) -> End {

@@ -22,10 +22,17 @@ pub struct VolumeSpec {
 pub enum VolumeSource {
     /// Zeroes.
     Empty,
-    /// What is on this disk of an image's contents, by digest.
+    /// Contents of the library, by digest.
     Content(String),
-    /// What a snapshot has kept, by its id.
-    Snapshot(String),
+}
+
+/// Contents of the library: what snapshots and images are made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Content {
+    /// Its digest, by which it is found.
+    pub digest: String,
+    /// Bytes that it takes on the host.
+    pub stored: u64,
 }
 
 /// The file of a volume, for a machine's description.
@@ -123,8 +130,8 @@ pub struct Inventory {
     pub machines: Vec<String>,
     /// Volumes.
     pub volumes: Vec<String>,
-    /// Snapshots of volumes.
-    pub snapshots: Vec<String>,
+    /// Contents of the library, by digest.
+    pub contents: Vec<String>,
 }
 
 /// What may be done about a step that was not taken.
@@ -218,11 +225,8 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`DriverError`].
-    async fn attach_disk(
-        &self,
-        machine: &str,
-        disk: &serde_json::Value,
-    ) -> Result<(), DriverError>;
+    async fn attach_disk(&self, machine: &str, disk: &serde_json::Value)
+    -> Result<(), DriverError>;
 
     /// Asks a running machine's guest to give up a disk; by force, takes it
     /// away. It is gone when [`Facts::attached`] has it no longer. No effect if
@@ -230,12 +234,14 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`DriverError`].
-    async fn detach_disk(
-        &self,
-        machine: &str,
-        name: &str,
-        force: bool,
-    ) -> Result<(), DriverError>;
+    async fn detach_disk(&self, machine: &str, name: &str, force: bool) -> Result<(), DriverError>;
+
+    /// Makes a disk of a running machine larger, and its file with it; no
+    /// effect if it is that large, or the machine does not run.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn grow_disk(&self, machine: &str, name: &str, size: u64) -> Result<(), DriverError>;
 
     /// Tells a running machine's network card (from 0) what its network is
     /// now; no effect if the machine does not run.
@@ -268,21 +274,21 @@ pub trait Driver: Send + Sync + 'static {
     /// [`DriverError`].
     async fn remove_volume(&self, volume: &str) -> Result<(), DriverError>;
 
-    /// Keeps what is on a volume now as a snapshot; no effect if there is one
-    /// of that id. If `machine` runs, it stands for that.
+    /// Keeps what is on a volume now as contents of the library; if `machine`
+    /// runs, it stands for that.
     ///
     /// # Errors
     /// [`DriverError`].
     async fn snapshot_volume(
         &self,
         volume: &str,
-        snapshot: &str,
         machine: Option<&str>,
-    ) -> Result<(), DriverError>;
+    ) -> Result<Content, DriverError>;
 
-    /// Removes a snapshot; no effect if there is none.
+    /// Removes contents that nothing needs any more; no effect if there are
+    /// none.
     ///
     /// # Errors
     /// [`DriverError`].
-    async fn remove_snapshot(&self, snapshot: &str) -> Result<(), DriverError>;
+    async fn remove_content(&self, digest: &str) -> Result<(), DriverError>;
 }

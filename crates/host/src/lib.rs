@@ -12,8 +12,8 @@ mod simulated;
 
 pub use control_client::{ControlClient, ControlError};
 pub use driver::{
-    Driver, DriverError, Facts, Failure, Inventory, MachineEnd, Observed, VolumeFile, VolumeSource,
-    VolumeSpec,
+    Content, Driver, DriverError, Facts, Failure, Inventory, MachineEnd, Observed, VolumeFile,
+    VolumeSource, VolumeSpec,
 };
 pub use real::{Real, RealConfig};
-pub use simulated::{Fault, Simulated, SimulatedConfig};
+pub use simulated::{Simulated, SimulatedConfig};

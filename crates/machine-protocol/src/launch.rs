@@ -197,7 +197,10 @@ mod tests {
         assert_eq!(parse::<Exit>(EXIT_FILE, text.as_bytes()).unwrap(), exit);
         let newer = text.replace("\"version\":1", "\"version\":2,\"more\":1");
         let error = parse::<Exit>(EXIT_FILE, newer.as_bytes()).unwrap_err();
-        assert!(error.to_string().contains("exit.json has version 2"), "{error}");
+        assert!(
+            error.to_string().contains("exit.json has version 2"),
+            "{error}"
+        );
         let unknown = text.replace("\"panicked\"", "\"colour\":1,\"panicked\"");
         let error = parse::<Exit>(EXIT_FILE, unknown.as_bytes()).unwrap_err();
         assert!(error.to_string().contains("colour"), "{error}");

@@ -20,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::control_client::{ControlClient, ControlError};
 use crate::driver::{
-    Driver, DriverError, Facts, Inventory, MachineEnd, Observed, VolumeFile, VolumeSpec,
+    Content, Driver, DriverError, Facts, Inventory, MachineEnd, Observed, VolumeFile, VolumeSpec,
 };
 use directory::{Directory, Files};
 
@@ -290,15 +290,12 @@ impl Driver for Real {
             let disk = disk.clone();
             client.ask(&Request::AttachDisk { disk }).await.map(drop)
         };
-        attach.await.map_err(|error| refused(doing, &directory, &error))
+        attach
+            .await
+            .map_err(|error| refused(doing, &directory, &error))
     }
 
-    async fn detach_disk(
-        &self,
-        machine: &str,
-        name: &str,
-        force: bool,
-    ) -> Result<(), DriverError> {
+    async fn detach_disk(&self, machine: &str, name: &str, force: bool) -> Result<(), DriverError> {
         let (directory, doing) = (self.directory(machine)?, "detaching a disk from");
         let Some(mut client) = self.connect(doing, &directory).await? else {
             return Ok(());
@@ -312,7 +309,29 @@ impl Driver for Real {
             let request = Request::DetachDisk { disk, force };
             client.ask(&request).await.map(drop)
         };
-        detach.await.map_err(|error| refused(doing, &directory, &error))
+        detach
+            .await
+            .map_err(|error| refused(doing, &directory, &error))
+    }
+
+    async fn grow_disk(&self, machine: &str, name: &str, size: u64) -> Result<(), DriverError> {
+        let (directory, doing) = (self.directory(machine)?, "growing a disk of");
+        let Some(mut client) = self.connect(doing, &directory).await? else {
+            return Ok(());
+        };
+        let grow = async {
+            let there = client.describe().await?.disks;
+            if there.iter().any(|d| d.name == name && d.size >= size) {
+                return Ok(());
+            }
+            let disk = name.to_owned();
+            client
+                .ask(&Request::GrowDisk { disk, size })
+                .await
+                .map(drop)
+        };
+        grow.await
+            .map_err(|error| refused(doing, &directory, &error))
     }
 
     async fn configure_nic(
@@ -341,14 +360,13 @@ impl Driver for Real {
     async fn snapshot_volume(
         &self,
         volume: &str,
-        _snapshot: &str,
         _machine: Option<&str>,
-    ) -> Result<(), DriverError> {
+    ) -> Result<Content, DriverError> {
         Err(no_volumes(volume))
     }
 
-    async fn remove_snapshot(&self, snapshot: &str) -> Result<(), DriverError> {
-        Err(no_volumes(snapshot))
+    async fn remove_content(&self, digest: &str) -> Result<(), DriverError> {
+        Err(no_volumes(digest))
     }
 }
 
