@@ -22,6 +22,7 @@
 
 mod apt;
 mod build;
+mod library;
 mod program;
 
 use std::collections::BTreeMap;
@@ -32,6 +33,7 @@ use serde::Deserialize;
 
 pub use apt::{Apt, KEYRING, SUITE};
 pub use build::{BASE_NEEDS, BASE_PACKAGES, Build, CONSOLE_SIZE, KERNEL, install, with_ids};
+pub use library::BuildOptions;
 pub use program::{Need, RecipeError};
 
 /// The only version so far.

@@ -39,6 +39,9 @@ pub enum RecipeError {
         /// What is wrong.
         reason: String,
     },
+    /// The library.
+    #[error(transparent)]
+    Library(#[from] crate::ImagesError),
     /// The host's error.
     #[error("cannot {doing} {}: {source}", .path.display())]
     Host {
