@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 mod facts;
+mod identity;
 pub mod nocloud;
 mod path;
 mod server;
@@ -19,5 +20,6 @@ mod token;
 mod tree;
 
 pub use facts::{Facts, Interface, Lifecycle, Options, PublicAddress, PublicKey, Source, Tokens};
+pub use identity::SmbiosIdentity;
 pub use server::{MOST_CONNECTIONS, serve};
 pub use token::{TOKEN_SECONDS, TokenKey};
