@@ -14,6 +14,7 @@ use machine_protocol::launch::{Launch, RUNS};
 use machine_protocol::{Request, RunState};
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{sleep, timeout};
@@ -22,6 +23,7 @@ use crate::control_client::{ControlClient, ControlError};
 use crate::driver::{
     Content, Driver, DriverError, Facts, Inventory, MachineEnd, Observed, VolumeFile, VolumeSpec,
 };
+use crate::layout::METADATA_SOCKET;
 use directory::{Directory, Files};
 
 /// How long a start is waited for; it goes on after that.
@@ -147,7 +149,6 @@ impl Real {
             RunState::Running | RunState::Paused => {}
         }
         self.follow(directory);
-        let attached = description.disks.into_iter().filter(|disk| disk.attached);
         Ok(Some(Observed::Running {
             number,
             facts: Facts {
@@ -155,7 +156,7 @@ impl Real {
                 engine: description.engine,
                 state: description.state,
                 since_ms: files.running.as_ref().map_or(0, |running| running.at_ms),
-                attached: attached.map(|disk| disk.name).collect(),
+                disks: description.disks.into_iter().map(|d| d.name).collect(),
             },
         }))
     }
@@ -345,6 +346,14 @@ impl Driver for Real {
         Err(refused_by(doing, &directory, "this holm cannot yet"))
     }
 
+    async fn metadata_listener(
+        &self,
+        machine: &str,
+    ) -> Result<Option<UnixListener>, DriverError> {
+        let listener = self.directory(machine)?.listen(METADATA_SOCKET).await?;
+        Ok(Some(listener))
+    }
+
     async fn console_log(&self, machine: &str, most: usize) -> Result<Vec<u8>, DriverError> {
         self.directory(machine)?.console_log(most).await
     }
@@ -360,13 +369,14 @@ impl Driver for Real {
     async fn snapshot_volume(
         &self,
         volume: &str,
+        _snapshot: &str,
         _machine: Option<&str>,
     ) -> Result<Content, DriverError> {
         Err(no_volumes(volume))
     }
 
-    async fn remove_content(&self, digest: &str) -> Result<(), DriverError> {
-        Err(no_volumes(digest))
+    async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
+        Err(no_volumes(name))
     }
 }
 
