@@ -264,8 +264,7 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`DriverError`].
-    async fn metadata_listener(&self, machine: &str)
-    -> Result<Option<UnixListener>, DriverError>;
+    async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError>;
 
     /// The end of what the console of a machine has printed, at most `most`
     /// bytes; empty if there is none.

@@ -21,6 +21,6 @@ pub use driver::{
     VolumeSource, VolumeSpec,
 };
 pub use layout::Layout;
-pub use reconcile::{Patience, Reconciler};
 pub use real::{Real, RealConfig};
+pub use reconcile::{Patience, Reconciler};
 pub use simulated::{Simulated, SimulatedConfig};

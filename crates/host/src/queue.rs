@@ -20,15 +20,6 @@ pub enum Key {
     Image(String),
 }
 
-impl Key {
-    /// Its id.
-    pub fn id(&self) -> &str {
-        match self {
-            Self::Instance(id) | Self::Volume(id) | Self::Snapshot(id) | Self::Image(id) => id,
-        }
-    }
-}
-
 /// Keys that wait, now or for a moment to come. A key is there once, and is not
 /// given out while it is worked on.
 #[derive(Default)]

@@ -23,7 +23,7 @@ use crate::control_client::{ControlClient, ControlError};
 use crate::driver::{
     Content, Driver, DriverError, Facts, Inventory, MachineEnd, Observed, VolumeFile, VolumeSpec,
 };
-use crate::layout::METADATA_SOCKET;
+use crate::layout::{Layout, METADATA_SOCKET};
 use directory::{Directory, Files};
 
 /// How long a start is waited for; it goes on after that.
@@ -41,8 +41,8 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub struct RealConfig {
     /// The program `holm`, whose command `machine` runs machines.
     pub program: PathBuf,
-    /// Directory of the machines' directories.
-    pub machines: PathBuf,
+    /// The state directory.
+    pub layout: Layout,
 }
 
 /// A host of processes and files.
@@ -60,7 +60,7 @@ impl Real {
     /// # Errors
     /// The directories cannot be made.
     pub fn new(config: RealConfig) -> std::io::Result<(Self, UnboundedReceiver<String>)> {
-        directory::make(&config.machines)?;
+        directory::make(&config.layout.machines())?;
         let (changed, changes) = mpsc::unbounded_channel();
         let real = Self {
             config,
@@ -71,7 +71,7 @@ impl Real {
     }
 
     fn directory(&self, machine: &str) -> Result<Directory, DriverError> {
-        Directory::of(&self.config.machines, machine)
+        Directory::of(&self.config.layout.machines(), machine)
     }
 
     /// Connects to a machine; `None`: it has no process any more.
@@ -174,7 +174,7 @@ fn failed(
 impl Driver for Real {
     async fn inventory(&self) -> Result<Inventory, DriverError> {
         Ok(Inventory {
-            machines: directory::list(&self.config.machines).await?,
+            machines: directory::list(&self.config.layout.machines()).await?,
             ..Inventory::default()
         })
     }
@@ -346,10 +346,7 @@ impl Driver for Real {
         Err(refused_by(doing, &directory, "this holm cannot yet"))
     }
 
-    async fn metadata_listener(
-        &self,
-        machine: &str,
-    ) -> Result<Option<UnixListener>, DriverError> {
+    async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {
         let listener = self.directory(machine)?.listen(METADATA_SOCKET).await?;
         Ok(Some(listener))
     }

@@ -14,7 +14,11 @@ impl Reconciler {
         if found.record.state != ImageState::Pending {
             return Ok(Next::Wait);
         }
-        let snapshots = found.record.disks.iter().filter_map(|d| d.snapshot.as_ref());
+        let snapshots = found
+            .record
+            .disks
+            .iter()
+            .filter_map(|d| d.snapshot.as_ref());
         let mut failure = None;
         let mut pending = false;
         for snapshot in snapshots {

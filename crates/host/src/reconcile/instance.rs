@@ -317,11 +317,7 @@ impl Reconciler {
 
     /// What was asked of an instance cannot be done; whether that could be
     /// noted.
-    pub(super) async fn give_up_instance(
-        &self,
-        id: &str,
-        reason: &str,
-    ) -> Result<bool, StepError> {
+    pub(super) async fn give_up_instance(&self, id: &str, reason: &str) -> Result<bool, StepError> {
         let Some(found) = self.plane.view().get::<Instance>(id) else {
             return Ok(false);
         };

@@ -53,9 +53,8 @@ impl Reconciler {
         let machine = id.to_owned();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            if let Err(error) = metadata::serve(listener, Arc::new(source)).await {
-                tracing::error!(machine, %error, "the metadata service ended");
-            }
+            let Err(error) = metadata::serve(listener, Arc::new(source)).await;
+            tracing::error!(machine, %error, "the metadata service ended");
         });
         self.metadata.lock().insert(id.to_owned(), tasks);
         Ok(())
@@ -63,13 +62,11 @@ impl Reconciler {
 
     async fn volume_file(&self, id: &str) -> Result<VolumeFile, StepError> {
         let volume = self.plane.view().get::<Volume>(id);
-        let volume = volume.ok_or_else(|| {
-            DriverError::refused("opening the volume", id, "its record is gone")
-        })?;
+        let volume = volume
+            .ok_or_else(|| DriverError::refused("opening the volume", id, "its record is gone"))?;
         let spec = self.volume_spec(&volume.record)?;
-        let spec = spec.ok_or_else(|| {
-            DriverError::again("opening the volume", id, "it is not made yet")
-        })?;
+        let spec =
+            spec.ok_or_else(|| DriverError::again("opening the volume", id, "it is not made yet"))?;
         Ok(self.driver.ensure_volume(&spec).await?)
     }
 

@@ -286,5 +286,7 @@ impl Reconciler {
 fn pause(failures: u32) -> Duration {
     let longer = PAUSE.saturating_mul(1 << failures.saturating_sub(1).min(10));
     let [random] = model::random_bytes::<1>();
-    longer.min(LONGEST_PAUSE).mul_f64(0.5 + f64::from(random) / 512.0)
+    longer
+        .min(LONGEST_PAUSE)
+        .mul_f64(0.5 + f64::from(random) / 512.0)
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use model::{Instance, Volume};
 
 use super::Reconciler;
-use tokio::time::Instant;
 use crate::queue::Key;
+use tokio::time::Instant;
 
 /// Between two looks, at most.
 const PERIOD: Duration = Duration::from_secs(600);

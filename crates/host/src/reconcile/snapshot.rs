@@ -65,11 +65,7 @@ impl Reconciler {
         Ok(Next::Wait)
     }
 
-    pub(super) async fn give_up_snapshot(
-        &self,
-        id: &str,
-        reason: &str,
-    ) -> Result<bool, StepError> {
+    pub(super) async fn give_up_snapshot(&self, id: &str, reason: &str) -> Result<bool, StepError> {
         let given_up = self
             .plane
             .edit::<Snapshot>(id, |snapshot, batch| {
