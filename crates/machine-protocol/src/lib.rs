@@ -11,6 +11,7 @@
 
 mod console;
 mod event;
+pub mod launch;
 pub mod vpc;
 
 pub use console::{Bytes, Keyboard, Printed};
