@@ -6,6 +6,7 @@ mod background;
 mod boot_entries;
 mod cli;
 mod console;
+mod daemon;
 mod disk_images;
 mod disk_option;
 mod disks;
@@ -75,6 +76,7 @@ fn main() -> ! {
         Command::Detach(arguments) => named::disks::detach(arguments),
         Command::Grow(arguments) => named::disks::grow(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
+        Command::Daemon(arguments) => daemon::run(arguments),
         Command::Machine(arguments) => machine_process::run(&arguments.directory),
     }))
     .unwrap_or(exit_code::INTERNAL);
