@@ -229,10 +229,11 @@ fn host_sources(suite: &str) -> Result<String, RecipeError> {
     lines.dedup();
     let end = format!(" {suite} main");
     if !lines.iter().any(|line| line.ends_with(&end)) {
-        return Err(RecipeError::Sources(format!(
-            "/etc/apt names no source of Debian (component main): images are made from the \
-             host's own package sources, so add one there, or give one with --mirror"
-        )));
+        return Err(RecipeError::Sources(
+            "/etc/apt names no source of Debian (component main): images are made from the host's \
+             own package sources, so add one there, or give one with --mirror"
+                .into(),
+        ));
     }
     Ok(lines.join("\n") + "\n")
 }
