@@ -134,8 +134,6 @@ pub struct Inventory {
     pub machines: Vec<String>,
     /// Volumes.
     pub volumes: Vec<String>,
-    /// Contents, by name.
-    pub contents: Vec<String>,
 }
 
 /// What may be done about a step that was not taken.

@@ -49,7 +49,6 @@ impl Default for SimulatedConfig {
 pub struct Simulated {
     config: SimulatedConfig,
     state: Arc<Mutex<State>>,
-    changed: UnboundedSender<String>,
 }
 
 #[derive(Default)]
@@ -58,6 +57,8 @@ struct State {
     machines: BTreeMap<String, Machine>,
     volumes: BTreeMap<String, VolumeSpec>,
     contents: BTreeSet<String>,
+    /// To the daemon that adopted the host last.
+    changed: Option<UnboundedSender<String>>,
 }
 
 struct Machine {
@@ -85,25 +86,22 @@ impl Simulated {
         let (changed, changes) = mpsc::unbounded_channel();
         let state = State {
             random: config.seed,
+            changed: Some(changed),
             ..State::default()
         };
         let host = Self {
             config,
             state: Arc::new(Mutex::new(state)),
-            changed,
         };
         (host, changes)
     }
 
-    /// The same host for another daemon.
+    /// The same host for another daemon, which is told of changes from now on.
     #[must_use]
     pub fn adopted(&self) -> (Self, UnboundedReceiver<String>) {
         let (changed, changes) = mpsc::unbounded_channel();
-        let host = Self {
-            changed,
-            ..self.clone()
-        };
-        (host, changes)
+        self.state.lock().changed = Some(changed);
+        (self.clone(), changes)
     }
 
     /// Puts contents into the library.
@@ -134,9 +132,22 @@ impl Simulated {
         state.machines.get(machine)?.nics.get(&nic).cloned()
     }
 
+    /// All that is there: machines, volumes and contents.
+    #[must_use]
+    pub fn left(&self) -> (Inventory, Vec<String>) {
+        let state = self.state.lock();
+        let inventory = Inventory {
+            machines: state.machines.keys().cloned().collect(),
+            volumes: state.volumes.keys().cloned().collect(),
+        };
+        (inventory, state.contents.iter().cloned().collect())
+    }
+
     fn tell(&self, machine: &str) {
-        // Without a receiver the daemon is gone.
-        let _ = self.changed.send(machine.to_owned());
+        if let Some(changed) = &self.state.lock().changed {
+            // Without a receiver the daemon is gone.
+            let _ = changed.send(machine.to_owned());
+        }
     }
 
     /// Takes a step: with its delay, and perhaps with a failure.
@@ -205,7 +216,6 @@ impl Driver for Simulated {
             Ok(Inventory {
                 machines: state.machines.keys().cloned().collect(),
                 volumes: state.volumes.keys().cloned().collect(),
-                contents: state.contents.iter().cloned().collect(),
             })
         };
         self.step("listing", "everything", list).await

@@ -16,6 +16,8 @@ use crate::driver::{Facts, MachineEnd, Observed};
 const LIVED: Duration = Duration::from_secs(60);
 /// Between two looks at what does not say when it is done.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
+/// Between two looks at a machine that says nothing.
+const SEEN: Duration = Duration::from_secs(300);
 /// Its guest, or whoever asked for a stop, wanted it.
 const BY_USER: &str = "Client.UserInitiatedShutdown";
 const BY_GUEST: &str = "Client.InstanceInitiatedShutdown";
@@ -175,7 +177,11 @@ impl Reconciler {
                 if instance.reboots_wanted > instance.reboots_done {
                     return self.shut_down(id, number, false, self.patience.stop).await;
                 }
-                self.attachments(instance, Some(&facts)).await
+                match self.attachments(instance, Some(&facts)).await? {
+                    // Its end is told; should that be missed, it is seen.
+                    Next::Wait => Ok(Next::After(SEEN)),
+                    next => Ok(next),
+                }
             }
             Observed::Starting { number: n } if n == number => Ok(Next::After(LOOK)),
             Observed::Ended { number: n, end } if n == number => {

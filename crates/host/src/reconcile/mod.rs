@@ -143,10 +143,10 @@ impl Reconciler {
         })
     }
 
-    /// Nothing is to be done, now or later.
+    /// Nothing is to be done, now or soon.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.queue.is_idle()
+    pub fn is_settled(&self) -> bool {
+        self.queue.is_settled()
     }
 
     /// How many records wait for a look, now or later.
