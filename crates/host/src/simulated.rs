@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
+use machine_protocol::vpc::PortConfig;
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -30,6 +31,8 @@ pub struct SimulatedConfig {
     pub failures: u32,
     /// Guests power off when the button is pressed.
     pub guests_listen: bool,
+    /// Network cards are told of their networks, which is much work at scale.
+    pub takes_ports: bool,
 }
 
 impl Default for SimulatedConfig {
@@ -40,6 +43,7 @@ impl Default for SimulatedConfig {
             delay: Duration::ZERO,
             failures: 0,
             guests_listen: true,
+            takes_ports: true,
         }
     }
 }
@@ -66,7 +70,7 @@ struct Machine {
     end: Option<MachineEnd>,
     disks: BTreeSet<String>,
     /// Last configurations of its network cards.
-    nics: BTreeMap<usize, serde_json::Value>,
+    nics: BTreeMap<usize, PortConfig>,
 }
 
 impl Machine {
@@ -127,7 +131,7 @@ impl Simulated {
 
     /// The last configuration of a network card of a machine.
     #[must_use]
-    pub fn nic(&self, machine: &str, nic: usize) -> Option<serde_json::Value> {
+    pub fn nic(&self, machine: &str, nic: usize) -> Option<PortConfig> {
         let state = self.state.lock();
         state.machines.get(machine)?.nics.get(&nic).cloned()
     }
@@ -351,7 +355,7 @@ impl Driver for Simulated {
         &self,
         machine: &str,
         nic: usize,
-        port: &serde_json::Value,
+        port: &PortConfig,
     ) -> Result<(), DriverError> {
         let configure = |state: &mut State| {
             if let Some(machine) = state.running(machine) {
@@ -361,6 +365,10 @@ impl Driver for Simulated {
         };
         let doing = "configuring the network card of";
         self.step(doing, machine, configure).await
+    }
+
+    fn takes_ports(&self) -> bool {
+        self.config.takes_ports
     }
 
     async fn metadata_listener(&self, _: &str) -> Result<Option<UnixListener>, DriverError> {

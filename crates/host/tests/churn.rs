@@ -32,6 +32,7 @@ async fn a_thousand_come_and_go_and_nothing_is_left() {
         delay: Duration::from_millis(3),
         failures: 20,
         guests_listen: true,
+        takes_ports: false,
     })
     .await;
     unlimited(&world).await;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use machine_protocol::launch::{Launch, RUNS};
+use machine_protocol::vpc::PortConfig;
 use machine_protocol::{Request, RunState};
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -342,12 +343,20 @@ impl Driver for Real {
     async fn configure_nic(
         &self,
         machine: &str,
-        _nic: usize,
-        _port: &serde_json::Value,
+        nic: usize,
+        port: &PortConfig,
     ) -> Result<(), DriverError> {
         let directory = self.directory(machine)?;
         let doing = "configuring the network card of";
-        Err(refused_by(doing, &directory, "this holm cannot yet"))
+        let Some(mut client) = self.connect(doing, &directory).await? else {
+            return Ok(());
+        };
+        let request = Request::ConfigureNic {
+            nic: u32::try_from(nic).unwrap_or(u32::MAX),
+            port: Box::new(port.clone()),
+        };
+        let told = client.ask(&request).await.map(drop);
+        told.map_err(|error| refused(doing, &directory, &error))
     }
 
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {

@@ -298,6 +298,7 @@ impl Reconciler {
         }
         self.pressed.lock().remove(id);
         self.metadata.lock().remove(id);
+        self.told.lock().remove(id);
         self.driver.remove(id).await?;
         self.plane.instance_gone(&instance.id).await?;
         Ok(Next::Again)

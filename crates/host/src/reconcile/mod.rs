@@ -5,6 +5,7 @@
 //! It keeps nothing in memory that a restart would miss.
 
 mod attachments;
+mod cards;
 mod image;
 mod instance;
 mod machine;
@@ -103,6 +104,8 @@ pub struct Reconciler {
     /// When the power button of a machine was first and last pressed, by its
     /// start.
     pressed: Mutex<HashMap<String, Pressed>>,
+    /// What network cards were told.
+    told: Mutex<cards::Told>,
     /// Metadata services of machines.
     metadata: Mutex<HashMap<String, JoinSet<()>>>,
 }
@@ -139,6 +142,7 @@ impl Reconciler {
             queue: Queue::default(),
             failures: Mutex::default(),
             pressed: Mutex::default(),
+            told: Mutex::default(),
             metadata: Mutex::default(),
         })
     }
@@ -178,6 +182,7 @@ impl Reconciler {
                 machines.queue.add(Key::Instance(machine));
             }
         });
+        tasks.spawn(self.clone().tell_cards());
         let orphans = self.clone();
         tasks.spawn(async move { orphans.remove_orphans().await });
         let workers = Arc::new(Semaphore::new(self.patience.workers.max(1)));

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use host::{Content, Driver, DriverError, Inventory, Observed, Simulated, VolumeFile, VolumeSpec};
 use machine_protocol::launch::Launch;
+use machine_protocol::vpc::PortConfig;
 use store::{Change, Document, LeaseId, Page, Revision, Store, StoreError, Watch};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
@@ -153,7 +154,7 @@ impl Driver for CrashingHost {
         &self,
         machine: &str,
         nic: usize,
-        port: &serde_json::Value,
+        port: &PortConfig,
     ) -> Result<(), DriverError> {
         let step = self.host.configure_nic(machine, nic, port);
         self.crash.step(step).await
