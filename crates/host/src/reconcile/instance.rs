@@ -32,7 +32,7 @@ impl Reconciler {
         };
         let instance = &found.record;
         match (instance.desired, instance.state) {
-            (_, InstanceState::Terminated) => self.terminated(instance).await,
+            (_, InstanceState::Terminated) => Ok(Next::Wait),
             (Desired::Terminated, _) | (_, InstanceState::ShuttingDown) => {
                 self.terminate(instance).await
             }
@@ -302,24 +302,6 @@ impl Reconciler {
         self.driver.remove(id).await?;
         self.plane.instance_gone(&instance.id).await?;
         Ok(Next::Again)
-    }
-
-    /// Gone: its record is for a while.
-    async fn terminated(&self, instance: &Instance) -> Result<Next, StepError> {
-        let shown = Timestamp::now().since(instance.state_since);
-        if let Some(left) = self.patience.terminated_kept.checked_sub(shown)
-            && !left.is_zero()
-        {
-            return Ok(Next::After(left));
-        }
-        let id = instance.id.as_str();
-        self.plane
-            .transact(|batch| {
-                batch.discard::<Instance>(id);
-                Ok(())
-            })
-            .await?;
-        Ok(Next::Wait)
     }
 
     /// What was asked of an instance cannot be done; whether that could be

@@ -41,8 +41,6 @@ pub struct Patience {
     pub terminate: Duration,
     /// How many steps in a row may fail before what was asked for is given up.
     pub attempts: u32,
-    /// How long terminated instances are still shown.
-    pub terminated_kept: Duration,
     /// How long volumes without a record are kept.
     pub orphans_kept: Duration,
     /// How many records are worked on at once.
@@ -55,7 +53,6 @@ impl Default for Patience {
             stop: Duration::from_secs(120),
             terminate: Duration::from_secs(20),
             attempts: 8,
-            terminated_kept: Duration::from_secs(3600),
             orphans_kept: Duration::from_secs(24 * 3600),
             workers: 32,
         }
