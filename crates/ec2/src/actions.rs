@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 
-use crate::door::Call;
+use crate::call::Call;
 use crate::error::Error;
 use crate::xml::Element;
 

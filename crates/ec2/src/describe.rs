@@ -6,7 +6,7 @@ use control::Owned;
 use model::{Meta, Tags};
 
 use crate::actions::Reply;
-use crate::door::Call;
+use crate::call::Call;
 use crate::error::Error;
 use crate::filters::Filters;
 use crate::ids::{Id, parse};
@@ -175,6 +175,11 @@ pub fn paged(
     let mut reply = vec![Element::new(list).extend(items)];
     reply.extend(token.map(|token| Element::leaf("nextToken", token)));
     reply
+}
+
+/// No value, for a filter.
+pub fn none() -> Vec<String> {
+    Vec::new()
 }
 
 /// One value, for a filter.

@@ -166,7 +166,13 @@ mod tests {
         ] {
             assert!(matches(pattern, text), "{pattern} {text}");
         }
-        for (pattern, text) in [("", "a"), ("?", ""), ("a", "A"), ("\\*", "a"), ("*ab", "abc")] {
+        for (pattern, text) in [
+            ("", "a"),
+            ("?", ""),
+            ("a", "A"),
+            ("\\*", "a"),
+            ("*ab", "abc"),
+        ] {
             assert!(!matches(pattern, text), "{pattern} {text}");
         }
     }
@@ -190,7 +196,11 @@ mod tests {
 
     fn filters(text: &str) -> Result<Filters, Error> {
         let pairs = form::decode(text.as_bytes()).unwrap();
-        Filters::parse(&Parameters::new(&pairs).unwrap(), &["state", "tag-key"], &["state", "odd"])
+        Filters::parse(
+            &Parameters::new(&pairs).unwrap(),
+            &["state", "tag-key"],
+            &["state", "odd"],
+        )
     }
 
     #[test]
@@ -220,7 +230,9 @@ mod tests {
         );
         assert!(refused("Filter.1.Value.1=x").contains("'null'"));
         assert!(refused("Filter.1.Name=state").contains("no values"));
-        let many: String = (1..=201).map(|n| format!("&Filter.1.Value.{n}=x")).collect();
+        let many: String = (1..=201)
+            .map(|n| format!("&Filter.1.Value.{n}=x"))
+            .collect();
         assert!(refused(&format!("Filter.1.Name=state{many}")).starts_with("FilterLimitExceeded"));
     }
 }

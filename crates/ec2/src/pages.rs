@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use sha2::{Digest, Sha256};
 
-use crate::door::Call;
+use crate::call::Call;
 use crate::error::Error;
 use crate::filters::Filters;
 
@@ -43,13 +43,17 @@ impl Page {
             return Err(Error::invalid(
                 "MaxResults",
                 most,
-                &format!("It must be between {} and {}.", bounds.start(), bounds.end()),
+                &format!(
+                    "It must be between {} and {}.",
+                    bounds.start(),
+                    bounds.end()
+                ),
             ));
         }
         let asked = format!(
             "{} {} {}",
             call.action.name,
-            call.principal.account,
+            call.caller.account,
             filters.fingerprint()
         );
         let question = URL_SAFE_NO_PAD.encode(&Sha256::digest(asked)[..9]);
@@ -67,10 +71,7 @@ impl Page {
 
     /// The things of the page, and the token of the next if there are more.
     /// Things come by keys in ascending order.
-    pub fn cut<T>(
-        &self,
-        things: impl Iterator<Item = (String, T)>,
-    ) -> (Vec<T>, Option<String>) {
+    pub fn cut<T>(&self, things: impl Iterator<Item = (String, T)>) -> (Vec<T>, Option<String>) {
         let mut page: Vec<(String, T)> = Vec::new();
         for (key, thing) in things {
             if self.after.as_ref().is_some_and(|after| key <= *after) {
@@ -78,7 +79,10 @@ impl Page {
             }
             if let Some((last, _)) = page.last().filter(|_| self.most == Some(page.len())) {
                 let token = URL_SAFE_NO_PAD.encode(format!("{} {last}", self.question));
-                return (page.into_iter().map(|(_, thing)| thing).collect(), Some(token));
+                return (
+                    page.into_iter().map(|(_, thing)| thing).collect(),
+                    Some(token),
+                );
             }
             page.push((key, thing));
         }

@@ -6,38 +6,59 @@ use model::{
     SecurityGroupRuleId, Tags, VpcId,
 };
 
-use crate::door::Call;
+use crate::call::Call;
 use crate::error::Error;
 use crate::ids::parse;
 use crate::parameters::Parameters;
 
-/// Parameters of Authorize- and RevokeSecurityGroupIngress and -Egress.
-pub const RULES: &[&str] = &[
-    "GroupId",
+/// The parameters of rules, and more.
+macro_rules! with_rules {
+    ($($more:literal),*) => {
+        &[
+            "GroupId",
+            "CidrIp",
+            "FromPort",
+            "ToPort",
+            "IpProtocol",
+            "SourceSecurityGroupName",
+            "SourceSecurityGroupOwnerId",
+            "IpPermissions.N.IpProtocol",
+            "IpPermissions.N.FromPort",
+            "IpPermissions.N.ToPort",
+            "IpPermissions.N.IpRanges.N.CidrIp",
+            "IpPermissions.N.IpRanges.N.Description",
+            "IpPermissions.N.Ipv6Ranges.N.CidrIpv6",
+            "IpPermissions.N.Ipv6Ranges.N.Description",
+            "IpPermissions.N.Groups.N.GroupId",
+            "IpPermissions.N.Groups.N.GroupName",
+            "IpPermissions.N.Groups.N.UserId",
+            "IpPermissions.N.Groups.N.VpcId",
+            "IpPermissions.N.Groups.N.Description",
+            $($more,)*
+        ]
+    };
+}
+
+/// Parameters of AuthorizeSecurityGroupIngress.
+pub const AUTHORIZE_INGRESS: &[&str] = with_rules!(
     "GroupName",
-    "SecurityGroupRuleId.N",
-    "CidrIp",
-    "FromPort",
-    "ToPort",
-    "IpProtocol",
-    "SourceSecurityGroupName",
-    "SourceSecurityGroupOwnerId",
-    "IpPermissions.N.IpProtocol",
-    "IpPermissions.N.FromPort",
-    "IpPermissions.N.ToPort",
-    "IpPermissions.N.IpRanges.N.CidrIp",
-    "IpPermissions.N.IpRanges.N.Description",
-    "IpPermissions.N.Ipv6Ranges.N.CidrIpv6",
-    "IpPermissions.N.Ipv6Ranges.N.Description",
-    "IpPermissions.N.Groups.N.GroupId",
-    "IpPermissions.N.Groups.N.GroupName",
-    "IpPermissions.N.Groups.N.UserId",
-    "IpPermissions.N.Groups.N.VpcId",
-    "IpPermissions.N.Groups.N.Description",
     "TagSpecification.N.ResourceType",
     "TagSpecification.N.Tag.N.Key",
-    "TagSpecification.N.Tag.N.Value",
-];
+    "TagSpecification.N.Tag.N.Value"
+);
+
+/// Parameters of AuthorizeSecurityGroupEgress.
+pub const AUTHORIZE_EGRESS: &[&str] = with_rules!(
+    "TagSpecification.N.ResourceType",
+    "TagSpecification.N.Tag.N.Key",
+    "TagSpecification.N.Tag.N.Value"
+);
+
+/// Parameters of RevokeSecurityGroupIngress.
+pub const REVOKE_INGRESS: &[&str] = with_rules!("GroupName", "SecurityGroupRuleId.N");
+
+/// Parameters of RevokeSecurityGroupEgress.
+pub const REVOKE_EGRESS: &[&str] = with_rules!("SecurityGroupRuleId.N");
 
 /// The rules of a request, with new ids.
 ///
@@ -59,14 +80,16 @@ pub fn rules(
                 "Either 'ipRanges', 'ipv6Ranges' or 'groups' should be provided.",
             ));
         }
-        rules.extend(peers.into_iter().map(|(peer, description)| {
-            SecurityGroupRule {
-                id: SecurityGroupRuleId::random(),
-                peer,
-                description,
-                ..base.clone()
-            }
-        }));
+        rules.extend(
+            peers
+                .into_iter()
+                .map(|(peer, description)| SecurityGroupRule {
+                    id: SecurityGroupRuleId::random(),
+                    peer,
+                    description,
+                    ..base.clone()
+                }),
+        );
     }
     let peer = match (sent.text("CidrIp"), sent.text("SourceSecurityGroupName")) {
         (Some(cidr), _) => Some(ipv4(cidr)?),
@@ -87,7 +110,10 @@ fn base(from: &Parameters, direction: Direction) -> Result<SecurityGroupRule, Er
     let text = from.require("IpProtocol")?;
     let protocol =
         Protocol::parse(text).map_err(|e| Error::invalid("IpProtocol", text, &e.to_string()))?;
-    let (first, last) = (from.number::<i32>("FromPort")?, from.number::<i32>("ToPort")?);
+    let (first, last) = (
+        from.number::<i32>("FromPort")?,
+        from.number::<i32>("ToPort")?,
+    );
     let ports = match (protocol, first, last) {
         (Protocol::All | Protocol::Number(_), ..) => None,
         (Protocol::Icmp | Protocol::Icmpv6, None, None) => Some(Ports { from: -1, to: -1 }),
@@ -97,7 +123,10 @@ fn base(from: &Parameters, direction: Direction) -> Result<SecurityGroupRule, Er
     };
     if let Some(ports) = ports {
         ports.check(protocol).map_err(|e| {
-            Error::new("InvalidParameterValue", format!("Invalid value for portRange. {e}"))
+            Error::new(
+                "InvalidParameterValue",
+                format!("Invalid value for portRange. {e}"),
+            )
         })?;
     }
     Ok(SecurityGroupRule {

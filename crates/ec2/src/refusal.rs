@@ -27,7 +27,9 @@ impl From<Refusal> for Error {
             Refusal::Exists { kind, name } => exists(kind, &name),
             Refusal::Protected { id, what } => Self::new(
                 "OperationNotPermitted",
-                format!("The instance '{id}' may not be {what}: its protection forbids that. Modify its attribute and try again."),
+                format!(
+                    "The instance '{id}' may not be {what}: its protection forbids that. Modify its attribute and try again."
+                ),
             ),
             Refusal::NotAllowed(message) => {
                 Self::new("OperationNotPermitted", message).with_status(StatusCode::FORBIDDEN)
@@ -36,8 +38,9 @@ impl From<Refusal> for Error {
             Refusal::NoAddress(_) => Self::new("InsufficientFreeAddressesInSubnet", message),
             Refusal::Overlap(..) => Self::new("InvalidSubnet.Conflict", message),
             Refusal::TokenMismatch(_) => Self::new("IdempotentParameterMismatch", message),
-            Refusal::Busy => Self::new("Unavailable", message)
-                .with_status(StatusCode::SERVICE_UNAVAILABLE),
+            Refusal::Busy => {
+                Self::new("Unavailable", message).with_status(StatusCode::SERVICE_UNAVAILABLE)
+            }
             Refusal::Record(_) | Refusal::Store(_) => {
                 tracing::error!(error = message, "an EC2 request failed");
                 Self::internal("An internal error has occurred; the daemon's log says which")
@@ -49,22 +52,70 @@ impl From<Refusal> for Error {
 /// Code of what there is none of, and its message.
 fn not_found(kind: Kind, id: &str) -> Error {
     let (code, message) = match kind {
-        Kind::Instance => ("InvalidInstanceID.NotFound", format!("The instance ID '{id}' does not exist")),
-        Kind::InstanceType => ("InvalidInstanceType", format!("The instance type '{id}' does not exist; `holm type ls` lists those that do")),
-        Kind::Image => ("InvalidAMIID.NotFound", format!("The image id '[{id}]' does not exist")),
-        Kind::Volume => ("InvalidVolume.NotFound", format!("The volume '{id}' does not exist.")),
-        Kind::Snapshot => ("InvalidSnapshot.NotFound", format!("The snapshot '{id}' does not exist.")),
-        Kind::KeyPair => ("InvalidKeyPair.NotFound", format!("The key pair '{id}' does not exist")),
-        Kind::Vpc => ("InvalidVpcID.NotFound", format!("The vpc ID '{id}' does not exist")),
-        Kind::Subnet => ("InvalidSubnetID.NotFound", format!("The subnet ID '{id}' does not exist")),
-        Kind::SecurityGroup => ("InvalidGroup.NotFound", format!("The security group '{id}' does not exist")),
-        Kind::SecurityGroupRule => ("InvalidPermission.NotFound", format!("The specified rule ({id}) does not exist in this security group.")),
-        Kind::InternetGateway => ("InvalidInternetGatewayID.NotFound", format!("The internetGateway ID '{id}' does not exist")),
-        Kind::RouteTable => ("InvalidRouteTableID.NotFound", format!("The routeTable ID '{id}' does not exist")),
-        Kind::Route => ("InvalidRoute.NotFound", format!("no route with destination-cidr-block {id} in this route table")),
-        Kind::Association => ("InvalidAssociationID.NotFound", format!("The association ID '{id}' does not exist")),
-        Kind::Interface => ("InvalidNetworkInterfaceID.NotFound", format!("The networkInterface ID '{id}' does not exist")),
-        Kind::Zone => ("InvalidParameterValue", format!("Invalid availability zone: [{id}]")),
+        Kind::Instance => (
+            "InvalidInstanceID.NotFound",
+            format!("The instance ID '{id}' does not exist"),
+        ),
+        Kind::InstanceType => (
+            "InvalidInstanceType",
+            format!("The instance type '{id}' does not exist; `holm type ls` lists those that do"),
+        ),
+        Kind::Image => (
+            "InvalidAMIID.NotFound",
+            format!("The image id '[{id}]' does not exist"),
+        ),
+        Kind::Volume => (
+            "InvalidVolume.NotFound",
+            format!("The volume '{id}' does not exist."),
+        ),
+        Kind::Snapshot => (
+            "InvalidSnapshot.NotFound",
+            format!("The snapshot '{id}' does not exist."),
+        ),
+        Kind::KeyPair => (
+            "InvalidKeyPair.NotFound",
+            format!("The key pair '{id}' does not exist"),
+        ),
+        Kind::Vpc => (
+            "InvalidVpcID.NotFound",
+            format!("The vpc ID '{id}' does not exist"),
+        ),
+        Kind::Subnet => (
+            "InvalidSubnetID.NotFound",
+            format!("The subnet ID '{id}' does not exist"),
+        ),
+        Kind::SecurityGroup => (
+            "InvalidGroup.NotFound",
+            format!("The security group '{id}' does not exist"),
+        ),
+        Kind::SecurityGroupRule => (
+            "InvalidPermission.NotFound",
+            format!("The specified rule ({id}) does not exist in this security group."),
+        ),
+        Kind::InternetGateway => (
+            "InvalidInternetGatewayID.NotFound",
+            format!("The internetGateway ID '{id}' does not exist"),
+        ),
+        Kind::RouteTable => (
+            "InvalidRouteTableID.NotFound",
+            format!("The routeTable ID '{id}' does not exist"),
+        ),
+        Kind::Route => (
+            "InvalidRoute.NotFound",
+            format!("no route with destination-cidr-block {id} in this route table"),
+        ),
+        Kind::Association => (
+            "InvalidAssociationID.NotFound",
+            format!("The association ID '{id}' does not exist"),
+        ),
+        Kind::Interface => (
+            "InvalidNetworkInterfaceID.NotFound",
+            format!("The networkInterface ID '{id}' does not exist"),
+        ),
+        Kind::Zone => (
+            "InvalidParameterValue",
+            format!("Invalid availability zone: [{id}]"),
+        ),
         _ => ("InvalidID", format!("The ID '{id}' is not valid")),
     };
     Error::new(code, message)
@@ -80,7 +131,10 @@ fn invalid(field: &str, reason: String) -> Error {
         "user_data" => "InvalidUserData.Malformed",
         _ => "InvalidParameterValue",
     };
-    Error::new(code, format!("Invalid value for {}: {reason}", camel(field)))
+    Error::new(
+        code,
+        format!("Invalid value for {}: {reason}", camel(field)),
+    )
 }
 
 fn state(kind: Kind) -> &'static str {
@@ -103,14 +157,38 @@ fn in_use(kind: Kind) -> &'static str {
 
 fn exists(kind: Kind, name: &str) -> Error {
     let (code, message) = match kind {
-        Kind::KeyPair => ("InvalidKeyPair.Duplicate", format!("The keypair '{name}' already exists.")),
-        Kind::SecurityGroup => ("InvalidGroup.Duplicate", format!("The security group '{name}' already exists")),
-        Kind::SecurityGroupRule => ("InvalidPermission.Duplicate", format!("the specified rule \"{name}\" already exists")),
-        Kind::Image => ("InvalidAMIName.Duplicate", format!("AMI name {name} is already in use")),
-        Kind::Route => ("RouteAlreadyExists", format!("The route identified by {name} already exists.")),
-        Kind::Association | Kind::InternetGateway => ("Resource.AlreadyAssociated", format!("There is already an association: {name}")),
-        Kind::Vpc => ("DefaultVpcAlreadyExists", format!("There is already a VPC {name}")),
-        _ => ("InvalidParameterValue", format!("There is already a {kind} {name}")),
+        Kind::KeyPair => (
+            "InvalidKeyPair.Duplicate",
+            format!("The keypair '{name}' already exists."),
+        ),
+        Kind::SecurityGroup => (
+            "InvalidGroup.Duplicate",
+            format!("The security group '{name}' already exists"),
+        ),
+        Kind::SecurityGroupRule => (
+            "InvalidPermission.Duplicate",
+            format!("the specified rule \"{name}\" already exists"),
+        ),
+        Kind::Image => (
+            "InvalidAMIName.Duplicate",
+            format!("AMI name {name} is already in use"),
+        ),
+        Kind::Route => (
+            "RouteAlreadyExists",
+            format!("The route identified by {name} already exists."),
+        ),
+        Kind::Association | Kind::InternetGateway => (
+            "Resource.AlreadyAssociated",
+            format!("There is already an association: {name}"),
+        ),
+        Kind::Vpc => (
+            "DefaultVpcAlreadyExists",
+            format!("There is already a VPC {name}"),
+        ),
+        _ => (
+            "InvalidParameterValue",
+            format!("There is already a {kind} {name}"),
+        ),
     };
     Error::new(code, message)
 }

@@ -3,8 +3,8 @@
 use model::{DhcpOptionsId, Tags, Vpc};
 
 use super::{Handler, Reply};
+use crate::call::Call;
 use crate::describe::{Described, Listing, Selection, many, none, one, paged};
-use crate::door::Call;
 use crate::error::Error;
 use crate::xml::Element;
 
@@ -71,9 +71,7 @@ async fn describe(call: &Call<'_>) -> Reply {
     let items = page.iter().map(|options| {
         let values = values(&options.0).map(|(name, value)| {
             let value = Element::item().text("value", value);
-            Element::item()
-                .text("key", name)
-                .list("valueSet", [value])
+            Element::item().text("key", name).list("valueSet", [value])
         });
         Element::item()
             .text("dhcpOptionsId", &options.0.dhcp_options)

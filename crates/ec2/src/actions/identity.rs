@@ -1,7 +1,7 @@
 //! Who asks.
 
 use super::{Handler, Reply};
-use crate::door::Call;
+use crate::call::Call;
 use crate::xml::Element;
 
 pub const ACTIONS: &[Handler] = &[Handler {

@@ -5,8 +5,8 @@ use model::{AccountId, Image, ImageDisk, ImageId, InstanceId, SnapshotId};
 
 use super::volumes::{bytes, gib};
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Listing, Selection, many, maybe, none, one, paged, tag_set};
-use crate::door::Call;
 use crate::error::Error;
 use crate::parameters::Parameters;
 use crate::tagging::specified;
@@ -138,9 +138,7 @@ fn field(image: &Image, name: &str) -> Vec<String> {
         }
         "block-device-mapping.device-name" => many(disks.map(|disk| &disk.device)),
         "block-device-mapping.encrypted" => many(disks.map(|_| false)),
-        "block-device-mapping.snapshot-id" => {
-            many(disks.filter_map(|disk| disk.snapshot.as_ref()))
-        }
+        "block-device-mapping.snapshot-id" => many(disks.filter_map(|disk| disk.snapshot.as_ref())),
         "block-device-mapping.volume-size" => many(disks.map(|disk| gib(disk.size))),
         "block-device-mapping.volume-type" => many(disks.map(|_| "gp3")),
         "creation-date" => one(image.meta.created),
@@ -316,9 +314,7 @@ async fn describe_attribute(call: &Call<'_>) -> Reply {
     let shown = match attribute {
         "description" => Element::new("description").text("value", &image.description),
         "launchPermission" => {
-            let all = image
-                .public
-                .then(|| Element::item().text("group", "all"));
+            let all = image.public.then(|| Element::item().text("group", "all"));
             let users = image.shared_with.iter();
             let users = users.map(|user| Element::item().text("userId", user));
             Element::new("launchPermission").extend(all.into_iter().chain(users))
@@ -349,7 +345,10 @@ struct Permission {
 impl Permission {
     fn user(&mut self, text: &str, add: bool) -> Result<(), Error> {
         let account = AccountId::try_from(text.to_owned()).map_err(|_| {
-            Error::new("InvalidAMIAttributeItemValue", format!("Invalid attribute item value \"{text}\" for userId item type."))
+            Error::new(
+                "InvalidAMIAttributeItemValue",
+                format!("Invalid attribute item value \"{text}\" for userId item type."),
+            )
         })?;
         match add {
             true => self.add.push(account),
@@ -360,7 +359,10 @@ impl Permission {
 
     fn group(&mut self, text: &str, add: bool) -> Result<(), Error> {
         if text != "all" {
-            return Err(Error::new("InvalidAMIAttributeItemValue", format!("Invalid attribute item value \"{text}\" for group item type.")));
+            return Err(Error::new(
+                "InvalidAMIAttributeItemValue",
+                format!("Invalid attribute item value \"{text}\" for group item type."),
+            ));
         }
         self.public = Some(add);
         Ok(())
@@ -386,7 +388,13 @@ impl Permission {
         let add = match sent.require("OperationType")? {
             "add" => true,
             "remove" => false,
-            other => return Err(Error::invalid("OperationType", other, "It is add or remove.")),
+            other => {
+                return Err(Error::invalid(
+                    "OperationType",
+                    other,
+                    "It is add or remove.",
+                ));
+            }
         };
         users.iter().try_for_each(|user| all.user(user, add))?;
         groups.iter().try_for_each(|group| all.group(group, add))?;
@@ -403,7 +411,11 @@ async fn modify_attribute(call: &Call<'_>) -> Reply {
         (None, Some("description")) => Some(sent.raw("Value").unwrap_or_default().to_owned()),
         (None, None | Some("launchPermission")) => None,
         (None, Some(other)) => {
-            return Err(Error::invalid("Attribute", other, "It is description or launchPermission."));
+            return Err(Error::invalid(
+                "Attribute",
+                other,
+                "It is description or launchPermission.",
+            ));
         }
     };
     call.plane().find::<Image>(&call.caller, &id)?;
@@ -419,7 +431,9 @@ async fn modify_attribute(call: &Call<'_>) -> Reply {
                     image.shared_with.push(account.clone());
                 }
             }
-            image.shared_with.retain(|account| !permission.remove.contains(account));
+            image
+                .shared_with
+                .retain(|account| !permission.remove.contains(account));
             Ok(())
         })
         .await?;

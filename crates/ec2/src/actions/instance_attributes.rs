@@ -8,7 +8,7 @@ use super::instances::{disks, metadata_options};
 use super::interfaces::group_set;
 use super::launch::{self, shutdown_behavior};
 use super::{Handler, Reply, done};
-use crate::door::Call;
+use crate::call::Call;
 use crate::error::Error;
 use crate::parameters::Parameters;
 use crate::xml::Element;
@@ -57,9 +57,8 @@ pub const ACTIONS: &[Handler] = &[
 ];
 
 fn attribute(call: &Call<'_>, instance: &Instance, name: &str) -> Result<Element, Error> {
-    let value = |name: &'static str, value: &dyn std::fmt::Display| {
-        Element::new(name).text("value", value)
-    };
+    let value =
+        |name: &'static str, value: &dyn std::fmt::Display| Element::new(name).text("value", value);
     let first = instance.interfaces.first();
     Ok(match name {
         "instanceType" => value("instanceType", &instance.instance_type),
@@ -70,9 +69,7 @@ fn attribute(call: &Call<'_>, instance: &Instance, name: &str) -> Result<Element
                 value("userData", &engine.encode(&instance.user_data.0))
             }
         },
-        "disableApiTermination" => {
-            value("disableApiTermination", &instance.termination_protection)
-        }
+        "disableApiTermination" => value("disableApiTermination", &instance.termination_protection),
         "disableApiStop" => value("disableApiStop", &instance.stop_protection),
         "instanceInitiatedShutdownBehavior" => value(
             "instanceInitiatedShutdownBehavior",
@@ -82,9 +79,7 @@ fn attribute(call: &Call<'_>, instance: &Instance, name: &str) -> Result<Element
             },
         ),
         "rootDeviceName" => value("rootDeviceName", &instance.root_device),
-        "blockDeviceMapping" => {
-            Element::new("blockDeviceMapping").extend(disks(call, instance))
-        }
+        "blockDeviceMapping" => Element::new("blockDeviceMapping").extend(disks(call, instance)),
         "groupSet" => {
             let groups = first.map(|card| group_set(call, card));
             Element::new("groupSet").extend(groups.unwrap_or_default())
@@ -101,11 +96,7 @@ fn attribute(call: &Call<'_>, instance: &Instance, name: &str) -> Result<Element
         "ramdisk" => Element::new("ramdisk"),
         "sriovNetSupport" => Element::new("sriovNetSupport"),
         other => {
-            return Err(Error::invalid(
-                "attribute",
-                other,
-                "Unknown attribute.",
-            ));
+            return Err(Error::invalid("attribute", other, "Unknown attribute."));
         }
     })
 }
@@ -143,9 +134,7 @@ fn spelled_out(sent: &Parameters) -> Result<Parameters, Error> {
     match sent.raw("Value") {
         // Without a value it only says which structure follows.
         None => Ok(sent.clone()),
-        Some(value) => {
-            Parameters::new(&[(format!("{capital}.Value"), value.to_owned())])
-        }
+        Some(value) => Parameters::new(&[(format!("{capital}.Value"), value.to_owned())]),
     }
 }
 

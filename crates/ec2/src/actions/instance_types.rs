@@ -3,8 +3,8 @@
 use model::{CATALOGUE, InstanceType, Tags};
 
 use super::{Handler, Reply};
+use crate::call::Call;
 use crate::describe::{Described, Listing, Selection, many, none, one, paged};
-use crate::door::Call;
 use crate::filters::Pattern;
 use crate::xml::Element;
 
@@ -123,9 +123,7 @@ fn show(size: &InstanceType) -> Element {
         .child(list("supportedBootModes", "legacy-bios"))
         .text("bareMetal", false)
         .text("hypervisor", "nitro")
-        .child(
-            Element::new("processorInfo").child(list("supportedArchitectures", "x86_64")),
-        )
+        .child(Element::new("processorInfo").child(list("supportedArchitectures", "x86_64")))
         .child(
             Element::new("vCpuInfo")
                 .text("defaultVCpus", size.cpus)

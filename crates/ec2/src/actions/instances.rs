@@ -8,8 +8,8 @@ use model::{Instance, InstanceId, InstanceState, Token, Volume};
 
 use super::interfaces::{association, group_set, mac};
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Listing, Selection, many, maybe, none, one, paged, tag_set};
-use crate::door::Call;
 use crate::error::Error;
 use crate::xml::Element;
 
@@ -200,7 +200,9 @@ fn volume_status(call: &Call<'_>, disk: &model::BlockDevice) -> (&'static str, O
 fn disk_field(call: &Call<'_>, instance: &Instance, name: &str) -> Vec<String> {
     let disks = instance.disks.iter();
     match name {
-        "attach-time" => disks.filter_map(|disk| volume_status(call, disk).1).collect(),
+        "attach-time" => disks
+            .filter_map(|disk| volume_status(call, disk).1)
+            .collect(),
         "delete-on-termination" => many(disks.map(|disk| disk.delete_on_termination)),
         "device-name" => many(disks.map(|disk| &disk.device)),
         "status" => many(disks.map(|disk| volume_status(call, disk).0)),
@@ -396,7 +398,10 @@ fn network(call: &Call<'_>, element: Element, instance: &Instance) -> Element {
     let public = instance.public_ip();
     element
         .text("privateDnsName", call.private_name(instance))
-        .text("dnsName", public.map(|ip| ip.to_string()).unwrap_or_default())
+        .text(
+            "dnsName",
+            public.map(|ip| ip.to_string()).unwrap_or_default(),
+        )
         .option("privateIpAddress", instance.private_ip())
         .option("ipAddress", public)
         .option("subnetId", instance.subnet())
@@ -452,7 +457,10 @@ fn show(call: &Call<'_>, instance: &Instance) -> Element {
         )
         .child(Element::new("hibernationOptions").text("configured", false))
         .child(Element::new("enclaveOptions").text("enabled", false))
-        .child(metadata_options("metadataOptions", &instance.metadata_options));
+        .child(metadata_options(
+            "metadataOptions",
+            &instance.metadata_options,
+        ));
     let element = match &instance.state_reason {
         Some(reason) => element.child(
             Element::new("stateReason")

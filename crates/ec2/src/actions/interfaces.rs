@@ -1,11 +1,15 @@
 //! Network interfaces, which come and go with their instances, and access
 //! lists, which let everything through.
 
-use model::{Instance, InstanceState, Interface, InterfaceId, SecurityGroup, Subnet, Tags, Vpc, mac_of};
+use model::{
+    Instance, InstanceState, Interface, InterfaceId, SecurityGroup, Subnet, Tags, Vpc, mac_of,
+};
 
 use super::{Handler, Reply};
-use crate::describe::{Described, Listing, Selection, many, maybe, none, one, owned, paged, tag_set};
-use crate::door::Call;
+use crate::call::Call;
+use crate::describe::{
+    Described, Listing, Selection, many, maybe, none, one, owned, paged, tag_set,
+};
 use crate::error::Error;
 use crate::xml::Element;
 
@@ -208,7 +212,10 @@ fn show(call: &Call<'_>, card: &Card) -> Element {
         .text("subnetId", &interface.subnet)
         .text("vpcId", &interface.vpc)
         .option("availabilityZone", zone.as_deref())
-        .option("availabilityZoneId", zone.as_deref().map(|zone| call.zone_id(zone)))
+        .option(
+            "availabilityZoneId",
+            zone.as_deref().map(|zone| call.zone_id(zone)),
+        )
         .text("description", &interface.description)
         .text("ownerId", &instance.meta.account)
         .text("requesterManaged", false)
@@ -310,14 +317,15 @@ fn acl_field(acl: &Acl, name: &str) -> Vec<String> {
 
 fn show_acl(acl: &Acl) -> Element {
     // Rule 100 lets everything through; 32767 is what EC2 ends each list with.
-    let entries = [(true, 100), (true, 32767), (false, 100), (false, 32767)].map(|(egress, number)| {
-        Element::item()
-            .text("ruleNumber", number)
-            .text("protocol", "-1")
-            .text("ruleAction", if number == 100 { "allow" } else { "deny" })
-            .text("egress", egress)
-            .text("cidrBlock", "0.0.0.0/0")
-    });
+    let entries =
+        [(true, 100), (true, 32767), (false, 100), (false, 32767)].map(|(egress, number)| {
+            Element::item()
+                .text("ruleNumber", number)
+                .text("protocol", "-1")
+                .text("ruleAction", if number == 100 { "allow" } else { "deny" })
+                .text("egress", egress)
+                .text("cidrBlock", "0.0.0.0/0")
+        });
     let subnets = acl.subnets.iter().map(|subnet| {
         Element::item()
             .text("networkAclAssociationId", acl_association(subnet))

@@ -3,8 +3,8 @@
 use model::{InternetGateway, InternetGatewayId, VpcId};
 
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Listing, maybe, none, one, owned};
-use crate::door::Call;
 use crate::tagging::specified;
 use crate::xml::Element;
 

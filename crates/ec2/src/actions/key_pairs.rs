@@ -4,8 +4,8 @@ use control::{KeyMaterial, Kind, NewKeyPair, Refusal};
 use model::{KeyPair, KeyPairId, KeyType};
 
 use super::{Handler, Reply};
+use crate::call::Call;
 use crate::describe::{Listing, Selection, none, one, paged, tag_set};
-use crate::door::Call;
 use crate::error::Error;
 use crate::tagging::specified;
 use crate::xml::Element;
@@ -104,7 +104,10 @@ async fn import(call: &Call<'_>) -> Reply {
         .blob("PublicKeyMaterial")?
         .ok_or_else(|| Error::missing("PublicKeyMaterial"))?;
     let material = String::from_utf8(material).map_err(|_| {
-        Error::new("InvalidKey.Format", "Key is not in valid OpenSSH public key format")
+        Error::new(
+            "InvalidKey.Format",
+            "Key is not in valid OpenSSH public key format",
+        )
     })?;
     let new = NewKeyPair {
         name: sent.require("KeyName")?.to_owned(),
@@ -118,7 +121,10 @@ async fn import(call: &Call<'_>) -> Reply {
 
 async fn describe(call: &Call<'_>) -> Reply {
     let selection = Selection::parse(call, &LISTING)?;
-    let public = call.parameters.boolean("IncludePublicKey")?.unwrap_or(false);
+    let public = call
+        .parameters
+        .boolean("IncludePublicKey")?
+        .unwrap_or(false);
     let mut pairs = call.nouns::<KeyPair, KeyPairId>("KeyPairId")?;
     let names = call.parameters.texts("KeyName");
     for name in &names {

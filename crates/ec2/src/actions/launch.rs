@@ -6,7 +6,7 @@ use model::{ImageId, MetadataOptions, SecurityGroupId, ShutdownBehavior, SubnetI
 use super::instances::reservation;
 use super::volumes::{bytes, kind};
 use super::{Handler, Reply};
-use crate::door::Call;
+use crate::call::{Call, only};
 use crate::error::Error;
 use crate::ids::parse;
 use crate::parameters::Parameters;
@@ -106,13 +106,15 @@ fn request(call: &Call<'_>) -> Result<RunInstances, Error> {
     let placement = sent.structure("Placement").unwrap_or_default();
     new.zone = placement.text("AvailabilityZone").map(str::to_owned);
     only(&placement, "Tenancy", &["default"])?;
-    new.user_data = sent.blob("UserData").map_err(|_| {
-        Error::new(
-            "InvalidUserData.Malformed",
-            "User data is not encoded properly: Base64 is expected",
-        )
-    })?
-    .unwrap_or_default();
+    new.user_data = sent
+        .blob("UserData")
+        .map_err(|_| {
+            Error::new(
+                "InvalidUserData.Malformed",
+                "User data is not encoded properly: Base64 is expected",
+            )
+        })?
+        .unwrap_or_default();
     new.termination_protection = sent.boolean("DisableApiTermination")?.unwrap_or(false);
     new.stop_protection = sent.boolean("DisableApiStop")?.unwrap_or(false);
     if let Some(behavior) = sent.text("InstanceInitiatedShutdownBehavior") {
@@ -148,23 +150,13 @@ fn refuse_the_rest(call: &Call<'_>) -> Result<(), Error> {
         ("EnclaveOptions", "Enabled", &["false"]),
         ("CreditSpecification", "CpuCredits", &["unlimited"]),
     ] {
-        only(&sent.structure(structure).unwrap_or_default(), name, allowed)?;
+        only(
+            &sent.structure(structure).unwrap_or_default(),
+            name,
+            allowed,
+        )?;
     }
     Ok(())
-}
-
-/// Refuses values that Holm does not support.
-fn only(from: &Parameters, name: &str, allowed: &[&str]) -> Result<(), Error> {
-    match from.text(name) {
-        Some(value) if !allowed.contains(&value.to_ascii_lowercase().as_str()) => {
-            Err(Error::unsupported(format!(
-                "Holm does not support the value {value} of {}.{name}: it has {}",
-                from.path(),
-                allowed.join(", ")
-            )))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// As many as fit within both numbers: Holm makes all or none.
@@ -181,7 +173,9 @@ fn count(sent: &Parameters) -> Result<u32, Error> {
     if least > most {
         return Err(Error::new(
             "InvalidParameterValue",
-            format!("Value ({least}) for parameter minCount is invalid. It is more than maxCount, {most}."),
+            format!(
+                "Value ({least}) for parameter minCount is invalid. It is more than maxCount, {most}."
+            ),
         ));
     }
     Ok(most)
@@ -207,7 +201,12 @@ fn place(call: &Call<'_>, new: &mut RunInstances) -> Result<(), Error> {
 /// Network and groups, said of its interface.
 fn card_of(call: &Call<'_>, card: &Parameters, new: &mut RunInstances) -> Result<(), Error> {
     let sent = &call.parameters;
-    for name in ["SubnetId", "SecurityGroupId", "SecurityGroup", "PrivateIpAddress"] {
+    for name in [
+        "SubnetId",
+        "SecurityGroupId",
+        "SecurityGroup",
+        "PrivateIpAddress",
+    ] {
         if sent.has(name) {
             return Err(Error::combination(
                 "Network interfaces and an instance-level subnet ID or security groups may not \
@@ -229,7 +228,9 @@ fn card_of(call: &Call<'_>, card: &Parameters, new: &mut RunInstances) -> Result
     for other in card.structures("PrivateIpAddresses") {
         let given = address(&other, "PrivateIpAddress")?;
         if other.boolean("Primary")? == Some(false) || new.private_ip.is_some() {
-            return Err(Error::unsupported("Holm's interfaces have one private address"));
+            return Err(Error::unsupported(
+                "Holm's interfaces have one private address",
+            ));
         }
         new.private_ip = given;
     }
@@ -306,7 +307,11 @@ pub fn metadata_options(
         Some("optional") => Token::Optional,
         Some("required") => Token::Required,
         Some(other) => {
-            return Err(Error::invalid("HttpTokens", other, "It is optional or required."));
+            return Err(Error::invalid(
+                "HttpTokens",
+                other,
+                "It is optional or required.",
+            ));
         }
     };
     if let Some(limit) = sent.number("HttpPutResponseHopLimit")? {

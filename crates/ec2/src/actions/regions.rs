@@ -4,8 +4,8 @@ use control::{Kind, Refusal};
 use model::{Site, Tags};
 
 use super::{Handler, Reply};
+use crate::call::Call;
 use crate::describe::{Described, Listing, Selection, none, one, paged};
-use crate::door::Call;
 use crate::error::Error;
 use crate::xml::Element;
 
@@ -176,7 +176,11 @@ async fn describe_attributes(call: &Call<'_>) -> Reply {
     let asked = call.parameters.texts("AttributeName");
     for name in &asked {
         if !all.iter().any(|(known, _)| known == name) {
-            return Err(Error::invalid("AttributeName", name, "There is none of that name."));
+            return Err(Error::invalid(
+                "AttributeName",
+                name,
+                "There is none of that name.",
+            ));
         }
     }
     call.dry_run()?;

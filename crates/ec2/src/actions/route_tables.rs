@@ -7,8 +7,8 @@ use model::{
 };
 
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Listing, many, none, one, owned};
-use crate::door::Call;
 use crate::error::Error;
 use crate::tagging::specified;
 use crate::xml::Element;

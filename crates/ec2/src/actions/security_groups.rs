@@ -7,10 +7,12 @@ use model::{
 };
 
 use super::{Handler, Reply};
+use crate::call::Call;
 use crate::describe::{Described, Listing, Selection, none, one, owned, paged, tag_set};
-use crate::door::Call;
 use crate::error::Error;
-use crate::permissions::{RULES, rules};
+use crate::permissions::{
+    AUTHORIZE_EGRESS, AUTHORIZE_INGRESS, REVOKE_EGRESS, REVOKE_INGRESS, rules,
+};
 use crate::tagging::specified;
 use crate::xml::Element;
 
@@ -61,25 +63,25 @@ pub const ACTIONS: &[Handler] = &[
     },
     Handler {
         name: "AuthorizeSecurityGroupIngress",
-        understood: RULES,
+        understood: AUTHORIZE_INGRESS,
         filters: &[],
         run: |call| Box::pin(authorize(call, Direction::Ingress)),
     },
     Handler {
         name: "AuthorizeSecurityGroupEgress",
-        understood: RULES,
+        understood: AUTHORIZE_EGRESS,
         filters: &[],
         run: |call| Box::pin(authorize(call, Direction::Egress)),
     },
     Handler {
         name: "RevokeSecurityGroupIngress",
-        understood: RULES,
+        understood: REVOKE_INGRESS,
         filters: &[],
         run: |call| Box::pin(revoke(call, Direction::Ingress)),
     },
     Handler {
         name: "RevokeSecurityGroupEgress",
-        understood: RULES,
+        understood: REVOKE_EGRESS,
         filters: &[],
         run: |call| Box::pin(revoke(call, Direction::Egress)),
     },
@@ -407,10 +409,7 @@ async fn revoke(call: &Call<'_>, direction: Direction) -> Reply {
         return Err(Error::missing("IpPermissions"));
     }
     call.dry_run()?;
-    let revoked = call
-        .plane()
-        .revoke(&call.caller, &id, &ids, &same)
-        .await?;
+    let revoked = call.plane().revoke(&call.caller, &id, &ids, &same).await?;
     let shown = revoked.iter().map(|rule| {
         let element = Element::item()
             .text("securityGroupRuleId", &rule.id)

@@ -5,8 +5,8 @@ use model::{Snapshot, SnapshotId, VolumeId};
 
 use super::volumes::gib;
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Listing, Selection, maybe, none, one, owned, paged};
-use crate::door::Call;
 use crate::tagging::specified;
 use crate::xml::Element;
 
@@ -121,7 +121,11 @@ async fn describe(call: &Call<'_>) -> Reply {
     let selection = Selection::parse(call, &LISTING)?;
     let owners = call.owners("Owner")?;
     let mut snapshots = call.nouns::<Snapshot, SnapshotId>("SnapshotId")?;
-    snapshots.retain(|snapshot| owners.as_ref().is_none_or(|o| o.contains(&snapshot.meta.account)));
+    snapshots.retain(|snapshot| {
+        owners
+            .as_ref()
+            .is_none_or(|o| o.contains(&snapshot.meta.account))
+    });
     // Whoever may see a snapshot may make volumes of it.
     call.owners("RestorableBy")?;
     call.dry_run()?;

@@ -4,8 +4,8 @@ use control::NewSubnet;
 use model::{Subnet, SubnetId, VpcId};
 
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Listing, none, one, owned};
-use crate::door::Call;
 use crate::error::Error;
 use crate::tagging::specified;
 use crate::xml::Element;
@@ -169,9 +169,7 @@ async fn modify_attribute(call: &Call<'_>) -> Reply {
     let value = value
         .flatten()
         .ok_or_else(|| Error::missing("MapPublicIpOnLaunch.Value"))?;
-    call.plane()
-        .modify_subnet(&call.caller, &id, value)
-        .await?;
+    call.plane().modify_subnet(&call.caller, &id, value).await?;
     done()
 }
 

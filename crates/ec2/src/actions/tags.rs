@@ -7,8 +7,8 @@ use model::{
 };
 
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Described, Listing, Selection, none, one, paged};
-use crate::door::Call;
 use crate::error::Error;
 use crate::tagging::tags;
 use crate::xml::Element;
@@ -28,7 +28,12 @@ pub const ACTIONS: &[Handler] = &[
     },
     Handler {
         name: "DescribeTags",
-        understood: &["Filter.N.Name", "Filter.N.Value.N", "MaxResults", "NextToken"],
+        understood: &[
+            "Filter.N.Name",
+            "Filter.N.Value.N",
+            "MaxResults",
+            "NextToken",
+        ],
         filters: LISTING.filters,
         run: |call| Box::pin(describe(call)),
     },
@@ -92,11 +97,7 @@ async fn delete(call: &Call<'_>) -> Reply {
     done()
 }
 
-fn collect<T: Owned + Described + Clone>(
-    call: &Call<'_>,
-    kind: &'static str,
-    into: &mut Vec<Tag>,
-) {
+fn collect<T: Owned + Described + Clone>(call: &Call<'_>, kind: &'static str, into: &mut Vec<Tag>) {
     for found in call.plane().list::<T>(&call.caller) {
         if *found.record.owner() != call.caller.account {
             continue;

@@ -4,8 +4,8 @@ use control::{AttachVolume, NewVolume, VolumeChange};
 use model::{Attachment, InstanceId, Volume, VolumeId, VolumeKind};
 
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Listing, Selection, maybe, none, one, paged, tag_set};
-use crate::door::Call;
 use crate::error::Error;
 use crate::parameters::Parameters;
 use crate::tagging::specified;
@@ -70,7 +70,13 @@ pub const ACTIONS: &[Handler] = &[
     },
     Handler {
         name: "DescribeVolumesModifications",
-        understood: &["VolumeId.N", "Filter.N.Name", "Filter.N.Value.N", "MaxResults", "NextToken"],
+        understood: &[
+            "VolumeId.N",
+            "Filter.N.Name",
+            "Filter.N.Value.N",
+            "MaxResults",
+            "NextToken",
+        ],
         filters: MODIFICATIONS.filters,
         run: |call| Box::pin(describe_modifications(call)),
     },
@@ -103,7 +109,12 @@ const LISTING: Listing = Listing {
 
 const MODIFICATIONS: Listing = Listing {
     ids: "VolumeId",
-    filters: &["volume-id", "modification-state", "target-size", "original-size"],
+    filters: &[
+        "volume-id",
+        "modification-state",
+        "target-size",
+        "original-size",
+    ],
     pages: Some((5, 500)),
     pages_of_ids: true,
 };
@@ -216,7 +227,10 @@ async fn create(call: &Call<'_>) -> Reply {
     let sent = &call.parameters;
     call.only("Encrypted", &["false"])?;
     call.only("MultiAttachEnabled", &["false"])?;
-    let zone = match (sent.text("AvailabilityZone"), sent.text("AvailabilityZoneId")) {
+    let zone = match (
+        sent.text("AvailabilityZone"),
+        sent.text("AvailabilityZoneId"),
+    ) {
         (Some(zone), _) => zone.to_owned(),
         (None, Some(id)) => call.zone_of_id(id)?,
         (None, None) => return Err(Error::missing("AvailabilityZone")),
@@ -299,7 +313,10 @@ fn modification(element: Element, before: &Volume, now: &Volume) -> Element {
     let grown = now.actual_size >= now.size;
     element
         .text("volumeId", &now.id)
-        .text("modificationState", if grown { "completed" } else { "modifying" })
+        .text(
+            "modificationState",
+            if grown { "completed" } else { "modifying" },
+        )
         .text("targetSize", gib(now.size))
         .option("targetIops", iops(now))
         .text("targetVolumeType", now.kind.name())
@@ -322,7 +339,10 @@ async fn modify(call: &Call<'_>) -> Reply {
     };
     let before = call.plane().find::<Volume>(&call.caller, &id)?;
     call.dry_run()?;
-    let now = call.plane().modify_volume(&call.caller, &id, change).await?;
+    let now = call
+        .plane()
+        .modify_volume(&call.caller, &id, change)
+        .await?;
     let element = modification(Element::new("volumeModification"), &before.record, &now);
     Ok(vec![element])
 }

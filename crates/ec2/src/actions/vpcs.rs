@@ -4,8 +4,8 @@ use control::NewVpc;
 use model::{Vpc, VpcId};
 
 use super::{Handler, Reply, done};
+use crate::call::Call;
 use crate::describe::{Listing, none, one, owned};
-use crate::door::Call;
 use crate::error::Error;
 use crate::tagging::specified;
 use crate::xml::Element;
@@ -44,7 +44,11 @@ pub const ACTIONS: &[Handler] = &[
     },
     Handler {
         name: "ModifyVpcAttribute",
-        understood: &["VpcId", "EnableDnsSupport.Value", "EnableDnsHostnames.Value"],
+        understood: &[
+            "VpcId",
+            "EnableDnsSupport.Value",
+            "EnableDnsHostnames.Value",
+        ],
         filters: &[],
         run: |call| Box::pin(modify_attribute(call)),
     },
@@ -103,9 +107,7 @@ fn association(vpc: &Vpc) -> String {
 
 fn show(element: Element, vpc: &Vpc) -> Element {
     let block = |set, item: Element, state| {
-        Element::new(set).child(
-            item.child(Element::new(state).text("state", "associated")),
-        )
+        Element::new(set).child(item.child(Element::new(state).text("state", "associated")))
     };
     let element = element
         .text("vpcId", &vpc.id)
@@ -130,7 +132,9 @@ async fn create(call: &Call<'_>) -> Reply {
     let cidr = cidr.parse().map_err(|_| {
         Error::new(
             "InvalidParameterValue",
-            format!("Value ({cidr}) for parameter cidrBlock is invalid. This is not a valid CIDR block."),
+            format!(
+                "Value ({cidr}) for parameter cidrBlock is invalid. This is not a valid CIDR block."
+            ),
         )
     })?;
     call.only("InstanceTenancy", &["default"])?;
