@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use crate::host::{self, Need};
@@ -151,21 +151,28 @@ fn guests() -> Result<()> {
         "xtask: long end-to-end tests, at once: {}",
         stories.join(", ")
     );
-    let results: Vec<Result<String>> = std::thread::scope(|scope| {
-        let running: Vec<_> = stories
-            .iter()
-            .map(|name| {
-                let words = arguments(&[name]);
-                scope.spawn(move || host::output(host::cargo().args(words)))
-            })
-            .collect();
+    let ended = std::thread::scope(|scope| {
+        let start = |name: &&str| {
+            let words = arguments(&[name]);
+            scope.spawn(move || host::cargo().args(words).output())
+        };
+        let running: Vec<_> = stories.iter().map(start).collect();
         let joined = running.into_iter().map(|thread| thread.join());
-        joined
-            .map(|result| result.unwrap_or_else(|_| Err(anyhow!("the thread of a test ended"))))
-            .collect()
+        joined.collect::<Vec<_>>()
     });
-    for (name, result) in stories.iter().zip(results) {
-        println!("{}", result.with_context(|| (*name).to_owned())?);
+    let mut failed = Vec::new();
+    for (name, ended) in stories.iter().zip(ended) {
+        let output = ended.map_err(|_| anyhow!("the thread of {name} ended"))?;
+        let output = output.with_context(|| format!("starting {name}"))?;
+        for text in [&output.stderr, &output.stdout] {
+            println!("{}", String::from_utf8_lossy(text));
+        }
+        if !output.status.success() {
+            failed.push(*name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("long end-to-end tests failed: {}", failed.join(", "));
     }
     eprintln!(
         "xtask: long end-to-end tests: passed in {:.0?}",
