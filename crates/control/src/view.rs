@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use model::{
     AccessKey, Account, Claim, Done, Event, Image, Instance, InstanceType, InternetGateway,
-    KeyPair, Operation, Quotas, RouteTable, SecurityGroup, Site, Snapshot, Subnet, Volume, Vpc,
+    KeyPair, Operation, Quotas, RouteTable, SecurityGroup, Site, Snapshot, Subnet, TagPolicy,
+    Volume, Vpc,
 };
 use parking_lot::RwLock;
 use store::{Document, Found, Record, RecordError, Records, Revision, Store, StoreError};
@@ -85,6 +86,7 @@ tables! {
     sites: Site,
     snapshots: Snapshot,
     subnets: Subnet,
+    tag_policies: TagPolicy,
     volumes: Volume,
     vpcs: Vpc,
 }
