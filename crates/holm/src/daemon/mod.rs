@@ -1,6 +1,7 @@
 //! `holm daemon`: the machines of a state directory, and the doors to them.
 
 mod doors;
+mod library;
 mod notify;
 
 use std::fs;
@@ -153,6 +154,7 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let mut serving = JoinSet::new();
     doors::serve(&daemon, listeners, &mut serving);
     serving.spawn(keep_house(daemon.clone()));
+    serving.spawn(take_in_images(daemon.clone()));
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
     notify::tell("READY=1");
     signals.next().await;
@@ -175,6 +177,15 @@ async fn keep_house(daemon: Daemon) {
             () = tokio::time::sleep(HOUSEKEEPING) => {}
             () = daemon.ended() => return,
         }
+    }
+}
+
+/// Takes in what `holm image` puts into the library, until the daemon ends.
+async fn take_in_images(daemon: Daemon) {
+    let library = daemon.layout.images();
+    tokio::select! {
+        () = library::follow(daemon.plane.clone(), library) => {}
+        () = daemon.ended() => {}
     }
 }
 
