@@ -1,0 +1,186 @@
+//! What `holm image` puts into the library of the state directory becomes an
+//! image of the daemon: one for each version of a name.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use control::{Caller, Plane, Refusal, RegisterDisk, RegisterImage};
+use images::{ImagesError, Library, NameRecord, NameVersion, Target};
+use model::{Claim, Image, Snapshot, Tags};
+
+/// Between two looks at the library's names.
+const LOOK: Duration = Duration::from_secs(1);
+/// The root disk of images without a description of their own.
+const ROOT_DEVICE: &str = "/dev/xvda";
+
+#[derive(Debug, thiserror::Error)]
+enum Failed {
+    #[error(transparent)]
+    Library(#[from] ImagesError),
+    #[error(transparent)]
+    Plane(#[from] Refusal),
+}
+
+/// Follows the library until it is dropped.
+pub async fn follow(plane: Plane, directory: PathBuf) {
+    let mut seen = None;
+    loop {
+        let names = look(directory.clone()).await;
+        match names {
+            Ok((library, names)) if seen.as_ref() != Some(&names) => {
+                match agree(&plane, &library, &names).await {
+                    Ok(()) => seen = Some(names),
+                    Err(error) => tracing::warn!(%error, "taking in the image library"),
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "reading the image library"),
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn look(directory: PathBuf) -> Result<(Library, Vec<NameRecord>), Failed> {
+    let read = move || {
+        let library = Library::open(&directory)?;
+        let names = library.names()?;
+        Ok((library, names))
+    };
+    match tokio::task::spawn_blocking(read).await {
+        Ok(read) => read,
+        Err(_) => Err(Failed::Plane(Refusal::Busy)),
+    }
+}
+
+/// That a version of a name was taken in: it is not again, should its owner
+/// deregister the image.
+fn claim(image: &str) -> String {
+    format!("library/{image}")
+}
+
+async fn agree(plane: &Plane, library: &Library, names: &[NameRecord]) -> Result<(), Failed> {
+    let caller = Caller::owner(plane.site()?.account);
+    let mut there = BTreeSet::new();
+    for name in names {
+        let Target::Versions {
+            versions, current, ..
+        } = &name.target
+        else {
+            continue;
+        };
+        for version in versions {
+            let image = format!("{}@{}", name.name, version.number);
+            let is_current = version.number == *current;
+            if plane.view().get::<Claim>(claim(&image)).is_none() {
+                take_in(plane, &caller, library, &image, version).await?;
+            }
+            let family = is_current.then(|| name.name.clone());
+            name_family(plane, &caller, &image, family).await?;
+            there.insert(image);
+        }
+    }
+    let gone = plane.view().starting::<Claim>(&claim(""));
+    for found in gone {
+        let image = found.id.strip_prefix(&claim("")).unwrap_or_default();
+        if !there.contains(image) {
+            let_go(plane, &caller, image).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn take_in(
+    plane: &Plane,
+    caller: &Caller,
+    library: &Library,
+    image: &str,
+    version: &NameVersion,
+) -> Result<(), Failed> {
+    let Some(stored) = library.get(&version.digest)? else {
+        return Ok(());
+    };
+    let content = version.digest.to_string();
+    let kept = plane
+        .view()
+        .filter::<Snapshot>(|s| s.content.as_ref() == Some(&content) && !s.deleting);
+    let snapshot = match kept.first() {
+        Some(found) => found.record.id.clone(),
+        None => {
+            let (size, allocated) = (stored.manifest.size, stored.allocated);
+            let text = format!("content of {image}");
+            let adopted = plane.adopt_snapshot(caller, &content, size, allocated, &text);
+            adopted.await?.id
+        }
+    };
+    let new = RegisterImage {
+        name: image.to_owned(),
+        description: stored.manifest.source.chars().take(255).collect(),
+        disks: vec![RegisterDisk {
+            device: ROOT_DEVICE.into(),
+            snapshot: Some(snapshot),
+            size: None,
+            delete_on_termination: true,
+        }],
+        family: None,
+        login: stored.manifest.labels.get("login").cloned(),
+        tags: Tags::new(),
+    };
+    match plane.register_image(caller, new).await {
+        // By a daemon that died before it noted that.
+        Ok(_) | Err(Refusal::Exists { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let taken = plane.transact(|batch| {
+        let holder = content.clone();
+        batch.put(&claim(image), &Claim { holder })
+    });
+    taken.await?;
+    tracing::info!(image, "an image of the library");
+    Ok(())
+}
+
+/// Of a name's versions the current one is what the bare name means.
+async fn name_family(
+    plane: &Plane,
+    caller: &Caller,
+    image: &str,
+    family: Option<String>,
+) -> Result<(), Failed> {
+    for found in plane.list::<Image>(caller) {
+        if found.record.name == image && found.record.family != family {
+            let id = found.record.id.clone();
+            let set = plane.modify_image(caller, &id, |image| {
+                image.family.clone_from(&family);
+                Ok(())
+            });
+            set.await?;
+        }
+    }
+    Ok(())
+}
+
+/// A version that is no longer in the library: its image goes, too.
+async fn let_go(plane: &Plane, caller: &Caller, image: &str) -> Result<(), Failed> {
+    for found in plane.list::<Image>(caller) {
+        if found.record.name == image && found.record.meta.account == caller.account {
+            plane.deregister_image(caller, &found.record.id).await?;
+            for disk in &found.record.disks {
+                let Some(snapshot) = &disk.snapshot else {
+                    continue;
+                };
+                match plane.delete_snapshot(caller, snapshot).await {
+                    Ok(()) | Err(Refusal::InUse { .. } | Refusal::NotFound { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+    }
+    let forgotten = plane.transact(|batch| {
+        batch.discard::<Claim>(&claim(image));
+        Ok(())
+    });
+    forgotten.await?;
+    tracing::info!(image, "an image left the library");
+    Ok(())
+}
