@@ -18,6 +18,8 @@ use crate::cpu::cr;
 
 /// Shared variables, 64 bytes apart.
 const MAILBOX: u64 = 0x6_0000;
+/// Linear address of the local APIC.
+const APIC: u64 = BASE + RAM_SIZE;
 const LIMIT: Duration = Duration::from_secs(30);
 
 /// A vCPU on its thread, which returns it.
@@ -36,6 +38,7 @@ impl Machine {
         for gpa in (0x6_0000..RAM_SIZE).step_by(4096) {
             map_page(&ram, TABLES, &mut next, BASE + gpa, gpa, 3);
         }
+        map_page(&ram, TABLES, &mut next, APIC, 0xfee0_0000, 3);
         let engine = SoftEngine::new(ram.clone(), vcpus, CpuModel::Host).unwrap();
         engine.connect(Arc::new(LogBus::default()));
         Self {
@@ -351,4 +354,63 @@ fn breakpoints_stop_hot_code_each_time() {
             assert!(matches!(exit, Exit::Debug(DebugStop::Step)), "{exit:?}");
         }
     }
+}
+
+/// An interrupt that came while they were masked is taken when `iret` lets
+/// interrupts in, though what it leads to computes for ever.
+#[test]
+fn an_interrupt_that_waits_is_taken_after_iret() {
+    let _alone = super::ONE_AT_A_TIME.lock();
+    const GDT: u64 = 0x7_0000;
+    const IDT: u64 = 0x7_1000;
+    const HANDLER: u64 = CODE_GPA + 0x800;
+    let mut m = Machine::new(1);
+    // Enable the APIC (FEE000F0h).
+    let enable = [0xc7, 0x87, 0xf0, 0, 0, 0, 0xff, 1, 0, 0];
+    let again = [
+        &[0xfa_u8][..],
+        // Fixed interrupt 40h to self; time to notice it; then iretq to a loop.
+        &[0xc7, 0x87, 0, 3, 0, 0, 0x40, 0x40, 4, 0],
+        &[0xb9, 200, 0, 0, 0, 0xff, 0xc9, 0x75, 0xfc],
+        &[
+            0x48, 0x89, 0xe0, 0x6a, 0x10, 0x50, 0x68, 2, 2, 0, 0, 0x6a, 8,
+        ],
+        &[0x48, 0x8d, 0x05, 3, 0, 0, 0, 0x50, 0x48, 0xcf],
+        &[0x48, 0xff, 0xc2, 0xeb, 0xfb],
+    ]
+    .concat();
+    // Count, end of interrupt, drop the frame, again.
+    let handler = [
+        &[0xff, 0x06, 0xc7, 0x87, 0xb0][..],
+        &[0, 0, 0, 0, 0, 0, 0, 0x48, 0x83, 0xc4, 0x28, 0xff, 0xe5],
+    ]
+    .concat();
+    m.ram.write(CODE_GPA, &enable).unwrap();
+    m.ram.write(CODE_GPA + 0x100, &again).unwrap();
+    m.ram
+        .write(CODE_GPA + enable.len() as u64, &[0xff, 0xe5])
+        .unwrap();
+    m.ram.write(HANDLER, &handler).unwrap();
+    let gdt = [0u64, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
+    for (n, d) in (0..).zip(gdt) {
+        m.ram.write(GDT + n * 8, &d.to_le_bytes()).unwrap();
+    }
+    let at = BASE + HANDLER;
+    let gate = at & 0xffff | 8 << 16 | 0x8e00 << 32 | (at >> 16 & 0xffff) << 48;
+    m.ram.write(IDT + 0x400, &gate.to_le_bytes()).unwrap();
+    m.ram.write(IDT + 0x408, &(at >> 32).to_le_bytes()).unwrap();
+    let mut vcpu = m.engine.take_vcpu(0).unwrap();
+    let registers = [(5, CODE + 0x100), (6, BASE + MAILBOX), (7, APIC)];
+    let mut s = state(CODE, 0, &registers);
+    (s.gdtr.base, s.gdtr.limit) = (BASE + GDT, 23);
+    (s.idtr.base, s.idtr.limit) = (BASE + IDT, 0xfff);
+    vcpu.restore(&s).unwrap();
+    let handle = vcpu.handle();
+    let thread = std::thread::spawn(move || {
+        vcpu.run().unwrap();
+        vcpu
+    });
+    m.running.push((handle, thread));
+    m.wait("an interrupt is not taken", |m| m.word(0) >= 2000);
+    m.stop("interrupts");
 }
