@@ -51,10 +51,9 @@ impl Caller {
         if self.role >= role {
             return Ok(());
         }
-        Err(Problem::new(
-            Code::Forbidden,
-            format!("{} may only read", self.identity),
+        Err(
+            Problem::new(Code::Forbidden, format!("{} may only read", self.identity))
+                .next("use a token with the role admin, or the Unix socket"),
         )
-        .next("use a token with the role admin, or the Unix socket"))
     }
 }

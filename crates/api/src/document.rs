@@ -91,8 +91,10 @@ fn errors(operation: &mut Operation) {
         .build();
     let number = ObjectBuilder::new().schema_type(Type::Integer).build();
     let retry = HeaderBuilder::new()
-        .description(Some("Seconds to wait before trying again, where that helps"))
-        .schema(Schema::Object(number))
+        .description(Some(
+            "Seconds to wait before trying again, where that helps",
+        ))
+        .schema(Some(Schema::Object(number)))
         .build();
     let response = ResponseBuilder::new()
         .description("What went wrong, and what to do next")

@@ -157,7 +157,9 @@ impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
             true => Ok(Self(Some(text.to_owned()))),
             false => Err(Problem::new(
                 Code::BadRequest,
-                format!("the Idempotency-Key is not 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters"),
+                format!(
+                    "the Idempotency-Key is not 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters"
+                ),
             )),
         }
     }

@@ -133,8 +133,11 @@ fn recognize(app: &App, request: &Request) -> Result<Caller, Problem> {
                     return Problem::new(Code::TooManyRequests, "too many wrong tokens")
                         .retry_after(seconds);
                 }
-                Problem::new(Code::Unauthenticated, "this token is not known, or has ended")
-                    .next("make one with `holm token create`")
+                Problem::new(
+                    Code::Unauthenticated,
+                    "this token is not known, or has ended",
+                )
+                .next("make one with `holm token create`")
             })
         }
         None => Err(Problem::new(

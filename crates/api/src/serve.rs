@@ -189,8 +189,11 @@ impl Gate {
         self.shake_hands(async move { Ok(stream) }, peer);
     }
 
-    fn shake_hands<S>(&self, hands: impl Future<Output = io::Result<S>> + Send + 'static, peer: Peer)
-    where
+    fn shake_hands<S>(
+        &self,
+        hands: impl Future<Output = io::Result<S>> + Send + 'static,
+        peer: Peer,
+    ) where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
         // Who finds no place is hung up on, and may come again.

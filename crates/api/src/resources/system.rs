@@ -47,7 +47,8 @@ pub async fn health() -> Json<Health> {
 pub async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
     let families = app.registry.gather();
     let text = TextEncoder::new().encode_to_string(&families);
-    let text = text.map_err(|e| Problem::new(Code::Internal, format!("writing the counts: {e}")))?;
+    let text =
+        text.map_err(|e| Problem::new(Code::Internal, format!("writing the counts: {e}")))?;
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4")];
     Ok((kind, text))
 }
