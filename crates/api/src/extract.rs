@@ -6,7 +6,8 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
 use serde::de::DeserializeOwned;
 
-use crate::caller::Caller;
+use crate::App;
+use crate::caller::{Caller, Role};
 use crate::problem::{Code, Problem};
 
 /// The header that makes a request one with an earlier one of the same key.
@@ -80,16 +81,28 @@ impl<S: Send + Sync> FromRequestParts<S> for Caller {
     }
 }
 
-/// A caller who may change things.
-pub struct Admin(pub Caller);
+/// Who looks, as `control` knows them.
+pub struct Reader(pub control::Caller);
 
-impl<S: Send + Sync> FromRequestParts<S> for Admin {
+impl FromRequestParts<App> for Reader {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let caller = Caller::from_request_parts(parts, state).await?;
-        caller.may(crate::caller::Role::Admin)?;
-        Ok(Self(caller))
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        Ok(Self(app.act_as(&caller)))
+    }
+}
+
+/// Who may change things, as `control` knows them.
+pub struct Admin(pub control::Caller);
+
+impl FromRequestParts<App> for Admin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let caller = Caller::from_request_parts(parts, app).await?;
+        caller.may(Role::Admin)?;
+        Ok(Self(app.act_as(&caller)))
     }
 }
 
@@ -142,27 +155,62 @@ pub fn has_already(headers: &HeaderMap, revision_now: u64) -> bool {
 
 /// The `Idempotency-Key`, if there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdempotencyKey(pub Option<String>);
+pub struct IdempotencyKey(Option<String>);
+
+impl IdempotencyKey {
+    /// As `control` knows it, for this body.
+    ///
+    /// # Errors
+    /// What `control` does not take.
+    pub fn token(&self, body: &impl serde::Serialize) -> Result<Option<control::Token>, Problem> {
+        let Some(key) = &self.0 else { return Ok(None) };
+        let body = serde_json::to_string(body).unwrap_or_default();
+        Ok(Some(control::Token::new(key, [("body", body.as_str())])?))
+    }
+}
 
 impl<S: Send + Sync> FromRequestParts<S> for IdempotencyKey {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let Some(text) = header(&parts.headers, &IDEMPOTENCY_KEY)? else {
-            return Ok(Self(None));
-        };
-        let fits = (1..=IDEMPOTENCY_KEY_MAX).contains(&text.len())
-            && text.bytes().all(|b| b.is_ascii_graphic());
-        match fits {
-            true => Ok(Self(Some(text.to_owned()))),
-            false => Err(Problem::new(
-                Code::BadRequest,
-                format!(
-                    "the Idempotency-Key is not 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters"
-                ),
-            )),
-        }
+        key(&parts.headers).map(Self)
     }
+}
+
+/// The `Idempotency-Key` of a request.
+///
+/// # Errors
+/// [`Code::BadRequest`].
+pub fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
+    let Some(text) = header(headers, &IDEMPOTENCY_KEY)? else {
+        return Ok(None);
+    };
+    let fits = (1..=IDEMPOTENCY_KEY_MAX).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_graphic());
+    match fits {
+        true => Ok(Some(text.to_owned())),
+        false => Err(Problem::new(
+            Code::BadRequest,
+            format!(
+                "the Idempotency-Key is not 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters"
+            ),
+        )),
+    }
+}
+
+/// An IPv4 network of a field.
+///
+/// # Errors
+/// [`Code::InvalidValue`].
+pub fn network(field: &str, text: &str) -> Result<ipnet::Ipv4Net, Problem> {
+    text.parse().map_err(|_| {
+        let shown: String = text.chars().take(64).collect();
+        Problem::new(
+            Code::InvalidValue,
+            format!("{field}: {shown:?} is no IPv4 network"),
+        )
+        .next("write it as 10.0.0.0/16")
+    })
 }
 
 fn header<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, Problem> {

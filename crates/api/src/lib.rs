@@ -10,22 +10,31 @@ pub mod caller;
 mod certificate;
 mod document;
 mod extract;
+mod idempotency;
 mod layers;
+mod listing;
 mod metrics;
 pub mod problem;
 mod rate;
+mod refusals;
 pub mod resources;
 mod serve;
 pub mod tokens;
+mod watching;
 
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::middleware;
+use control::Plane;
+use model::{AccountId, InstanceId};
 use prometheus::Registry;
+use store::Record;
+use tokio::sync::watch;
 use utoipa::openapi::OpenApi;
 
 pub use certificate::{Certificate, CertificateError};
@@ -33,6 +42,7 @@ pub use extract::etag;
 pub use rate::Rate;
 pub use serve::{ListenError, Peer, TlsDoor, UnixDoor};
 
+use idempotency::Answers;
 use metrics::Metrics;
 use problem::{Code, Problem};
 use rate::Limiter;
@@ -79,6 +89,12 @@ pub struct Shared {
     metrics: Metrics,
     registry: Registry,
     tokens: TokenBook,
+    answers: Answers,
+    plane: Plane,
+    account: AccountId,
+    consoles: Arc<dyn Consoles>,
+    ec2_endpoint: Option<String>,
+    ending: watch::Sender<bool>,
 }
 
 impl Deref for App {
@@ -89,21 +105,94 @@ impl Deref for App {
     }
 }
 
-impl App {
-    /// An interface for the state directory of this owner (a user id).
+/// Where the consoles of machines can be read.
+#[async_trait]
+pub trait Consoles: Send + Sync {
+    /// The end of what a machine's serial console printed.
     ///
     /// # Errors
-    /// [`prometheus::Error`] if the registry has its counters already.
-    pub fn new(owner: u32, registry: Registry, limits: Limits) -> prometheus::Result<Self> {
+    /// What cannot be read, in words.
+    async fn console(&self, instance: &InstanceId) -> Result<Vec<u8>, String>;
+}
+
+/// What an interface is made of.
+pub struct Parts {
+    /// What it does things with.
+    pub plane: Plane,
+    /// User id of the state directory's owner.
+    pub owner: u32,
+    /// What counts are in, its own and others'.
+    pub registry: Registry,
+    /// Where consoles are.
+    pub consoles: Arc<dyn Consoles>,
+    /// URL of the EC2 door, where there is one.
+    pub ec2_endpoint: Option<String>,
+    /// What bounds requests.
+    pub limits: Limits,
+}
+
+/// Why there is no interface.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The registry has its counts already.
+    #[error("counting requests: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// The store has no installation.
+    #[error("reading the installation: {0}")]
+    Site(#[from] control::Refusal),
+}
+
+impl App {
+    /// An interface.
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub fn new(parts: Parts) -> Result<Self, StartError> {
+        let Parts {
+            plane,
+            owner,
+            registry,
+            consoles,
+            ec2_endpoint,
+            limits,
+        } = parts;
         Ok(Self(Arc::new(Shared {
+            account: plane.site()?.account,
+            plane,
             owner,
             limiter: Limiter::new(limits.rate),
             guesses: Limiter::new(limits.guesses),
             metrics: Metrics::register(&registry)?,
             registry,
             tokens: TokenBook::default(),
+            answers: Answers::default(),
+            consoles,
+            ec2_endpoint,
+            ending: watch::Sender::new(false),
             limits,
         })))
+    }
+
+    /// Ends all watches, so that their connections can end.
+    pub fn end_watches(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// A caller, as `control` knows it.
+    fn act_as(&self, caller: &caller::Caller) -> control::Caller {
+        control::Caller {
+            account: self.account.clone(),
+            user: caller.identity.to_string(),
+            admin: caller.role == caller::Role::Admin,
+        }
+    }
+
+    /// The plane, that changes a record only at the revision of `If-Match`.
+    fn expecting<T: Record>(&self, id: &str, expected: extract::IfMatch) -> Plane {
+        match expected.0 {
+            Some(revision) => self.plane.expecting::<T>(id, revision),
+            None => self.plane.clone(),
+        }
     }
 
     /// Lets the bearer of a token in.
@@ -133,6 +222,10 @@ pub fn router(app: App) -> Router {
             around(&app),
             layers::contain,
         ))
+        .layer(middleware::from_fn_with_state(
+            around(&app),
+            idempotency::once,
+        ))
         .layer(middleware::from_fn_with_state(around(&app), layers::admit))
         .layer(middleware::from_fn_with_state(
             around(&app),
@@ -143,8 +236,11 @@ pub fn router(app: App) -> Router {
 
 /// The OpenAPI document.
 #[must_use]
-pub fn document() -> OpenApi {
-    let mut document = resources::all().to_openapi();
-    document::complete(&mut document);
-    document
+pub fn document() -> &'static OpenApi {
+    static DOCUMENT: LazyLock<OpenApi> = LazyLock::new(|| {
+        let mut document = resources::all().to_openapi();
+        document::complete(&mut document);
+        document
+    });
+    &DOCUMENT
 }
