@@ -14,6 +14,11 @@ pub struct Identity {
     pub serial: String,
     /// Product name.
     pub product: String,
+    /// Who made the machine.
+    pub manufacturer: String,
+    /// Asset tag of the board, which EC2's machines have their instance id in;
+    /// empty: no board is described.
+    pub asset_tag: String,
 }
 
 impl Default for Identity {
@@ -22,6 +27,8 @@ impl Default for Identity {
             uuid: [0; 16],
             serial: String::new(),
             product: "Holm machine".into(),
+            manufacturer: MANUFACTURER.into(),
+            asset_tag: String::new(),
         }
     }
 }
@@ -92,6 +99,9 @@ fn structures(ram: u64, cpus: u32, identity: &Identity) -> Vec<u8> {
     };
     bios(&mut b);
     system(&mut b, identity);
+    if !identity.asset_tag.is_empty() {
+        board(&mut b, identity);
+    }
     let chassis = [1, 1, 0, 0, 0, 3, 3, 3, 2, 0, 0, 0, 0, 0, 0, 0, 0];
     b.add(3, &chassis, &[MANUFACTURER]);
     processor(&mut b, cpus);
@@ -122,13 +132,29 @@ fn system(b: &mut Builder, identity: &Identity) {
     f.extend(&u[8..]);
     f.extend([6, 0, 5]); // woken by the power switch; SKU; family
     let strings = [
-        MANUFACTURER,
+        identity.manufacturer.as_str(),
         &identity.product,
         env!("CARGO_PKG_VERSION"),
         &identity.serial,
         "Virtual machine",
     ];
     b.add(1, &f, &strings);
+}
+
+fn board(b: &mut Builder, identity: &Identity) {
+    const NONE: u8 = 0;
+    const MOTHERBOARD: u8 = 0x0a;
+    // The chassis is the structure after this one.
+    let chassis = b.next.wrapping_add(1).to_le_bytes();
+    let mut f = vec![1, 2, NONE, NONE, 3, 1, NONE];
+    f.extend(chassis);
+    f.extend([MOTHERBOARD, 0]);
+    let strings = [
+        identity.manufacturer.as_str(),
+        &identity.product,
+        &identity.asset_tag,
+    ];
+    b.add(2, &f, &strings);
 }
 
 fn processor(b: &mut Builder, cpus: u32) {
@@ -208,6 +234,7 @@ mod tests {
             uuid: *b"\x00\x11\x22\x33\x44\x55\x66\x77\x88\x99\xaa\xbb\xcc\xdd\xee\xff",
             serial: "i-0a\0b".into(),
             product: String::new(),
+            ..Identity::default()
         };
         let all = walk(&structures(8 << 30, 4, &identity));
         let kinds: Vec<u8> = all.iter().map(|s| s.0).collect();
@@ -218,6 +245,16 @@ mod tests {
         assert_eq!(system.2[0], "Holm");
         assert_eq!(system.2[3], "i-0ab");
         assert_eq!(system.1[8..12], [0x33, 0x22, 0x11, 0]);
+        let named = Identity {
+            manufacturer: "Somebody".into(),
+            asset_tag: "i-0ab".into(),
+            ..Identity::default()
+        };
+        let all = walk(&structures(8 << 30, 4, &named));
+        assert_eq!(all[1].2[0], "Somebody");
+        assert_eq!((all[2].0, all[2].1.len()), (2, 15));
+        assert_eq!(all[2].2[2], "i-0ab");
+        assert_eq!((all[3].0, &all[3].1[2..4]), (3, &all[2].1[11..13]));
         let a = anchor(100);
         assert_eq!(a.len(), 24);
         assert_eq!(a.iter().fold(0u8, |s, b| s.wrapping_add(*b)), 0);

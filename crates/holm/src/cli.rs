@@ -205,6 +205,17 @@ pub enum Command {
     ///
     /// Example: holm doctor -o json
     Doctor(Doctor),
+    /// Runs the machine of a directory of `holm daemon`; started by the daemon
+    #[command(hide = true)]
+    Machine(Machine),
+}
+
+/// `holm machine`.
+#[derive(Args, Debug)]
+pub struct Machine {
+    /// The directory, with its machine.json
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
 }
 
 /// `holm run`.

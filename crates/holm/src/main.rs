@@ -15,6 +15,7 @@ mod exit_code;
 mod failure;
 mod guest;
 mod image;
+mod machine_process;
 mod named;
 mod network;
 mod peripherals;
@@ -71,6 +72,7 @@ fn main() -> ! {
         Command::Detach(arguments) => named::disks::detach(arguments),
         Command::Grow(arguments) => named::disks::grow(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
+        Command::Machine(arguments) => machine_process::run(&arguments.directory),
     }))
     .unwrap_or(exit_code::INTERNAL);
     console::terminal::restore();

@@ -11,6 +11,7 @@
 
 mod console;
 mod event;
+pub mod launch;
 
 pub use console::{Bytes, Keyboard, Printed};
 pub use event::{Event, EventKind, EventList};

@@ -49,6 +49,30 @@ pub struct Description {
     /// Serial number of the machine, in SMBIOS.
     #[serde(default)]
     pub serial: String,
+    /// What SMBIOS says of the machine besides.
+    #[serde(default, skip_serializing_if = "Smbios::is_usual")]
+    pub smbios: Smbios,
+}
+
+/// What SMBIOS says of a machine; what is missing is Holm's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Smbios {
+    /// Manufacturer of the system.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manufacturer: Option<String>,
+    /// Name of the product; an instance type, on EC2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub product: Option<String>,
+    /// Asset tag of the board; an instance id, on EC2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asset_tag: Option<String>,
+}
+
+impl Smbios {
+    fn is_usual(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// What a machine starts.
@@ -323,6 +347,7 @@ impl Description {
             debug_exit: false,
             uuid: [0; 16],
             serial: String::new(),
+            smbios: Smbios::default(),
         }
     }
 

@@ -29,7 +29,9 @@ mod terminal;
 pub use arch::cpuid::{CpuChoice, CpuModel};
 pub use board::{BoardState, Consoles};
 pub use copy::{Copied, copy_sparse};
-pub use description::{Boot, Description, DescriptionError, Disk, DiskBoot, KernelBoot, OnReset};
+pub use description::{
+    Boot, Description, DescriptionError, Disk, DiskBoot, KernelBoot, OnReset, Smbios,
+};
 pub use devices::serial::SerialSink;
 pub use events::{GuestEvent, Listener};
 pub use hotplug::HotPlugError;

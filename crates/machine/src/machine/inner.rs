@@ -222,10 +222,14 @@ impl Inner {
     /// Loads the kernel; the states in which the vCPUs start.
     pub(super) fn load(&self) -> Result<Vec<CpuState>, MachineError> {
         let d = &self.description;
+        let usual = Identity::default();
+        let said = |word: &Option<String>, usual| word.clone().unwrap_or(usual);
         let identity = Identity {
             uuid: d.uuid,
             serial: d.serial.clone(),
-            ..Identity::default()
+            product: said(&d.smbios.product, usual.product),
+            manufacturer: said(&d.smbios.manufacturer, usual.manufacturer),
+            asset_tag: said(&d.smbios.asset_tag, usual.asset_tag),
         };
         let loaded = self.source.with(self.ram.low_size(), |files| {
             boot::load(

@@ -1,0 +1,306 @@
+//! A machine's directory.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use machine_protocol::launch::{
+    self, EXIT_FILE, Exit, LAUNCH_FILE, LOCK_FILE, Launch, MESSAGES, RUNNING_FILE, Running,
+    SERIAL_LOG,
+};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep};
+
+use crate::driver::DriverError;
+
+/// What directories that are being removed begin with.
+const GONE: &str = ".gone-";
+/// Bytes of `machine.log` that are looked at.
+const TAIL: u64 = 4096;
+/// No file of a machine is longer.
+const FILE_MAX: u64 = 4 << 20;
+
+/// A directory, for this user only.
+pub fn make(path: &Path) -> io::Result<()> {
+    let mut make = DirBuilder::new();
+    make.recursive(true).mode(0o700).create(path)
+}
+
+/// The directory of a machine; it need not exist.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    machine: String,
+    path: PathBuf,
+    gone: PathBuf,
+}
+
+/// What is in it.
+pub struct Files {
+    pub launch: Launch,
+    pub running: Option<Running>,
+    pub exit: Option<Exit>,
+    /// A process holds the lock.
+    pub has_process: bool,
+}
+
+/// The ids of the machines that have directories.
+pub async fn list(machines: &Path) -> Result<Vec<String>, DriverError> {
+    let machines = machines.to_owned();
+    blocking("listing", "the machines", move || {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(machines)? {
+            let Ok(name) = entry?.file_name().into_string() else {
+                continue;
+            };
+            let name = name.strip_prefix(GONE).unwrap_or(&name);
+            if is_id(name) {
+                found.push(name.to_owned());
+            }
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    })
+    .await
+}
+
+fn is_id(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=64).contains(&text.len()) && text.bytes().all(plain)
+}
+
+impl Directory {
+    pub fn of(machines: &Path, machine: &str) -> Result<Self, DriverError> {
+        if !is_id(machine) {
+            let machine: String = machine.chars().take(64).collect();
+            return Err(DriverError::refused("naming", &machine, "it is no id"));
+        }
+        Ok(Self {
+            machine: machine.to_owned(),
+            path: machines.join(machine),
+            gone: machines.join(format!("{GONE}{machine}")),
+        })
+    }
+
+    pub fn machine(&self) -> &str {
+        &self.machine
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        work: impl FnOnce(&Self) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, DriverError> {
+        let directory = self.clone();
+        blocking(doing, &self.machine, move || work(&directory)).await
+    }
+
+    /// What it says; `None`: there is no machine.
+    pub async fn read(&self) -> Result<Option<Files>, DriverError> {
+        let read = |directory: &Self| {
+            // First: a process that ends now has written its end before.
+            let has_process = directory.is_locked()?;
+            let Some(launch) = directory.parse(LAUNCH_FILE)? else {
+                return Ok(None);
+            };
+            Ok(Some(Files {
+                launch,
+                running: directory.parse(RUNNING_FILE)?,
+                exit: directory.parse(EXIT_FILE)?,
+                has_process,
+            }))
+        };
+        self.blocking("reading the files of", read).await
+    }
+
+    fn parse<T: DeserializeOwned>(&self, name: &'static str) -> io::Result<Option<T>> {
+        let Some(text) = self.read_file(name)? else {
+            return Ok(None);
+        };
+        let parsed = launch::parse(name, &text);
+        parsed.map(Some).map_err(io::Error::other)
+    }
+
+    fn read_file(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        let file = match File::open(self.path.join(name)) {
+            Err(e) if is_missing(&e) => return Ok(None),
+            other => other?,
+        };
+        let mut text = Vec::new();
+        file.take(FILE_MAX).read_to_end(&mut text)?;
+        Ok(Some(text))
+    }
+
+    /// What the process says of itself in the lock file.
+    pub async fn lock_holder(&self) -> Result<Option<Vec<u8>>, DriverError> {
+        let read = |directory: &Self| directory.read_file(LOCK_FILE);
+        self.blocking("reading the lock of", read).await
+    }
+
+    fn is_locked(&self) -> io::Result<bool> {
+        let lock = match File::options().write(true).open(self.path.join(LOCK_FILE)) {
+            Err(e) if is_missing(&e) => return Ok(false),
+            other => other?,
+        };
+        match lock.try_lock() {
+            Ok(()) => Ok(false),
+            Err(TryLockError::WouldBlock) => Ok(true),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    /// A process runs the machine.
+    pub async fn has_process(&self) -> Result<bool, DriverError> {
+        self.blocking("observing", Self::is_locked).await
+    }
+
+    /// No process runs the machine, within this time.
+    pub async fn is_gone_within(&self, limit: Duration) -> Result<bool, DriverError> {
+        let end = Instant::now() + limit;
+        loop {
+            if !self.has_process().await? {
+                return Ok(true);
+            }
+            if Instant::now() >= end {
+                return Ok(false);
+            }
+            sleep(super::AGAIN).await;
+        }
+    }
+
+    /// Makes it ready for a start: the lock, and the file for messages;
+    /// `None`: a process runs the machine already.
+    pub async fn prepare(&self, launch: &Launch) -> Result<Option<(File, File)>, DriverError> {
+        let launch = serde_json::to_vec(launch)
+            .map_err(|e| DriverError::refused("describing", &self.machine, e))?;
+        let prepare = move |directory: &Self| {
+            make(&directory.path)?;
+            let Some(lock) = directory.lock()? else {
+                return Ok(None);
+            };
+            for old in [RUNNING_FILE, EXIT_FILE] {
+                ignore_missing(fs::remove_file(directory.path.join(old)))?;
+            }
+            directory.write(LAUNCH_FILE, &launch)?;
+            let mut messages = File::options();
+            let messages = messages
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(directory.path.join(MESSAGES))?;
+            Ok(Some((lock, messages)))
+        };
+        self.blocking("preparing", prepare).await
+    }
+
+    fn lock(&self) -> io::Result<Option<File>> {
+        let mut options = File::options();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        let lock = options.open(self.path.join(LOCK_FILE))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(lock)),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(e)) => Err(e),
+        }
+    }
+
+    /// Whole or not at all.
+    fn write(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        let unfinished = self.path.join(format!("{name}.new"));
+        let mut options = File::options();
+        options.create(true).truncate(true).write(true).mode(0o600);
+        let mut file = options.open(&unfinished)?;
+        file.write_all(content)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, self.path.join(name))?;
+        File::open(&self.path)?.sync_all()
+    }
+
+    /// What Holm said last of the machine.
+    pub async fn last_message(&self) -> String {
+        let read = |directory: &Self| directory.tail(MESSAGES, TAIL);
+        let text = self.blocking("reading the messages of", read).await;
+        let text = text.unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let last = text.lines().rfind(|line| !line.trim().is_empty());
+        match last {
+            Some(line) => line.trim().trim_start_matches("holm: ").to_owned(),
+            None => "its process ended without a word".into(),
+        }
+    }
+
+    fn tail(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        let mut file = match File::open(self.path.join(name)) {
+            Err(e) if is_missing(&e) => return Ok(Vec::new()),
+            other => other?,
+        };
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(most)))?;
+        let mut text = Vec::new();
+        file.take(most).read_to_end(&mut text)?;
+        Ok(text)
+    }
+
+    /// The end of what the serial console printed.
+    pub async fn console_log(&self, most: usize) -> Result<Vec<u8>, DriverError> {
+        let most = u64::try_from(most).unwrap_or(u64::MAX);
+        let read = move |directory: &Self| {
+            let new = directory.tail(SERIAL_LOG, most)?;
+            let left = most.saturating_sub(new.len() as u64);
+            let mut text = directory.tail(&format!("{SERIAL_LOG}.1"), left)?;
+            text.extend(new);
+            Ok(text)
+        };
+        self.blocking("reading the console of", read).await
+    }
+
+    /// Removes it, unless a process runs the machine.
+    pub async fn remove(&self) -> Result<(), DriverError> {
+        let remove = |directory: &Self| {
+            ignore_missing(fs::remove_dir_all(&directory.gone))?;
+            if !directory.path.try_exists()? {
+                return Ok(());
+            }
+            let Some(lock) = directory.lock()? else {
+                return Err(io::Error::other("it runs"));
+            };
+            // A process that waits for the lock finds its directory gone.
+            fs::rename(&directory.path, &directory.gone)?;
+            drop(lock);
+            fs::remove_dir_all(&directory.gone)
+        };
+        self.blocking("removing the files of", remove).await
+    }
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if is_missing(&e) => Ok(()),
+        other => other,
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    doing: &'static str,
+    what: &str,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, DriverError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error)) => Err(DriverError::again(doing, what, error)),
+        Err(error) => Err(DriverError::again(doing, what, error)),
+    }
+}
