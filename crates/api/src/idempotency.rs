@@ -130,9 +130,14 @@ pub async fn once(State(app): State<App>, request: Request, next: Next) -> Respo
     digest.update(parts.uri.to_string());
     digest.update([0]);
     digest.update(&body);
-    match app.answers.begin(&name, digest.finalize().into(), Instant::now()) {
+    match app
+        .answers
+        .begin(&name, digest.finalize().into(), Instant::now())
+    {
         Found::New => {}
-        Found::Same(Some((status, headers, body))) => return (status, headers, body).into_response(),
+        Found::Same(Some((status, headers, body))) => {
+            return (status, headers, body).into_response();
+        }
         Found::Same(None) => {
             return Problem::new(Code::Conflict, "the same request is being done")
                 .next("ask again in a moment, with the same key")

@@ -46,7 +46,6 @@ use idempotency::Answers;
 use metrics::Metrics;
 use problem::{Code, Problem};
 use rate::Limiter;
-use tokens::TokenBook;
 
 /// What bounds a request.
 #[derive(Clone, Debug)]
@@ -88,7 +87,6 @@ pub struct Shared {
     guesses: Limiter,
     metrics: Metrics,
     registry: Registry,
-    tokens: TokenBook,
     answers: Answers,
     plane: Plane,
     account: AccountId,
@@ -164,7 +162,6 @@ impl App {
             guesses: Limiter::new(limits.guesses),
             metrics: Metrics::register(&registry)?,
             registry,
-            tokens: TokenBook::default(),
             answers: Answers::default(),
             consoles,
             ec2_endpoint,
@@ -193,11 +190,6 @@ impl App {
             Some(revision) => self.plane.expecting::<T>(id, revision),
             None => self.plane.clone(),
         }
-    }
-
-    /// Lets the bearer of a token in.
-    pub fn let_in(&self, token: &tokens::Token, role: caller::Role) {
-        self.tokens.add(&token.id, &token.digest(), role);
     }
 }
 

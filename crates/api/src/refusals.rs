@@ -31,6 +31,10 @@ impl From<Refusal> for Problem {
                 Some("remove what is not needed, or use another subnet"),
             ),
             Refusal::TokenMismatch(_) => (Code::IdempotencyMismatch, None),
+            Refusal::Stale { .. } => (
+                Code::RevisionMismatch,
+                Some("read it again, and send its new ETag as If-Match"),
+            ),
             Refusal::Busy => (Code::Conflict, None),
             Refusal::Store(StoreError::Closed) => {
                 (Code::Unavailable, Some("the daemon is ending; try again"))

@@ -1,13 +1,8 @@
 //! Bearer tokens: their form, and how they are known again.
 
-use std::collections::HashMap;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use parking_lot::RwLock;
 use sha2::{Digest, Sha256};
-
-use crate::caller::{Caller, Identity, Role};
 
 /// What every token begins with, so that scanners for secrets know it.
 pub const PREFIX: &str = "holm_";
@@ -68,32 +63,6 @@ pub fn fits(text: &str, kept: &str) -> bool {
 
 fn digest(text: &str) -> String {
     URL_SAFE_NO_PAD.encode(Sha256::digest(text))
-}
-
-/// The tokens that are let in.
-#[derive(Default)]
-pub struct TokenBook {
-    known: RwLock<HashMap<String, (String, Role)>>,
-}
-
-impl TokenBook {
-    /// Lets a token in.
-    pub fn add(&self, id: &str, digest: &str, role: Role) {
-        let kept = (digest.to_owned(), role);
-        self.known.write().insert(id.to_owned(), kept);
-    }
-
-    /// Who bears this token.
-    #[must_use]
-    pub fn caller(&self, text: &str) -> Option<Caller> {
-        let id = id(text)?;
-        let known = self.known.read();
-        let (digest, role) = known.get(id)?;
-        fits(text, digest).then(|| Caller {
-            identity: Identity::Token(id.to_owned()),
-            role: *role,
-        })
-    }
 }
 
 #[cfg(test)]

@@ -188,9 +188,9 @@ impl Watching {
             return self.put(kind, &change.id);
         }
         let id = change.id.to_string();
-        self.sent.remove(&(kind, id.clone())).then(|| {
-            self.event("delete", kind, id, change.revision, None)
-        })?
+        self.sent
+            .remove(&(kind, id.clone()))
+            .then(|| self.event("delete", kind, id, change.revision, None))?
     }
 
     fn put(&mut self, kind: usize, id: &str) -> Option<Sent> {

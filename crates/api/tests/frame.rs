@@ -6,12 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::caller::Role;
 use api::problem::{Code, Problem};
 use api::tokens::Token;
 use api::{Certificate, Limits, Rate, TlsDoor, UnixDoor};
 use axum::http::StatusCode;
-use common::{Answer, Client, app, peer};
+use common::{Answer, Client, peer, site, site_with};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::oneshot;
@@ -29,7 +28,7 @@ fn problem(answer: &Answer) -> Problem {
 
 #[tokio::test]
 async fn errors_are_problems_with_stable_codes() {
-    let client = Client::new(app().await, peer::owner());
+    let client = site().await.owner();
     for (method, path, code) in [
         ("GET", "/v1/nothing", Code::NoSuchPath),
         ("GET", "/", Code::NoSuchPath),
@@ -57,16 +56,14 @@ async fn errors_are_problems_with_stable_codes() {
 
 #[tokio::test]
 async fn only_owner_root_and_bearers_are_let_in() {
-    let app = app().await;
-    let (admin, reader) = (Token::random().unwrap(), Token::random().unwrap());
-    app.let_in(&admin, Role::Admin);
-    app.let_in(&reader, Role::Reader);
+    let site = site().await;
+    let (admin, reader) = (site.token(true).await, site.token(false).await);
     for path in ["/healthz", "/v1/openapi.json"] {
-        let answer = Client::new(app.clone(), peer::network()).get(path).await;
+        let answer = Client::new(&site, peer::network()).get(path).await;
         assert_eq!(answer.status, StatusCode::OK, "anybody may ask {path}");
     }
     let asks = async |peer, bearer: Option<&str>| {
-        let client = Client::new(app.clone(), peer);
+        let client = Client::new(&site, peer);
         let client = match bearer {
             Some(text) => client.with("authorization", text),
             None => client,
@@ -114,10 +111,9 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
         },
         ..Limits::default()
     };
-    let app = common::app_with(limits).await;
-    let token = Token::random().unwrap();
-    app.let_in(&token, Role::Admin);
-    let client = Client::new(app.clone(), peer::network());
+    let site = site_with(common::OWNER, limits).await;
+    let token = site.token(true).await;
+    let client = Client::new(&site, peer::network());
     let bearer = client.with("authorization", &format!("Bearer {}", token.text));
     for _ in 0..3 {
         assert_eq!(bearer.get("/v1/caller").await.status, StatusCode::OK);
@@ -135,7 +131,7 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
     }
     let refused = guess.get("/v1/caller").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-    let metrics = Client::new(app, peer::owner()).get("/metrics").await.text();
+    let metrics = site.owner().get("/metrics").await.text();
     assert!(
         metrics.contains("\nholm_api_requests_limited_total 1\n"),
         "{metrics}"
@@ -144,7 +140,7 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
 
 #[tokio::test]
 async fn metrics_are_as_prometheus_wants_them() {
-    let client = Client::new(app().await, peer::owner());
+    let client = site().await.owner();
     client.get("/v1/caller").await;
     client.get("/v1/%2e%2e/etc").await;
     let answer = client.get("/metrics").await;
@@ -177,8 +173,8 @@ async fn the_unix_socket_knows_its_peers() {
     std::fs::write(&path, "left by a daemon that was killed").unwrap();
     let door = UnixDoor::bind(&path).unwrap();
     let (end, ended) = oneshot::channel::<()>();
-    let app = common::app_of(own_user()).await;
-    let serving = tokio::spawn(door.serve(api::router(app), async {
+    let site = site_with(own_user(), Limits::default()).await;
+    let serving = tokio::spawn(door.serve(api::router(site.app.clone()), async {
         let _ = ended.await;
     }));
     let stream = UnixStream::connect(&path).await.unwrap();
@@ -209,8 +205,8 @@ async fn tcp_is_tls_with_a_certificate_that_clients_can_pin() {
         .await
         .unwrap();
     let address = door.address();
-    let app = app().await;
-    tokio::spawn(door.serve(api::router(app), std::future::pending()));
+    let site = site().await;
+    tokio::spawn(door.serve(api::router(site.app.clone()), std::future::pending()));
 
     let mut roots = tokio_rustls::rustls::RootCertStore::empty();
     for der in certificate.certificates() {

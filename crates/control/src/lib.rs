@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod access_keys;
+mod api_tokens;
 mod batch;
 mod bootstrap;
 mod caller;
@@ -17,6 +18,7 @@ mod events;
 mod gateways;
 mod idempotency;
 mod images;
+mod instance_types;
 mod instances;
 mod key_pairs;
 mod launch;
@@ -33,6 +35,7 @@ mod volumes;
 mod vpcs;
 
 pub use access_keys::NewAccessKey;
+pub use api_tokens::NewApiToken;
 pub use batch::Batch;
 pub use caller::Caller;
 pub use idempotency::Token;

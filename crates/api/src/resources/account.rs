@@ -37,7 +37,7 @@ pub struct SiteView {
 /// Shows this installation
 #[utoipa::path(get, path = "/v1/site", operation_id = "get_site", tag = "account",
     responses((status = 200, description = "It", body = SiteView)))]
-pub async fn site(State(app): State<App>, Reader(_): Reader) -> Result<Json<SiteView>, Problem> {
+pub async fn site(State(app): State<App>, _reader: Reader) -> Result<Json<SiteView>, Problem> {
     let site = app.plane.site()?;
     Ok(Json(SiteView {
         region: site.region,

@@ -55,7 +55,7 @@ pub struct NewInstanceTypeBody {
 /// Lists sizes: those that every Holm has, and custom ones
 #[utoipa::path(get, path = "/v1/instance-types", operation_id = "list_instance_types", tag = "instances",
     responses((status = 200, description = "All of them", body = Listing<InstanceTypeView>)))]
-pub async fn list(State(app): State<App>, Reader(_): Reader) -> Json<Listing<InstanceTypeView>> {
+pub async fn list(State(app): State<App>, _reader: Reader) -> Json<Listing<InstanceTypeView>> {
     let custom = app.plane.view().all::<InstanceType>();
     let custom = custom
         .iter()
@@ -73,7 +73,7 @@ pub async fn list(State(app): State<App>, Reader(_): Reader) -> Json<Listing<Ins
     responses((status = 200, description = "It", body = InstanceTypeView)))]
 pub async fn get(
     State(app): State<App>,
-    Reader(_): Reader,
+    _reader: Reader,
     InPath(name): InPath<String>,
 ) -> Result<Json<InstanceTypeView>, Problem> {
     let size = app.plane.instance_type(&name)?;

@@ -10,14 +10,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use control::{DiskRequest, InstanceChange, Plane, PublicAddress, RunInstances};
 use model::{
-    Boot, Instance, SecurityGroupId, ShutdownBehavior, Tags, Timestamp, Token, USER_DATA_MAX, mac_of,
+    Boot, Instance, SecurityGroupId, ShutdownBehavior, Tags, Timestamp, Token, USER_DATA_MAX,
+    mac_of,
 };
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader, IdempotencyKey};
+use crate::extract::{Admin, Body, IdempotencyKey, IfMatch, InPath, InQuery, Reader};
 use crate::listing::{self, Facts, Listing, PageQuery, Shown};
 use crate::problem::{Code, Problem};
 
@@ -386,7 +387,11 @@ fn in_seconds(seconds: u64) -> Timestamp {
     Timestamp::now().after(std::time::Duration::from_secs(seconds))
 }
 
-fn wanted(plane: &Plane, caller: &control::Caller, body: NewInstancesBody) -> Result<RunInstances, Problem> {
+fn wanted(
+    plane: &Plane,
+    caller: &control::Caller,
+    body: NewInstancesBody,
+) -> Result<RunInstances, Problem> {
     let image = plane.image_named(caller, &body.image)?;
     let private_ip = body.private_ip.as_deref().map(|text| {
         let wrong = |e| Problem::new(Code::InvalidValue, format!("private_ip: {e}"));
@@ -589,8 +594,11 @@ pub async fn console(
 ) -> Result<Response, Problem> {
     let found = app.plane.find::<Instance>(&caller, &id)?;
     let bytes = app.consoles.console(&found.record.id).await.map_err(|e| {
-        Problem::new(Code::Unavailable, format!("reading the console of {id}: {e}"))
-            .next("an instance that never ran has none; see its state")
+        Problem::new(
+            Code::Unavailable,
+            format!("reading the console of {id}: {e}"),
+        )
+        .next("an instance that never ran has none; see its state")
     })?;
     let text = String::from_utf8_lossy(&bytes).into_owned();
     Ok(([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response())

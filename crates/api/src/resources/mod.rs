@@ -10,6 +10,7 @@ pub mod security_groups;
 pub mod snapshots;
 pub mod subnets;
 pub mod system;
+pub mod tokens;
 pub mod volumes;
 pub mod vpcs;
 
@@ -82,6 +83,8 @@ fn accounts() -> OpenApiRouter<App> {
         .routes(routes!(account::set_quota))
         .routes(routes!(account::access_keys, account::create_access_key))
         .routes(routes!(account::delete_access_key))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::delete))
         .routes(routes!(account::tags))
         .routes(routes!(key_pairs::list, key_pairs::create))
         .routes(routes!(key_pairs::get, key_pairs::delete))

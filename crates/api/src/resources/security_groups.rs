@@ -188,8 +188,11 @@ impl NewRuleBody {
         let peer = peer.or_else(|| self.peer.parse().map(Peer::Ipv6).ok());
         let peer = peer.or_else(|| self.peer.parse().map(Peer::Group).ok());
         let peer = peer.ok_or_else(|| {
-            wrong(format!("peer: {:?} is neither a CIDR nor a group", self.peer))
-                .next("write 0.0.0.0/0, 10.0.0.7/32, ::/0 or sg-…")
+            wrong(format!(
+                "peer: {:?} is neither a CIDR nor a group",
+                self.peer
+            ))
+            .next("write 0.0.0.0/0, 10.0.0.7/32, ::/0 or sg-…")
         })?;
         Ok(SecurityGroupRule {
             id: SecurityGroupRuleId::random(),
@@ -262,7 +265,9 @@ pub async fn delete(
     expected: IfMatch,
 ) -> Result<StatusCode, Problem> {
     let plane = app.expecting::<SecurityGroup>(&id, expected);
-    plane.delete_security_group(&caller, &listing::id(&id)?).await?;
+    plane
+        .delete_security_group(&caller, &listing::id(&id)?)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -11,7 +11,7 @@ use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader, IdempotencyKey};
+use crate::extract::{Admin, Body, IdempotencyKey, IfMatch, InPath, InQuery, Reader};
 use crate::listing::{self, Facts, Listing, PageQuery, Shown};
 use crate::problem::{Code, Problem};
 
@@ -227,7 +227,10 @@ pub async fn create(
         zone: body.zone,
         tags: body.tags,
     };
-    let made = app.plane.create_volume(&caller, new, token.as_ref()).await?;
+    let made = app
+        .plane
+        .create_volume(&caller, new, token.as_ref())
+        .await?;
     listing::created::<Volume>(&app.plane, &caller, "/v1/volumes", made.id.as_str())
 }
 

@@ -3,10 +3,16 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
-use api::{App, Limits};
+use api::tokens::Token;
+use api::{App, Consoles, Limits, Parts};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
+use control::{Caller, NewApiToken, Plane, RegisterDisk, RegisterImage};
+use model::{Image, Instance, InstanceId, InstanceState, Tags, Volume, VolumeState};
+use store::Sqlite;
+use tempfile::TempDir;
 use tower::ServiceExt;
 
 /// User id of the state directory's owner.
@@ -32,19 +38,110 @@ pub mod peer {
     }
 }
 
-/// An interface with usual limits.
-pub async fn app() -> App {
-    app_with(Limits::default()).await
+/// An interface in a state directory of its own.
+pub struct Site {
+    pub app: App,
+    pub plane: Plane,
+    pub caller: Caller,
+    directory: Arc<TempDir>,
 }
 
-/// An interface with these limits.
-pub async fn app_with(limits: Limits) -> App {
-    App::new(OWNER, prometheus::Registry::new(), limits).unwrap()
+/// An interface with usual limits.
+pub async fn site() -> Site {
+    site_with(OWNER, Limits::default()).await
 }
 
 /// An interface for a state directory of this user.
-pub async fn app_of(owner: u32) -> App {
-    App::new(owner, prometheus::Registry::new(), Limits::default()).unwrap()
+pub async fn site_with(owner: u32, limits: Limits) -> Site {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let store = Sqlite::open(&directory.path().join("store")).unwrap();
+    let plane = Plane::open(Arc::new(store)).await.unwrap();
+    let caller = Caller::owner(plane.site().unwrap().account);
+    let app = App::new(Parts {
+        plane: plane.clone(),
+        owner,
+        registry: prometheus::Registry::new(),
+        consoles: Arc::new(Printed),
+        ec2_endpoint: Some("http://127.0.0.1:4780".into()),
+        limits,
+    });
+    Site {
+        app: app.unwrap(),
+        plane,
+        caller,
+        directory,
+    }
+}
+
+struct Printed;
+
+#[async_trait::async_trait]
+impl Consoles for Printed {
+    async fn console(&self, instance: &InstanceId) -> Result<Vec<u8>, String> {
+        Ok(format!("\u{1b}[1mbooting {instance}\xff\n").into_bytes())
+    }
+}
+
+impl Site {
+    /// A client that may do everything.
+    pub fn owner(&self) -> Client {
+        Client::new(self, peer::owner())
+    }
+
+    /// A token that is let in.
+    pub async fn token(&self, admin: bool) -> Token {
+        let token = Token::random().unwrap();
+        let new = NewApiToken {
+            id: token.id.clone(),
+            digest: token.digest(),
+            name: "test".into(),
+            admin,
+            expires: None,
+        };
+        let made = self.plane.create_api_token(&self.caller, new).await;
+        made.unwrap();
+        token
+    }
+
+    /// An image from which instances can be made.
+    pub async fn image(&self) -> Image {
+        let (plane, caller) = (&self.plane, &self.caller);
+        let snapshot = plane.adopt_snapshot(caller, "sha256:00", 1 << 30, 10, "");
+        let disk = RegisterDisk {
+            device: "/dev/xvda".into(),
+            snapshot: Some(snapshot.await.unwrap().id),
+            size: None,
+            delete_on_termination: true,
+        };
+        let new = RegisterImage {
+            name: "debian-13".into(),
+            description: String::new(),
+            disks: vec![disk],
+            family: Some("debian".into()),
+            login: Some("debian".into()),
+            tags: Tags::new(),
+        };
+        plane.register_image(caller, new).await.unwrap()
+    }
+
+    /// Notes of an instance what its host would.
+    pub async fn enters(&self, id: &str, state: InstanceState) {
+        let entered = self.plane.edit::<Instance>(id, |instance, _| {
+            instance.state = state;
+            Ok(())
+        });
+        assert!(entered.await.unwrap().is_some(), "{id}");
+    }
+
+    /// Notes that a volume's file is there.
+    pub async fn made(&self, id: &str) {
+        let made = self.plane.edit::<Volume>(id, |volume, _| {
+            volume.actual_size = volume.size;
+            volume.state = VolumeState::Available;
+            Ok(())
+        });
+        assert!(made.await.unwrap().is_some(), "{id}");
+    }
 }
 
 /// An answer, read to its end.
@@ -75,14 +172,19 @@ pub struct Client {
     router: axum::Router,
     peer: api::Peer,
     headers: Vec<(String, String)>,
+    /// Operations that were called, as `GET /v1/volumes/vol-…`.
+    pub called: Arc<Mutex<Vec<(String, String, StatusCode)>>>,
+    _directory: Arc<TempDir>,
 }
 
 impl Client {
-    pub fn new(app: App, peer: api::Peer) -> Self {
+    pub fn new(site: &Site, peer: api::Peer) -> Self {
         Self {
-            router: api::router(app),
+            router: api::router(site.app.clone()),
             peer,
             headers: Vec::new(),
+            called: Arc::default(),
+            _directory: site.directory.clone(),
         }
     }
 
@@ -106,6 +208,8 @@ impl Client {
         request.extensions_mut().insert(self.peer.clone());
         let response = self.router.clone().oneshot(request).await.unwrap();
         let (parts, body) = response.into_parts();
+        let call = (method.to_owned(), path.to_owned(), parts.status);
+        self.called.lock().unwrap().push(call);
         let body = axum::body::to_bytes(body, 64 << 20).await.unwrap();
         Answer {
             status: parts.status,
@@ -116,6 +220,45 @@ impl Client {
 
     pub async fn get(&self, path: &str) -> Answer {
         self.send("GET", path, None).await
+    }
+
+    /// Asks for what must succeed with this status; the answer.
+    pub async fn does(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<serde_json::Value>,
+        status: u16,
+    ) -> Answer {
+        let answer = self.send(method, path, body).await;
+        let text = String::from_utf8_lossy(&answer.body);
+        assert_eq!(answer.status, status, "{method} {path}: {text}");
+        answer
+    }
+
+    /// Asks for what must be refused with this code.
+    pub async fn refused(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<serde_json::Value>,
+        code: &str,
+    ) -> Answer {
+        let answer = self.send(method, path, body).await;
+        let text = String::from_utf8_lossy(&answer.body);
+        assert!(answer.status.as_u16() >= 400, "{method} {path}: {text}");
+        assert_eq!(answer.json()["code"], code, "{method} {path}: {text}");
+        answer
+    }
+
+    /// Begins a request whose answer does not end, as a watch.
+    pub async fn open(&self, path: &str) -> axum::response::Response {
+        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(self.peer.clone());
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let call = ("GET".to_owned(), path.to_owned(), response.status());
+        self.called.lock().unwrap().push(call);
+        response
     }
 }
 
