@@ -78,7 +78,10 @@ struct Printed;
 #[async_trait::async_trait]
 impl Consoles for Printed {
     async fn console(&self, instance: &InstanceId) -> Result<Vec<u8>, String> {
-        Ok(format!("\u{1b}[1mbooting {instance}\xff\n").into_bytes())
+        let mut printed = format!("booting {instance}\n").into_bytes();
+        // No guest promises UTF-8.
+        printed.push(0xff);
+        Ok(printed)
     }
 }
 
@@ -130,7 +133,15 @@ impl Site {
             instance.state = state;
             Ok(())
         });
-        assert!(entered.await.unwrap().is_some(), "{id}");
+        let instance = entered.await.unwrap().unwrap();
+        for disk in &instance.disks {
+            let volume = self.plane.edit::<Volume>(&disk.volume, |volume, _| {
+                volume.actual_size = volume.size;
+                volume.state = VolumeState::InUse;
+                Ok(())
+            });
+            volume.await.unwrap();
+        }
     }
 
     /// Notes that a volume's file is there.
