@@ -351,6 +351,8 @@ impl Plane {
             state_reason: None,
             state_since: now,
             reboots_done: 0,
+            starts: 0,
+            machine: None,
             launched: Some(now),
             boot: Boot::default(),
             host: None,

@@ -67,6 +67,24 @@ impl std::fmt::Display for Format {
     }
 }
 
+/// Format of a disk that is read only to be copied into one of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ForeignFormat {
+    /// Virtual PC's and Hyper-V's VHD (not VHDX).
+    Vhd,
+    /// VMware's VMDK.
+    Vmdk,
+}
+
+/// What a file that came from elsewhere looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Looks {
+    /// A disk that machines can use; raw is what looks like nothing else.
+    Native(Format),
+    /// A disk to be copied.
+    Foreign(ForeignFormat),
+}
+
 /// On what a format was decided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
@@ -114,6 +132,41 @@ pub(crate) fn contents(file: &File) -> io::Result<Format> {
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(Format::Raw),
         Err(error) => Err(error),
     }
+}
+
+/// What a file from elsewhere looks like, for an import: there a mistaken
+/// format cannot reach other files, because an import follows no names. What
+/// was remembered of a file of ours counts first.
+pub(crate) fn looks_like(path: &Path, file: &File) -> Result<Looks, DiskError> {
+    let failed = |source| DiskError::Host {
+        path: path.to_owned(),
+        doing: "read it",
+        source,
+    };
+    if remembered(file).is_some() {
+        return decide(path, file, None).map(|(format, _)| Looks::Native(format));
+    }
+    if contents(file).map_err(failed)? == Format::Qcow2 {
+        return Ok(Looks::Native(Format::Qcow2));
+    }
+    let begins = |at: u64, word: &[u8]| -> io::Result<bool> {
+        let mut found = vec![0; word.len()];
+        match file.read_exact_at(&mut found, at) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            other => other.map(|()| found == word),
+        }
+    };
+    let length = file.metadata().map_err(failed)?.len();
+    let vmdk =
+        begins(0, b"KDMV").map_err(failed)? || begins(0, b"# Disk Descriptor").map_err(failed)?;
+    let footer = length.saturating_sub(512);
+    let vhd =
+        begins(0, b"conectix").map_err(failed)? || begins(footer, b"conectix").map_err(failed)?;
+    Ok(match (vmdk, vhd) {
+        (true, _) => Looks::Foreign(ForeignFormat::Vmdk),
+        (false, true) => Looks::Foreign(ForeignFormat::Vhd),
+        (false, false) => Looks::Native(Format::Raw),
+    })
 }
 
 fn remembered(file: &File) -> Option<Format> {

@@ -28,7 +28,7 @@ use memory::GuestRam;
 
 pub use capture::{CapturableDisk, Capture, CaptureTarget};
 pub use error::{BlockError, DiskError};
-pub use format::{ATTRIBUTE, Format};
+pub use format::{ATTRIBUTE, ForeignFormat, Format, Looks};
 pub use image::{Extent, Image, ImageOptions, Origin};
 pub use layer::MAX_LAYERS;
 pub use open::{DiskOptions, open};

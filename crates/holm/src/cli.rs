@@ -205,9 +205,42 @@ pub enum Command {
     ///
     /// Example: holm doctor -o json
     Doctor(Doctor),
+    /// Keeps the machines of a state directory: makes, starts, stops and removes them as it is told
+    /// by the EC2 interface and the REST interface
+    ///
+    /// Runs in the foreground until SIGTERM or SIGINT. Its machines go on without it, and it finds
+    /// them again when it is started again.
+    ///
+    /// Examples:
+    ///   holm daemon
+    ///   holm daemon --state /srv/holm --ec2 127.0.0.1:4781
+    #[command(verbatim_doc_comment, after_help = exit_code::DAEMON_HELP)]
+    Daemon(Daemon),
     /// Runs the machine of a directory of `holm daemon`; started by the daemon
     #[command(hide = true)]
     Machine(Machine),
+}
+
+/// `holm daemon`.
+#[derive(Args, Debug)]
+pub struct Daemon {
+    /// The state directory (--state /srv/holm); $HOLM_STATE unless given, else /var/lib/holm for root
+    /// and ~/.local/state/holm for others
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+
+    /// Where the EC2 interface listens; port 0 takes any that is free, and DIR/run/ec2 tells it
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4780")]
+    pub ec2: SocketAddr,
+
+    /// Where the REST interface listens by TCP, with tokens, besides its socket DIR/run/api.sock
+    /// (--api 127.0.0.1:4781)
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub api: Option<SocketAddr>,
+
+    /// How long a guest has to shut down before its power is cut (--grace 30s)
+    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    pub grace: Option<Duration>,
 }
 
 /// `holm machine`.

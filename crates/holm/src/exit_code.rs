@@ -33,6 +33,13 @@ pub const CONTROL: u8 = 28;
 /// A check found faults, or images differ.
 pub const FOUND: u8 = 30;
 
+/// The table for `holm daemon`.
+pub const DAEMON_HELP: &str = "Exit status:
+  0    ended by SIGTERM, SIGINT or SIGHUP; the machines go on
+  2    wrong command line
+  14   the state directory's store is damaged, or of a newer holm
+  16   another daemon has the state directory, or the host refuses something";
+
 /// The table for `holm disk`.
 pub const DISK_HELP: &str = "Exit status:
   0    done; nothing found, images are equal

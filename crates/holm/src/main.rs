@@ -6,6 +6,7 @@ mod background;
 mod boot_entries;
 mod cli;
 mod console;
+mod daemon;
 mod disk_images;
 mod disk_option;
 mod disks;
@@ -22,6 +23,7 @@ mod peripherals;
 mod restore;
 mod run;
 mod snapshot;
+mod state_directory;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -72,6 +74,7 @@ fn main() -> ! {
         Command::Detach(arguments) => named::disks::detach(arguments),
         Command::Grow(arguments) => named::disks::grow(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
+        Command::Daemon(arguments) => daemon::run(arguments),
         Command::Machine(arguments) => machine_process::run(&arguments.directory),
     }))
     .unwrap_or(exit_code::INTERNAL);

@@ -1,6 +1,6 @@
 //! `--net` and `--publish`.
 
-use machine::{MOST_NICS, Nic, NicCapture, NicNetwork, NicReach, UserNic};
+use machine::{MOST_NICS, Nic, NicCapture, NicNetwork, NicReach, UserNic, VpcNic};
 use net::Rate;
 use net::user::{Publication, Subnet4};
 
@@ -15,10 +15,11 @@ pub enum Spec {
     Card(Box<Nic>),
 }
 
-const KINDS: &str = "a network is none, user, tap=NAME, bridge=NAME or switch=NAME";
+const KINDS: &str =
+    "a network is none, user, tap=NAME, bridge=NAME, switch=NAME or vpc=DIRECTORY,port=FILE";
 const OPTIONS: &str = "mac=ADDR, mtu=N, rate=1gbit, burst=SIZE, queues=N, pcap=FILE, snaplen=SIZE, \
      pcap-limit=SIZE; with user also publish=[ADDR:]HOST:GUEST[/udp], subnet=ADDR/N, ipv6=off, \
-     hostname=NAME, reach=everything|not-the-host|nothing";
+     hostname=NAME, reach=everything|not-the-host|nothing; with vpc also door=SOCKET";
 
 /// Reads a network as `--net` has it.
 ///
@@ -28,6 +29,7 @@ pub fn spec(text: &str) -> Result<Spec, String> {
     let mut words = text.split(',');
     let kind = words.next().unwrap_or_default();
     let network = match kind.split_once('=') {
+        Some(("vpc", directory)) => vpc(text, directory)?,
         None if kind == "none" && text == "none" => return Ok(Spec::None),
         None if kind == "user" => NicNetwork::User(UserNic::default()),
         Some(("tap", name)) => NicNetwork::Tap(named(name)?),
@@ -54,7 +56,8 @@ pub fn spec(text: &str) -> Result<Spec, String> {
             }
             "snaplen" => snaplen = Some(number(word, value, 64, 1 << 18)?),
             "pcap-limit" => limit = Some(cli::size(value)?),
-            _ => user_option(&mut nic.network, key, value)?
+            "port" if matches!(nic.network, NicNetwork::Vpc(_)) => {}
+            _ => network_option(&mut nic.network, key, value)?
                 .then_some(())
                 .ok_or_else(|| format!("unknown network option {word:?}: there are {OPTIONS}"))?,
         }
@@ -74,10 +77,30 @@ pub fn spec(text: &str) -> Result<Spec, String> {
     Ok(Spec::Card(Box::new(nic)))
 }
 
-/// An option of user networks; `false` if it is none.
-fn user_option(network: &mut NicNetwork, key: &str, value: &str) -> Result<bool, String> {
-    let NicNetwork::User(user) = network else {
-        return Ok(false);
+/// A port in a VPC, from its file.
+fn vpc(text: &str, directory: &str) -> Result<NicNetwork, String> {
+    let file = text.split(',').find_map(|word| word.strip_prefix("port="));
+    let file = file.ok_or("a card in a VPC needs port=FILE, its configuration as JSON")?;
+    let said = |e: &dyn std::fmt::Display| format!("reading the port {file}: {e}");
+    let json = std::fs::read_to_string(file).map_err(|e| said(&e))?;
+    let port = serde_json::from_str(&json).map_err(|e| said(&e))?;
+    let directory = std::path::absolute(directory).map_err(|e| said(&e))?;
+    Ok(NicNetwork::Vpc(Box::new(VpcNic {
+        directory,
+        port,
+        door: None,
+    })))
+}
+
+/// An option of one kind of network; `false` if it is none.
+fn network_option(network: &mut NicNetwork, key: &str, value: &str) -> Result<bool, String> {
+    let user = match network {
+        NicNetwork::User(user) => user,
+        NicNetwork::Vpc(vpc) if key == "door" && !value.is_empty() => {
+            vpc.door = Some(value.into());
+            return Ok(true);
+        }
+        _ => return Ok(false),
     };
     match (key, value) {
         ("publish", _) => user.publish.push(publication(value)?),

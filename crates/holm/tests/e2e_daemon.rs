@@ -12,7 +12,7 @@ use machine_protocol::launch::{Ended, Engine, LAUNCH_VERSION, Launch};
 fn real(state: &Path) -> Real {
     let config = RealConfig {
         program: env!("CARGO_BIN_EXE_holm").into(),
-        machines: state.join("machines"),
+        layout: host::Layout::new(state.to_owned()),
     };
     Real::new(config).unwrap().0
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
+use tokio::net::UnixListener;
 
 /// A volume that is to exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,15 +23,18 @@ pub struct VolumeSpec {
 pub enum VolumeSource {
     /// Zeroes.
     Empty,
-    /// Contents of the library, by digest.
+    /// Contents, by name.
     Content(String),
+    /// It was made before, of whatever; it is only to be there, and large
+    /// enough.
+    Made,
 }
 
-/// Contents of the library: what snapshots and images are made of.
+/// Contents that never change: what snapshots keep, and images are made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Content {
-    /// Its digest, by which it is found.
-    pub digest: String,
+    /// By which they are found.
+    pub name: String,
     /// Bytes that it takes on the host.
     pub stored: u64,
 }
@@ -107,8 +111,8 @@ pub struct Facts {
     pub state: RunState,
     /// Since when it runs, in milliseconds of Unix time.
     pub since_ms: u64,
-    /// Names of the disks that were attached while it ran and can be detached.
-    pub attached: Vec<String>,
+    /// Names of its disks.
+    pub disks: Vec<String>,
 }
 
 /// How a machine's process ended.
@@ -130,7 +134,7 @@ pub struct Inventory {
     pub machines: Vec<String>,
     /// Volumes.
     pub volumes: Vec<String>,
-    /// Contents of the library, by digest.
+    /// Contents, by name.
     pub contents: Vec<String>,
 }
 
@@ -229,7 +233,7 @@ pub trait Driver: Send + Sync + 'static {
     -> Result<(), DriverError>;
 
     /// Asks a running machine's guest to give up a disk; by force, takes it
-    /// away. It is gone when [`Facts::attached`] has it no longer. No effect if
+    /// away. It is gone when [`Facts::disks`] has it no longer. No effect if
     /// there is none of that name.
     ///
     /// # Errors
@@ -255,6 +259,13 @@ pub trait Driver: Send + Sync + 'static {
         port: &serde_json::Value,
     ) -> Result<(), DriverError>;
 
+    /// The socket at which a machine's metadata service is to listen; `None`:
+    /// this host has no such thing.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError>;
+
     /// The end of what the console of a machine has printed, at most `most`
     /// bytes; empty if there is none.
     ///
@@ -274,14 +285,16 @@ pub trait Driver: Send + Sync + 'static {
     /// [`DriverError`].
     async fn remove_volume(&self, volume: &str) -> Result<(), DriverError>;
 
-    /// Keeps what is on a volume now as contents of the library; if `machine`
-    /// runs, it stands for that.
+    /// Keeps what is on a volume now as contents for a snapshot; what it kept
+    /// before, if it was asked for the same before. If `machine` runs, it has
+    /// the volume.
     ///
     /// # Errors
     /// [`DriverError`].
     async fn snapshot_volume(
         &self,
         volume: &str,
+        snapshot: &str,
         machine: Option<&str>,
     ) -> Result<Content, DriverError>;
 
@@ -290,5 +303,5 @@ pub trait Driver: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`DriverError`].
-    async fn remove_content(&self, digest: &str) -> Result<(), DriverError>;
+    async fn remove_content(&self, name: &str) -> Result<(), DriverError>;
 }

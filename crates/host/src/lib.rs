@@ -6,8 +6,13 @@
 #![forbid(unsafe_code)]
 
 mod control_client;
+mod describe;
 mod driver;
+mod layout;
+mod metadata_service;
+mod queue;
 mod real;
+mod reconcile;
 mod simulated;
 
 pub use control_client::{ControlClient, ControlError};
@@ -15,5 +20,7 @@ pub use driver::{
     Content, Driver, DriverError, Facts, Failure, Inventory, MachineEnd, Observed, VolumeFile,
     VolumeSource, VolumeSpec,
 };
+pub use layout::Layout;
 pub use real::{Real, RealConfig};
+pub use reconcile::{Patience, Reconciler};
 pub use simulated::{Simulated, SimulatedConfig};

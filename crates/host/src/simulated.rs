@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
 use parking_lot::Mutex;
+use tokio::net::UnixListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::driver::{
@@ -57,13 +58,12 @@ struct State {
     machines: BTreeMap<String, Machine>,
     volumes: BTreeMap<String, VolumeSpec>,
     contents: BTreeSet<String>,
-    next_content: u64,
 }
 
 struct Machine {
     launch: Launch,
     end: Option<MachineEnd>,
-    attached: BTreeSet<String>,
+    disks: BTreeSet<String>,
     /// Last configurations of its network cards.
     nics: BTreeMap<usize, serde_json::Value>,
 }
@@ -226,7 +226,7 @@ impl Driver for Simulated {
                         engine: "simulated".into(),
                         state: RunState::Running,
                         since_ms: 0,
-                        attached: found.attached.iter().cloned().collect(),
+                        disks: found.disks.iter().cloned().collect(),
                     },
                 },
             })
@@ -245,12 +245,11 @@ impl Driver for Simulated {
                 return Err(DriverError::refused(doing, machine, reason));
             }
             let disks = launch.machine["disks"].as_array().into_iter().flatten();
-            let removable = disks.filter(|disk| !disk["port"].is_null());
-            let attached = removable.filter_map(|disk| disk["name"].as_str().map(str::to_owned));
+            let disks = disks.filter_map(|disk| disk["name"].as_str().map(str::to_owned));
             let started = Machine {
                 launch: launch.clone(),
                 end: None,
-                attached: attached.collect(),
+                disks: disks.collect(),
                 nics: BTreeMap::new(),
             };
             state.machines.insert(machine.to_owned(), started);
@@ -308,7 +307,7 @@ impl Driver for Simulated {
                 return Err(DriverError::again(doing, machine, "it does not run"));
             };
             let name = disk["name"].as_str().unwrap_or_default();
-            machine.attached.insert(name.to_owned());
+            machine.disks.insert(name.to_owned());
             Ok(())
         };
         self.step(doing, machine, attach).await
@@ -322,7 +321,7 @@ impl Driver for Simulated {
     ) -> Result<(), DriverError> {
         let detach = |state: &mut State| {
             if let Some(machine) = state.running(machine) {
-                machine.attached.remove(name);
+                machine.disks.remove(name);
             }
             Ok(())
         };
@@ -354,6 +353,10 @@ impl Driver for Simulated {
         self.step(doing, machine, configure).await
     }
 
+    async fn metadata_listener(&self, _: &str) -> Result<Option<UnixListener>, DriverError> {
+        Ok(None)
+    }
+
     async fn console_log(&self, machine: &str, most: usize) -> Result<Vec<u8>, DriverError> {
         let read = |state: &mut State| {
             let text = match state.machines.get(machine) {
@@ -375,7 +378,12 @@ impl Driver for Simulated {
                 let reason = format!("there are no contents {digest}");
                 return Err(DriverError::refused(doing, &volume.id, reason));
             }
-            state.volumes.insert(volume.id.clone(), volume.clone());
+            if volume.source == VolumeSource::Made && !state.volumes.contains_key(&volume.id) {
+                return Err(DriverError::refused(doing, &volume.id, "its file is gone"));
+            }
+            let there = state.volumes.entry(volume.id.clone());
+            let there = there.or_insert_with(|| volume.clone());
+            there.size = there.size.max(volume.size);
             Ok(VolumeFile {
                 path: PathBuf::from(format!("/simulated/volumes/{}", volume.id)),
                 format: "raw".into(),
@@ -395,6 +403,7 @@ impl Driver for Simulated {
     async fn snapshot_volume(
         &self,
         volume: &str,
+        snapshot: &str,
         _machine: Option<&str>,
     ) -> Result<Content, DriverError> {
         let doing = "making a snapshot of";
@@ -406,19 +415,18 @@ impl Driver for Simulated {
                     "there is no such volume",
                 ));
             }
-            state.next_content += 1;
-            let digest = format!("sha256:{:064x}", state.next_content);
-            state.contents.insert(digest.clone());
-            Ok(Content { digest, stored: 0 })
+            let name = snapshot.to_owned();
+            state.contents.insert(name.clone());
+            Ok(Content { name, stored: 0 })
         };
         self.step(doing, volume, keep).await
     }
 
-    async fn remove_content(&self, digest: &str) -> Result<(), DriverError> {
+    async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
         let remove = |state: &mut State| {
-            state.contents.remove(digest);
+            state.contents.remove(name);
             Ok(())
         };
-        self.step("removing the contents", digest, remove).await
+        self.step("removing the contents", name, remove).await
     }
 }

@@ -57,6 +57,21 @@ pub enum EventKind {
         /// In bytes.
         memory: u64,
     },
+    /// The port of a network card was configured.
+    NicConfigured {
+        /// Which card, from 0.
+        nic: u32,
+    },
+    /// A port that rules open for the host's clients cannot answer at the
+    /// machine's public address.
+    PortNotPublished {
+        /// Which card, from 0.
+        nic: u32,
+        /// Address, port and protocol, such as `127.86.0.5:22/tcp`.
+        port: String,
+        /// Why, and what can be done.
+        message: String,
+    },
     /// A snapshot was taken.
     SnapshotTaken {
         /// Its directory.
@@ -97,6 +112,10 @@ impl EventKind {
             Self::DeviceDetached { device } => format!("{device} detached"),
             Self::BalloonTarget { memory } => {
                 format!("the guest is to do with {} MiB", memory >> 20)
+            }
+            Self::NicConfigured { nic } => format!("network card {nic} was configured"),
+            Self::PortNotPublished { port, message, .. } => {
+                format!("{port} does not answer: {message}")
             }
             Self::SnapshotTaken { directory } => format!("snapshot taken to {directory}"),
             Self::KeyboardTaken => "the console's keyboard was taken".into(),

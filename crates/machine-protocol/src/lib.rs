@@ -12,6 +12,7 @@
 mod console;
 mod event;
 pub mod launch;
+pub mod vpc;
 
 pub use console::{Bytes, Keyboard, Printed};
 pub use event::{Event, EventKind, EventList};
@@ -19,12 +20,13 @@ pub use event::{Event, EventKind, EventList};
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use vpc::{PortConfig, PortReport};
 
 /// Version of the messages. A machine and a client must have the same.
 pub const PROTOCOL_VERSION: u32 = 1;
 
 /// Longest line, in bytes, its end included.
-pub const LINE_MAX: usize = 64 << 10;
+pub const LINE_MAX: usize = 1 << 20;
 
 /// The machine's first line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -115,6 +117,14 @@ pub enum Request {
         /// Its new capacity in bytes.
         size: u64,
     },
+    /// Replaces the port of a network card in a VPC, at once and as a whole:
+    /// [`Reply::NicConfigured`]. Flows that were tracked go on.
+    ConfigureNic {
+        /// Which card, from 0.
+        nic: u32,
+        /// What it is from now on; its address stays what it was.
+        port: Box<PortConfig>,
+    },
     /// Makes a snapshot of its memory, state and disks: [`SnapshotMade`],
     /// which may take long. It runs on.
     Snapshot {
@@ -150,6 +160,8 @@ pub enum Reply {
         /// The name of the disk in the machine.
         disk: String,
     },
+    /// To [`Request::ConfigureNic`].
+    NicConfigured(PortReport),
     /// To [`Request::Snapshot`].
     Snapshot(SnapshotMade),
     /// It is not done.
@@ -204,6 +216,9 @@ pub struct Description {
     pub disks: Vec<DiskReport>,
     /// Its network cards: where they lead.
     pub nics: Vec<String>,
+    /// Its network cards in VPCs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<PortReport>,
     /// Seconds since it was started.
     pub uptime_seconds: u64,
     /// System UUID, in hexadecimal.

@@ -13,6 +13,7 @@ use disk::{BlockBackend, SECTOR};
 use engine::{Bus, Engine};
 use memory::GuestRam;
 use net::user::{UserNetwork, UserState};
+use net::vpc::{PortState, VpcNetwork};
 use serde::{Deserialize, Serialize};
 use virtio::console::{Console, ConsoleInput, ConsoleSink};
 use virtio::rng::Rng;
@@ -92,6 +93,9 @@ pub struct BoardState {
     /// User networks by the PCI slot of their card.
     #[serde(default)]
     pub user_networks: Vec<(u8, UserState)>,
+    /// Ports in VPCs by the PCI slot of their card.
+    #[serde(default)]
+    pub vpc_ports: Vec<(u8, PortState)>,
     /// Root ports by PCI slot.
     #[serde(default)]
     pub ports: Vec<(u8, RootPortState)>,
@@ -249,6 +253,10 @@ impl Board {
                 .user_networks()
                 .map(|(slot, network)| (slot, network.save()))
                 .collect(),
+            vpc_ports: self
+                .vpc_ports()
+                .map(|(slot, port)| (slot, port.save()))
+                .collect(),
             ports: self.hot_plug.save(),
         }
     }
@@ -256,6 +264,11 @@ impl Board {
     fn user_networks(&self) -> impl Iterator<Item = (u8, &Arc<UserNetwork>)> {
         let nics = self.nics.iter();
         nics.filter_map(|(slot, port)| Some((*slot, port.user.as_ref()?)))
+    }
+
+    fn vpc_ports(&self) -> impl Iterator<Item = (u8, &Arc<VpcNetwork>)> {
+        let nics = self.nics.iter();
+        nics.filter_map(|(slot, port)| Some((*slot, port.vpc.as_ref()?)))
     }
 
     /// The network cards.
@@ -325,6 +338,13 @@ impl Board {
             if let Some((_, saved)) = saved {
                 network
                     .restore(saved.clone())
+                    .map_err(|e| MachineError::State(e.to_string()))?;
+            }
+        }
+        for (slot, port) in self.vpc_ports() {
+            let saved = state.vpc_ports.iter().find(|(s, _)| *s == slot);
+            if let Some((_, saved)) = saved {
+                port.restore(saved.clone())
                     .map_err(|e| MachineError::State(e.to_string()))?;
             }
         }

@@ -19,6 +19,7 @@ mod machine;
 mod nic;
 mod outcome;
 mod peripherals;
+mod port_door;
 pub mod snapshot;
 mod socket;
 mod source;
@@ -36,7 +37,9 @@ pub use devices::serial::SerialSink;
 pub use events::{GuestEvent, Listener};
 pub use hotplug::HotPlugError;
 pub use machine::{Machine, MakeEngine, RunState};
-pub use nic::{MOST_NICS, Nic, NicCapture, NicError, NicNetwork, NicPort, NicReach, UserNic};
+pub use nic::{
+    MOST_NICS, Nic, NicCapture, NicError, NicNetwork, NicPort, NicReach, UserNic, VpcNic,
+};
 pub use outcome::{MachineError, Outcome};
 pub use peripherals::{Peripherals, Share, VsockSocket, WatchdogAction};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotMade};

@@ -5,13 +5,17 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use machine_protocol::vpc::{PortConfig, mac_of};
 use net::capture::{CaptureOptions, Captured};
 use net::switch::{Switch, SwitchError, SwitchName};
 use net::tap::{InterfaceName, Tap, TapError};
 use net::user::{Publication, Reach, Subnet4, Subnet6, UserConfig, UserError, UserNetwork};
+use net::vpc::{VpcError, VpcNetwork};
 use net::{MacAddress, Network, Rate};
 use serde::{Deserialize, Serialize};
 use virtio::net::{Net, NetHandle, NetOptions};
+
+use crate::port_door::PortDoor;
 
 /// Most network cards: the PCI slots 8 to 11.
 pub const MOST_NICS: usize = 4;
@@ -55,6 +59,8 @@ pub enum NicNetwork {
     Bridge(InterfaceName),
     /// A switch of this user's machines.
     Switch(SwitchName),
+    /// A port in a virtual private cloud.
+    Vpc(Box<VpcNic>),
 }
 
 impl std::fmt::Display for NicNetwork {
@@ -64,6 +70,7 @@ impl std::fmt::Display for NicNetwork {
             Self::Tap(name) => write!(f, "tap={name}"),
             Self::Bridge(name) => write!(f, "bridge={name}"),
             Self::Switch(name) => write!(f, "switch={name}"),
+            Self::Vpc(vpc) => write!(f, "vpc={}", vpc.port.address),
         }
     }
 }
@@ -88,6 +95,23 @@ pub struct UserNic {
     /// How far the guest gets.
     #[serde(default)]
     pub reach: NicReach,
+}
+
+/// A port in a virtual private cloud (VPC). The card's address is
+/// [`mac_of`] its private address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VpcNic {
+    /// Absolute path of the directory in which the members of the VPC meet;
+    /// made if it is missing, for this user alone.
+    pub directory: PathBuf,
+    /// The port as it is at the start; a request can change it.
+    pub port: PortConfig,
+    /// Unix socket by which the machine's owner reaches any TCP port of the
+    /// guest, past all rules: a client sends the port's number and a line
+    /// feed, and has the connection then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub door: Option<PathBuf>,
 }
 
 /// How far a guest gets by a user network.
@@ -158,6 +182,43 @@ pub enum NicError {
         /// Why.
         source: SwitchError,
     },
+    /// A port in a VPC.
+    #[error("network card {index}: {source}")]
+    Vpc {
+        /// Which card, from 0.
+        index: usize,
+        /// Why.
+        source: Box<VpcError>,
+    },
+    /// The socket to a card's TCP ports.
+    #[error("network card {index}: {reason}")]
+    Door {
+        /// Which card, from 0.
+        index: usize,
+        /// Why not.
+        reason: String,
+    },
+    /// A card in a VPC with an address of its own.
+    #[error(
+        "network card {index}: its address {asked} is not that of {private}, which is {derived}; \
+         leave it out"
+    )]
+    VpcMac {
+        /// Which card, from 0.
+        index: usize,
+        /// As asked for.
+        asked: MacAddress,
+        /// The private address.
+        private: Ipv4Addr,
+        /// What it must be.
+        derived: MacAddress,
+    },
+    /// No such card in a VPC.
+    #[error("the machine has no network card {index} in a VPC; `describe` lists `ports`")]
+    NotInVpc {
+        /// Which card, from 0.
+        index: usize,
+    },
     /// A capture file.
     #[error("network card {index}: making the capture file {file}: {source}")]
     Capture {
@@ -209,6 +270,10 @@ pub struct NicPort {
     pub card: NetHandle,
     /// The network behind it, if that is a user network.
     pub user: Option<Arc<UserNetwork>>,
+    /// Its port, if it is in a VPC.
+    pub vpc: Option<Arc<VpcNetwork>>,
+    /// The way of the machine's owner to the guest's TCP ports.
+    pub(crate) _door: Option<Arc<PortDoor>>,
 }
 
 /// Opens the networks of all cards.
@@ -224,7 +289,7 @@ pub(crate) fn open_all(nics: &[Nic], uuid: &[u8; 16]) -> Result<Vec<OpenNic>, Ni
 
 fn open(index: usize, nic: &Nic, uuid: &[u8; 16], users: u8) -> Result<OpenNic, NicError> {
     let pairs = nic.queues.unwrap_or(1).max(1);
-    let mut user = None;
+    let (mut user, mut vpc, mut door) = (None, None, None);
     let tap = |source| NicError::Tap { index, source };
     let mut network: Arc<dyn Network> = match &nic.network {
         NicNetwork::User(described) => {
@@ -239,6 +304,17 @@ fn open(index: usize, nic: &Nic, uuid: &[u8; 16], users: u8) -> Result<OpenNic, 
         NicNetwork::Switch(name) => {
             let switch = Switch::new(name, nic.mtu.unwrap_or(SWITCH_MTU));
             Arc::new(switch.map_err(|source| NicError::Switch { index, source })?)
+        }
+        NicNetwork::Vpc(described) => {
+            let port = Arc::new(open_port(index, nic, described)?);
+            let reached = described.door.as_deref();
+            let reached = reached.map(|path| PortDoor::open(path, &port)).transpose();
+            door = reached.map_err(|error| NicError::Door {
+                index,
+                reason: error.to_string(),
+            })?;
+            vpc = Some(port.clone());
+            port
         }
     };
     if pairs > network.most_pairs() {
@@ -270,19 +346,46 @@ fn open(index: usize, nic: &Nic, uuid: &[u8; 16], users: u8) -> Result<OpenNic, 
         })?;
         network = Arc::new(captured);
     }
+    let derived = || match &nic.network {
+        NicNetwork::Vpc(vpc) => MacAddress(mac_of(vpc.port.address)),
+        _ => MacAddress::derived(uuid, index as u8),
+    };
     let options = NetOptions {
-        mac: nic
-            .mac
-            .unwrap_or_else(|| MacAddress::derived(uuid, index as u8)),
+        mac: nic.mac.unwrap_or_else(derived),
         pairs,
         mtu: nic.mtu,
         receive_rate: nic.rate,
         transmit_rate: nic.rate,
     };
     let (device, card) = Net::new(network, options);
+    if let Some(vpc) = &vpc {
+        card.set_plugged(vpc.config().link_up);
+    }
     Ok(OpenNic {
         device,
-        port: NicPort { card, user },
+        port: NicPort {
+            card,
+            user,
+            vpc,
+            _door: door.map(Arc::new),
+        },
+    })
+}
+
+fn open_port(index: usize, nic: &Nic, vpc: &VpcNic) -> Result<VpcNetwork, NicError> {
+    let private = vpc.port.address;
+    let derived = MacAddress(mac_of(private));
+    if let Some(asked) = nic.mac.filter(|mac| *mac != derived) {
+        return Err(NicError::VpcMac {
+            index,
+            asked,
+            private,
+            derived,
+        });
+    }
+    VpcNetwork::new(&vpc.directory, vpc.port.clone()).map_err(|source| NicError::Vpc {
+        index,
+        source: Box::new(source),
     })
 }
 
@@ -292,10 +395,7 @@ fn user_config(nic: &UserNic, mtu: Option<u16>, users: u8) -> Result<UserConfig,
     Ok(UserConfig {
         v4: match &nic.subnet {
             Some(text) => text.parse()?,
-            None => Subnet4 {
-                network: Ipv4Addr::new(10, 0, 2 + users, 0),
-                prefix: 24,
-            },
+            None => Subnet4::new(Ipv4Addr::new(10, 0, 2 + users, 0), 24),
         },
         v6: (!nic.without_ipv6).then_some(Subnet6 {
             network: Ipv6Addr::new(0xfec0, 0, 0, users.into(), 0, 0, 0, 0),
@@ -322,7 +422,13 @@ mod tests {
         nic.mac = Some(MacAddress([2, 0, 0, 0, 0, 1]));
         nic.rate = Some(Rate::new(1000));
         let user = Nic::new(NicNetwork::User(UserNic::default()));
-        for nic in [nic, user] {
+        let subnet = "10.0.1.0/24".parse().unwrap();
+        let vpc = Nic::new(NicNetwork::Vpc(Box::new(VpcNic {
+            directory: "/run/vpc".into(),
+            port: PortConfig::new(Ipv4Addr::new(10, 0, 1, 4), subnet, vec![subnet]),
+            door: None,
+        })));
+        for nic in [nic, user, vpc] {
             let text = serde_json::to_string(&nic).unwrap();
             assert_eq!(serde_json::from_str::<Nic>(&text).unwrap(), nic, "{text}");
         }

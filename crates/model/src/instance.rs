@@ -85,6 +85,13 @@ pub struct Instance {
     /// How often it was rebooted.
     #[serde(default)]
     pub reboots_done: u64,
+    /// How often its machine was started, or was to be.
+    #[serde(default)]
+    pub starts: u64,
+    /// Which start its machine is of, that runs or is to run; `None`: it has
+    /// none.
+    #[serde(default)]
+    pub machine: Option<u64>,
     /// When it was last started.
     #[serde(default)]
     pub launched: Option<Timestamp>,

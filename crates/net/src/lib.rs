@@ -16,6 +16,7 @@ pub mod switch;
 pub mod tap;
 pub mod user;
 pub mod vnet;
+pub mod vpc;
 
 pub use link::{Frame, Link, LinkError, MAX_FRAME, Network, Sent};
 pub use mac::{MacAddress, MacError};

@@ -57,6 +57,31 @@ pub fn check(path: &Path, told: Option<Format>, repair: bool) -> Result<Report, 
     Ok(report)
 }
 
+/// Whether a machine, or another operation, has a disk's file in use now: for
+/// reading or writing, itself or as a file below another.
+///
+/// # Errors
+/// [`DiskError`]: it cannot be opened.
+pub fn in_use(path: &Path) -> Result<bool, DiskError> {
+    let file = std::fs::File::open(path).map_err(|e| crate::raw::open_error(path, true, e))?;
+    Ok(crate::raw::is_locked(&file))
+}
+
+/// What a file that came from elsewhere looks like, to be imported.
+///
+/// # Errors
+/// [`DiskError`]: it cannot be read, or is a raw disk of ours that looks like
+/// something else now.
+pub fn looks_like(path: &Path, file: &std::fs::File) -> Result<crate::Looks, DiskError> {
+    format::looks_like(path, file)
+}
+
+/// Remembers beside a file's contents which format it has, so that nobody has
+/// to find out from them; `false`: the file system cannot.
+pub fn remember_format(file: &std::fs::File, format: Format) -> bool {
+    format::remember(file, format)
+}
+
 /// An error of the host, or of an image, while something was done to `path`.
 fn during(path: &Path, doing: &'static str) -> impl Fn(io::Error) -> DiskError {
     let path = path.to_owned();

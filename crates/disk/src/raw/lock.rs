@@ -52,6 +52,18 @@ pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Disk
     }
 }
 
+/// Whether another open file has a lock, of either kind. A file system without
+/// locks knows of none.
+pub(crate) fn is_locked(file: &File) -> bool {
+    // SAFETY: an all-zero flock is a valid value.
+    let mut range: libc::flock = unsafe { std::mem::zeroed() };
+    range.l_type = libc::F_WRLCK as libc::c_short;
+    range.l_whence = libc::SEEK_SET as libc::c_short;
+    // SAFETY: an open descriptor and a valid flock that outlives the call.
+    let asked = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &raw mut range) };
+    asked == 0 && range.l_type != libc::F_UNLCK as libc::c_short
+}
+
 /// Gives a part of a file's exclusive lock to another open file of it.
 pub(super) fn share_lock(locked: &File, other: &File) {
     let shared =

@@ -22,7 +22,7 @@ use job::Job;
 
 use crate::layer::Layer;
 
-pub(crate) use lock::lock;
+pub(crate) use lock::{is_locked, lock};
 pub(crate) use open::{check_options, check_type, image_files, open_error};
 pub(crate) use uring::UringQueue;
 pub use uring::usable as io_uring_usable;

@@ -2,7 +2,8 @@
 
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use machine_protocol::launch::{
     SERIAL_LOG,
 };
 use serde::de::DeserializeOwned;
+use tokio::net::UnixListener;
 use tokio::time::{Instant, sleep};
 
 use crate::driver::DriverError;
@@ -258,6 +260,25 @@ impl Directory {
             Ok(text)
         };
         self.blocking("reading the console of", read).await
+    }
+
+    /// Listens on a socket in it, in place of a daemon that died.
+    pub async fn listen(&self, name: &'static str) -> Result<UnixListener, DriverError> {
+        let doing = "listening for";
+        let listen = move |directory: &Self| {
+            make(&directory.path)?;
+            ignore_missing(fs::remove_file(directory.path.join(name)))?;
+            // A socket's path has at most 107 bytes, a directory's may have more.
+            let within = File::open(&directory.path)?;
+            let short = format!("/proc/self/fd/{}/{name}", within.as_raw_fd());
+            let listener = std::os::unix::net::UnixListener::bind(short)?;
+            let path = directory.path.join(name);
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        };
+        let listener = self.blocking(doing, listen).await?;
+        UnixListener::from_std(listener).map_err(|e| DriverError::again(doing, &self.machine, e))
     }
 
     /// Removes it, unless a process runs the machine.

@@ -14,6 +14,7 @@ use machine_protocol::launch::{Launch, RUNS};
 use machine_protocol::{Request, RunState};
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 use tokio::time::{sleep, timeout};
@@ -22,6 +23,7 @@ use crate::control_client::{ControlClient, ControlError};
 use crate::driver::{
     Content, Driver, DriverError, Facts, Inventory, MachineEnd, Observed, VolumeFile, VolumeSpec,
 };
+use crate::layout::{Layout, METADATA_SOCKET};
 use directory::{Directory, Files};
 
 /// How long a start is waited for; it goes on after that.
@@ -39,8 +41,8 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub struct RealConfig {
     /// The program `holm`, whose command `machine` runs machines.
     pub program: PathBuf,
-    /// Directory of the machines' directories.
-    pub machines: PathBuf,
+    /// The state directory.
+    pub layout: Layout,
 }
 
 /// A host of processes and files.
@@ -58,7 +60,7 @@ impl Real {
     /// # Errors
     /// The directories cannot be made.
     pub fn new(config: RealConfig) -> std::io::Result<(Self, UnboundedReceiver<String>)> {
-        directory::make(&config.machines)?;
+        directory::make(&config.layout.machines())?;
         let (changed, changes) = mpsc::unbounded_channel();
         let real = Self {
             config,
@@ -69,7 +71,7 @@ impl Real {
     }
 
     fn directory(&self, machine: &str) -> Result<Directory, DriverError> {
-        Directory::of(&self.config.machines, machine)
+        Directory::of(&self.config.layout.machines(), machine)
     }
 
     /// Connects to a machine; `None`: it has no process any more.
@@ -147,7 +149,6 @@ impl Real {
             RunState::Running | RunState::Paused => {}
         }
         self.follow(directory);
-        let attached = description.disks.into_iter().filter(|disk| disk.attached);
         Ok(Some(Observed::Running {
             number,
             facts: Facts {
@@ -155,7 +156,7 @@ impl Real {
                 engine: description.engine,
                 state: description.state,
                 since_ms: files.running.as_ref().map_or(0, |running| running.at_ms),
-                attached: attached.map(|disk| disk.name).collect(),
+                disks: description.disks.into_iter().map(|d| d.name).collect(),
             },
         }))
     }
@@ -173,7 +174,7 @@ fn failed(
 impl Driver for Real {
     async fn inventory(&self) -> Result<Inventory, DriverError> {
         Ok(Inventory {
-            machines: directory::list(&self.config.machines).await?,
+            machines: directory::list(&self.config.layout.machines()).await?,
             ..Inventory::default()
         })
     }
@@ -345,6 +346,11 @@ impl Driver for Real {
         Err(refused_by(doing, &directory, "this holm cannot yet"))
     }
 
+    async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {
+        let listener = self.directory(machine)?.listen(METADATA_SOCKET).await?;
+        Ok(Some(listener))
+    }
+
     async fn console_log(&self, machine: &str, most: usize) -> Result<Vec<u8>, DriverError> {
         self.directory(machine)?.console_log(most).await
     }
@@ -360,13 +366,14 @@ impl Driver for Real {
     async fn snapshot_volume(
         &self,
         volume: &str,
+        _snapshot: &str,
         _machine: Option<&str>,
     ) -> Result<Content, DriverError> {
         Err(no_volumes(volume))
     }
 
-    async fn remove_content(&self, digest: &str) -> Result<(), DriverError> {
-        Err(no_volumes(digest))
+    async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
+        Err(no_volumes(name))
     }
 }
 

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use machine_protocol::vpc::PortReport;
 use machine_protocol::{
     Description, DiskReport, ErrorCode, EventKind, Metrics, Reply, Request, RunState, SnapshotMade,
 };
 
+use net::vpc::VpcNetwork;
 use serde::Deserialize;
 
 use crate::control::Event;
@@ -38,6 +40,12 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
         }
         Request::DetachDisk { disk, force } => {
             return done(machine.detach_disk(disk, *force));
+        }
+        Request::ConfigureNic { nic, port } => {
+            return match machine.configure_nic(*nic, (**port).clone()) {
+                Ok(report) => Reply::NicConfigured(report),
+                Err(error) => refused(error.to_string()),
+            };
         }
         Request::GrowDisk { disk, size } => return done(machine.grow_disk(disk, *size)),
         Request::Pause {} => machine.pause(),
@@ -141,9 +149,42 @@ fn describe(machine: &Inner) -> Description {
         memory: d.memory,
         disks: machine.board().disks().iter().map(disk).collect(),
         nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
+        ports: ports(machine),
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
         uuid: hexadecimal(d.uuid),
         generation_id: hexadecimal(generation_id),
+    }
+}
+
+fn ports(machine: &Inner) -> Vec<PortReport> {
+    let nics = (0u32..).zip(machine.board().nics());
+    nics.filter_map(|(nic, port)| Some(port.vpc.as_ref()?.report(nic)))
+        .collect()
+}
+
+fn port_metrics(nic: usize, port: &VpcNetwork, metrics: &mut Metrics) {
+    let nic = || ("nic", nic.to_string());
+    let m = port.metrics();
+    for (direction, packets, bytes) in [
+        ("sent", m.vpc_sent_packets, m.vpc_sent_bytes),
+        ("received", m.vpc_received_packets, m.vpc_received_bytes),
+    ] {
+        let labels = [nic(), ("direction", direction.into())];
+        metrics.add("holm_port_packets_total", &labels, packets);
+        metrics.add("holm_port_bytes_total", &labels, bytes);
+    }
+    for (name, count) in m.iter() {
+        if let Some(reason) = name.strip_prefix("dropped_") {
+            let labels = [nic(), ("reason", reason.into())];
+            metrics.add("holm_port_dropped_packets_total", &labels, count);
+        }
+    }
+    metrics.add("holm_port_tracked_flows", &[nic()], m.tracked_now);
+    metrics.add("holm_port_names_answered_total", &[nic()], m.dns_own);
+    let gateway = port.gateway_metrics();
+    for (direction, count) in [("out", gateway.tcp_out), ("in", gateway.tcp_in)] {
+        let labels = [nic(), ("direction", direction.into())];
+        metrics.add("holm_port_gateway_connections_total", &labels, count);
     }
 }
 
@@ -216,6 +257,9 @@ fn metrics(machine: &Inner) -> Reply {
             metrics.add("holm_nic_bytes_total", &labels, d.bytes);
             metrics.add("holm_nic_errors_total", &labels, d.errors);
             metrics.add("holm_nic_drops_total", &labels, d.drops);
+        }
+        if let Some(vpc) = &port.vpc {
+            port_metrics(index, vpc, &mut metrics);
         }
     }
     for port in machine.board().disks() {

@@ -113,8 +113,13 @@ fn session(mut stream: UnixStream, machine: &Weak<Inner>) -> io::Result<()> {
         let Some(machine) = machine.upgrade() else {
             return Ok(());
         };
-        if let Ok(request) = &request {
-            tracing::info!(?request, "control request");
+        match &request {
+            // Its rules may be thousands.
+            Ok(Request::ConfigureNic { nic, .. }) => {
+                tracing::info!(nic, "control request: configure a network card");
+            }
+            Ok(request) => tracing::info!(?request, "control request"),
+            Err(_) => {}
         }
         let reply = match request {
             Ok(Request::Events {

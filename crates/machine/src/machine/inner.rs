@@ -8,6 +8,7 @@ use arch::cpuid::{CpuChoice, Features};
 use boot::{Identity, Request};
 use engine::{Engine, Vcpu};
 use machine_protocol::EventKind;
+use machine_protocol::vpc::{PortConfig, PortReport};
 use memory::GuestRam;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -16,6 +17,7 @@ use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, Disk, OnReset};
 use crate::events::{Events, GuestEvent};
+use crate::nic::NicError;
 use crate::outcome::{MachineError, Outcome};
 use crate::peripherals::WatchdogAction;
 use crate::snapshot::Ledger;
@@ -87,7 +89,49 @@ impl Inner {
             outcome: Mutex::default(),
             ended: Condvar::new(),
         });
+        for (nic, port) in inner.board.nics().enumerate() {
+            if let Some(vpc) = &port.vpc {
+                inner.note_unpublished(&vpc.report(nic as u32));
+            }
+        }
         Ok((inner, vcpus))
+    }
+
+    /// Replaces the port of a card in a VPC; what it came to.
+    pub(crate) fn configure_nic(
+        &self,
+        nic: u32,
+        port: PortConfig,
+    ) -> Result<PortReport, MachineError> {
+        let index = nic as usize;
+        let card = self.board.nics().nth(index);
+        let not_there = NicError::NotInVpc { index };
+        let Some((card, vpc)) = card.and_then(|card| Some((&card.card, card.vpc.as_ref()?))) else {
+            return Err(not_there.into());
+        };
+        let plugged = port.link_up;
+        vpc.configure(port).map_err(|source| NicError::Vpc {
+            index,
+            source: Box::new(source),
+        })?;
+        card.set_plugged(plugged);
+        let report = vpc.report(nic);
+        self.events.note(EventKind::NicConfigured { nic });
+        self.note_unpublished(&report);
+        Ok(report)
+    }
+
+    fn note_unpublished(&self, report: &PortReport) {
+        let Some(public) = report.public else {
+            return;
+        };
+        for left in report.unpublished.iter().filter(|one| one.port == one.last) {
+            self.events.note(EventKind::PortNotPublished {
+                nic: report.nic,
+                port: format!("{public}:{}/{}", left.port, left.protocol),
+                message: left.reason.clone(),
+            });
+        }
     }
 
     /// Held by who pauses, resumes, saves, restores or reboots.

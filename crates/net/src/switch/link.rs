@@ -38,7 +38,7 @@ enum Waiting {
 }
 
 /// A member.
-pub(super) struct SwitchLink {
+pub(crate) struct SwitchLink {
     name: SwitchName,
     listener: Listener,
     epoll: OwnedFd,

@@ -13,13 +13,13 @@ mod tests;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::{Link, LinkError, Network};
-use link::SwitchLink;
+pub(crate) use link::SwitchLink;
 use place::Place;
 
 /// The name of a switch.
@@ -115,16 +115,30 @@ impl Switch {
             place: Place::prepare(name)?,
         })
     }
+
+    /// The switch whose members meet in this directory; `name` is for logs.
+    ///
+    /// # Errors
+    /// [`SwitchError`].
+    pub fn at(directory: &Path, name: &SwitchName, mtu: u16) -> Result<Self, SwitchError> {
+        Ok(Self {
+            name: name.clone(),
+            mtu,
+            place: Place::at(directory)?,
+        })
+    }
+
+    /// One member's link.
+    pub(crate) fn link(&self) -> io::Result<SwitchLink> {
+        let (listener, peers) = self.place.join()?;
+        SwitchLink::new(&self.name, listener, peers)
+    }
 }
 
 impl Network for Switch {
     fn open(&self, pairs: u16) -> Result<Vec<Box<dyn Link>>, LinkError> {
         let links = (0..pairs.min(self.most_pairs())).map(|_| {
-            let joined = self
-                .place
-                .join()
-                .and_then(|(listener, peers)| SwitchLink::new(&self.name, listener, peers));
-            let link = joined.map_err(|source| LinkError::Host {
+            let link = self.link().map_err(|source| LinkError::Host {
                 network: self.describe(),
                 what: "joining it",
                 source,

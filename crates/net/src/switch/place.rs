@@ -54,6 +54,14 @@ impl Place {
         Ok(Self { path })
     }
 
+    /// Makes or checks a directory that its owner has chosen.
+    pub(super) fn at(path: &Path) -> Result<Self, SwitchError> {
+        private(path)?;
+        Ok(Self {
+            path: path.to_path_buf(),
+        })
+    }
+
     /// Becomes a member: the socket to listen at, and one connected socket to
     /// each other member. Members join one after the other, so that each pair
     /// connects once.

@@ -21,7 +21,8 @@ pub fn hear(context: &mut Context, packet: &[u8]) -> Option<(Ipv4Addr, Mac)> {
     let sender = Ipv4Addr::from(array::<4>(packet, 14)?);
     let target = Ipv4Addr::from(array::<4>(packet, 24)?);
     if operation == [0, 1] && context.config.is_own(target.into()) {
-        send(context, 2, target, card, sender, card);
+        let own = (target, context.mac());
+        send(context, 2, own, (sender, card), card);
     }
     let known = context.config.v4.is_guest(sender);
     known.then_some((sender, card))
@@ -29,25 +30,54 @@ pub fn hear(context: &mut Context, packet: &[u8]) -> Option<(Ipv4Addr, Mac)> {
 
 /// Asks who has `address`.
 pub fn ask(context: &mut Context, address: Ipv4Addr) {
-    let gateway = context.config.v4.gateway();
-    send(context, 1, gateway, Mac([0; 6]), address, Mac::BROADCAST);
+    let gateway = context.config.v4.gateway;
+    let own = (gateway, context.mac());
+    send(context, 1, own, (address, Mac([0; 6])), Mac::BROADCAST);
+}
+
+/// A question by the card and address `asker` for the card of `target`.
+pub struct Asked {
+    /// Who asks; without an address while it tests one.
+    pub asker: (Ipv4Addr, Mac),
+    /// Whose card is wanted; `None` if it is no question.
+    pub target: Option<Ipv4Addr>,
+}
+
+/// Reads an ARP packet.
+pub fn read(packet: &[u8]) -> Option<Asked> {
+    if packet.get(..6)? != PREFIX {
+        return None;
+    }
+    let operation: [u8; 2] = array(packet, 6)?;
+    let target = Ipv4Addr::from(array::<4>(packet, 24)?);
+    Some(Asked {
+        asker: (
+            Ipv4Addr::from(array::<4>(packet, 14)?),
+            Mac(array(packet, 8)?),
+        ),
+        target: (operation == [0, 1]).then_some(target),
+    })
+}
+
+/// Tells the guest whose card an address has.
+pub fn tell(context: &mut Context, of: (Ipv4Addr, Mac), asker: (Ipv4Addr, Mac)) {
+    send(context, 2, of, asker, asker.1);
 }
 
 fn send(
     context: &mut Context,
     operation: u8,
-    from: Ipv4Addr,
-    target: Mac,
-    to: Ipv4Addr,
+    (from, card): (Ipv4Addr, Mac),
+    (to, target): (Ipv4Addr, Mac),
     destination: Mac,
 ) {
     let mut frame = vec![0; ETHERNET + LENGTH];
-    Ethernet::write(&mut frame, destination, context.mac(), kind::ARP);
+    Ethernet::write(&mut frame, destination, card, kind::ARP);
     let mut at = ETHERNET;
     for part in [
         &PREFIX[..],
         &[0, operation],
-        &context.mac().0,
+        &card.0,
         &from.octets(),
         &target.0,
         &to.octets(),

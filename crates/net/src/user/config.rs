@@ -15,37 +15,32 @@ pub struct Subnet4 {
     pub network: Ipv4Addr,
     /// Length of its prefix, 8 to 28.
     pub prefix: u8,
+    /// The gateway, which stands for the host itself: usually number 2.
+    pub gateway: Ipv4Addr,
+    /// The name server: usually number 3.
+    pub dns: Ipv4Addr,
+    /// The first guest, to which publications lead: usually number 15, or 4 in
+    /// a subnet of 16 addresses.
+    pub guest: Ipv4Addr,
 }
 
 impl Default for Subnet4 {
     fn default() -> Self {
-        Self {
-            network: Ipv4Addr::new(10, 0, 2, 0),
-            prefix: 24,
-        }
+        Self::new(Ipv4Addr::new(10, 0, 2, 0), 24)
     }
 }
 
 impl Subnet4 {
-    /// The address with this number in the subnet.
-    pub fn host(&self, number: u32) -> Ipv4Addr {
-        Ipv4Addr::from(u32::from(self.network).wrapping_add(number))
-    }
-
-    /// The gateway, which stands for the host itself: number 2.
-    pub fn gateway(&self) -> Ipv4Addr {
-        self.host(2)
-    }
-
-    /// The name server: number 3.
-    pub fn dns(&self) -> Ipv4Addr {
-        self.host(3)
-    }
-
-    /// The first guest, to which publications lead: number 15, or 4 in a
-    /// subnet of 16 addresses.
-    pub fn guest(&self) -> Ipv4Addr {
-        self.host(if self.prefix > 27 { 4 } else { 15 })
+    /// A subnet with the usual addresses.
+    pub fn new(network: Ipv4Addr, prefix: u8) -> Self {
+        let host = |number: u32| Ipv4Addr::from(u32::from(network).wrapping_add(number));
+        Self {
+            network,
+            prefix,
+            gateway: host(2),
+            dns: host(3),
+            guest: host(if prefix > 27 { 4 } else { 15 }),
+        }
     }
 
     /// Its mask.
@@ -70,7 +65,7 @@ impl Subnet4 {
     /// Whether a guest may use an address as its own.
     pub fn is_guest(&self, address: Ipv4Addr) -> bool {
         self.contains(address)
-            && ![self.network, self.broadcast(), self.gateway(), self.dns()].contains(&address)
+            && ![self.network, self.broadcast(), self.gateway, self.dns].contains(&address)
     }
 }
 
@@ -80,10 +75,10 @@ impl std::str::FromStr for Subnet4 {
     fn from_str(text: &str) -> Result<Self, UserError> {
         let wrong = || UserError::Subnet(text.to_owned());
         let (network, prefix) = text.split_once('/').ok_or_else(wrong)?;
-        let subnet = Self {
-            network: network.parse().map_err(|_| wrong())?,
-            prefix: prefix.parse().map_err(|_| wrong())?,
-        };
+        let subnet = Self::new(
+            network.parse().map_err(|_| wrong())?,
+            prefix.parse().map_err(|_| wrong())?,
+        );
         let good = (8..=28).contains(&subnet.prefix)
             && u32::from(subnet.network) & !u32::from(subnet.mask()) == 0
             && subnet
@@ -190,6 +185,13 @@ pub struct UserConfig {
     pub hostname: Option<String>,
     /// Domains that the guest searches names in; `None`: the host's.
     pub search: Option<Vec<String>>,
+    /// Further IPv4 addresses of the network's own name server.
+    pub more_dns: Vec<Ipv4Addr>,
+    /// The network's one card: DHCP gives [`Subnet4::guest`] to it and nothing
+    /// to others, and no other address is a guest's. `None`: any card.
+    pub only_card: Option<Mac>,
+    /// Length of DHCP leases, in seconds.
+    pub lease: u32,
     /// Name servers; `None`: the host's `/etc/resolv.conf`, read again when
     /// it changes.
     pub resolvers: Option<Vec<SocketAddr>>,
@@ -215,6 +217,9 @@ impl Default for UserConfig {
             mtu: 1500,
             hostname: None,
             search: None,
+            more_dns: Vec::new(),
+            only_card: None,
+            lease: 86_400,
             resolvers: None,
             reach: Reach::default(),
             host_metadata: false,
@@ -228,23 +233,32 @@ impl Default for UserConfig {
 impl UserConfig {
     /// Card address of the gateway, made of its IP address as QEMU does.
     pub fn gateway_mac(&self) -> Mac {
-        let [a, b, c, d] = self.v4.gateway().octets();
+        let [a, b, c, d] = self.v4.gateway.octets();
         Mac([0x52, 0x55, a, b, c, d])
     }
 
     /// Whether the network answers for an address itself.
     pub fn is_own(&self, address: IpAddr) -> bool {
         match address {
-            IpAddr::V4(a) => a == self.v4.gateway() || a == self.v4.dns(),
+            IpAddr::V4(a) => a == self.v4.gateway || self.is_dns(address),
             IpAddr::V6(a) => self
                 .v6
                 .is_some_and(|v6| a == v6.gateway() || a == v6.dns() || a == v6.router()),
         }
     }
 
+    /// Whether an address is the network's own name server's.
+    pub fn is_dns(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(a) => a == self.v4.dns || self.more_dns.contains(&a),
+            IpAddr::V6(a) => self.v6.is_some_and(|v6| a == v6.dns()),
+        }
+    }
+
     /// Whether a guest may send from an address.
     pub fn is_guest(&self, address: IpAddr) -> bool {
         match address {
+            IpAddr::V4(a) if self.only_card.is_some() => a == self.v4.guest,
             IpAddr::V4(a) => self.v4.is_guest(a),
             IpAddr::V6(a) => self.v6.is_some_and(|v6| v6.is_guest(a)),
         }
@@ -255,7 +269,7 @@ impl UserConfig {
             return Err(UserError::Mtu(self.mtu));
         }
         let text = format!("{}/{}", self.v4.network, self.v4.prefix);
-        if text.parse::<Subnet4>().ok() != Some(self.v4) {
+        if text.parse::<Subnet4>().is_err() {
             return Err(UserError::Subnet(text));
         }
         let lower = self

@@ -15,8 +15,6 @@ pub const SERVER: u16 = 67;
 const CLIENT: u16 = 68;
 /// Most leases.
 const MAX_LEASES: usize = 64;
-/// Length of a lease in seconds.
-const LEASE: u32 = 86_400;
 /// Length of a message without options, cookie included.
 const FIXED: usize = 240;
 const COOKIE: u32 = 0x6382_5363;
@@ -45,6 +43,9 @@ impl Leases {
         card: Mac,
         wanted: Option<Ipv4Addr>,
     ) -> Option<Ipv4Addr> {
+        if let Some(only) = config.only_card {
+            return (only == card).then_some(config.v4.guest);
+        }
         if let Some(has) = self.by_card.get(&card) {
             return Some(*has);
         }
@@ -54,7 +55,7 @@ impl Leases {
         let free = |address: &Ipv4Addr| {
             config.v4.is_guest(*address) && !self.by_card.values().any(|taken| taken == address)
         };
-        let first = u32::from(config.v4.guest());
+        let first = u32::from(config.v4.guest);
         let last = u32::from(config.v4.broadcast());
         let address = wanted.filter(free).or_else(|| {
             (first..last)
@@ -124,7 +125,7 @@ impl<'a> Message<'a> {
     /// The answer's kind, and the address given.
     fn answer(&self, config: &UserConfig, leases: &mut Leases) -> Option<(u8, Ipv4Addr)> {
         let none = Ipv4Addr::UNSPECIFIED;
-        let other = self.server.is_some_and(|s| s != config.v4.gateway());
+        let other = self.server.is_some_and(|s| s != config.v4.gateway);
         match self.kind {
             DISCOVER => {
                 let address = leases.assign(config, self.card, self.requested)?;
@@ -158,7 +159,7 @@ pub fn answer(context: &mut Context, leases: &mut Leases, card: Mac, bytes: &[u8
         return;
     };
     let reply = reply(context, &message, kind, address);
-    let from = SocketAddr::new(context.config.v4.gateway().into(), SERVER);
+    let from = SocketAddr::new(context.config.v4.gateway.into(), SERVER);
     // A client without an address hears what is sent to all.
     let direct = !message.has.is_unspecified() && kind != NAK;
     let (to, card) = if direct {
@@ -175,7 +176,7 @@ pub fn answer(context: &mut Context, leases: &mut Leases, card: Mac, bytes: &[u8
 
 fn reply(context: &Context, message: &Message<'_>, kind: u8, address: Ipv4Addr) -> Vec<u8> {
     let config = &context.config;
-    let gateway = config.v4.gateway();
+    let gateway = config.v4.gateway;
     let mut out = vec![0; FIXED];
     // Transaction, flags, relay, and the client's card are as it said them.
     for (from, to) in [(0, 12), (24, 44)] {
@@ -196,13 +197,13 @@ fn reply(context: &Context, message: &Message<'_>, kind: u8, address: Ipv4Addr) 
     option(&mut out, 54, &gateway.octets());
     if kind != NAK {
         if message.kind != INFORM {
-            option(&mut out, 51, &LEASE.to_be_bytes());
+            option(&mut out, 51, &config.lease.to_be_bytes());
         }
         option(&mut out, 1, &config.v4.mask().octets());
         option(&mut out, 28, &config.v4.broadcast().octets());
         if config.reach != Reach::Nothing {
             option(&mut out, 3, &gateway.octets());
-            option(&mut out, 6, &config.v4.dns().octets());
+            option(&mut out, 6, &config.v4.dns.octets());
         }
         option(&mut out, 26, &config.mtu.to_be_bytes());
         if let Some(name) = &config.hostname {
@@ -267,7 +268,7 @@ mod tests {
         assert_eq!(first, Ipv4Addr::new(10, 0, 2, 15));
         let wanted = Ipv4Addr::new(10, 0, 2, 99);
         assert_eq!(leases.assign(&config, card(2), Some(wanted)), Some(wanted));
-        let gateway = config.v4.gateway();
+        let gateway = config.v4.gateway;
         let third = leases.assign(&config, card(3), Some(gateway)).unwrap();
         assert_eq!(third, Ipv4Addr::new(10, 0, 2, 16));
         assert_eq!(leases.assign(&config, card(1), Some(wanted)), Some(first));

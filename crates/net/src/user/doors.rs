@@ -32,7 +32,12 @@ struct Door {
 struct Open {
     doors: Vec<Door>,
     next: u64,
+    /// Connections of the machine's owner, for these ports of the guest.
+    handed: Vec<(OwnedFd, u16)>,
 }
+
+/// Most connections of the owner that wait to be taken.
+const MOST_HANDED: usize = 256;
 
 /// All publications of a network.
 pub struct Doors {
@@ -49,6 +54,7 @@ impl Doors {
             open: Mutex::new(Open {
                 doors: Vec::new(),
                 next: 0,
+                handed: Vec::new(),
             }),
             changed: eventfd(0, flags).map_err(std::io::Error::from)?,
         };
@@ -77,6 +83,18 @@ impl Doors {
         });
         self.tell();
         Ok(bound)
+    }
+
+    /// Leads a connected stream socket to a TCP port of the guest, whatever the
+    /// policy says; `false` if too many wait.
+    pub fn hand(&self, socket: OwnedFd, guest: u16) -> bool {
+        let mut open = self.open.lock();
+        if open.handed.len() >= MOST_HANDED {
+            return false;
+        }
+        open.handed.push((socket, guest));
+        self.tell();
+        true
     }
 
     /// Closes one. Connections that came through it go on.
@@ -127,12 +145,15 @@ pub struct Porter {
     /// Held back, to be given up when the host has no more descriptors and a
     /// connection must be taken to be refused.
     spare: Option<OwnedFd>,
+    /// The gateway's port that the owner's last connection came from.
+    next_port: u16,
 }
 
 impl Porter {
     pub fn new(
         context: &mut Context,
         doors: Arc<Doors>,
+        tcp: &mut tcp::Table,
         udp: &mut udp::Table,
     ) -> std::io::Result<Self> {
         context.watch_level(&doors.changed, Token::Publications)?;
@@ -140,9 +161,10 @@ impl Porter {
             doors,
             served: Slab::new(),
             spare: None,
+            next_port: 0,
         };
         porter.renew_spare();
-        porter.sync(context, udp);
+        porter.sync(context, tcp, udp);
         Ok(porter)
     }
 
@@ -151,11 +173,12 @@ impl Porter {
     }
 
     /// Takes note of changes.
-    pub fn sync(&mut self, context: &mut Context, udp: &mut udp::Table) {
+    pub fn sync(&mut self, context: &mut Context, tcp: &mut tcp::Table, udp: &mut udp::Table) {
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.doors.changed, &mut count);
         let doors = Arc::clone(&self.doors);
-        let open = doors.open.lock();
+        let mut open = doors.open.lock();
+        let handed = std::mem::take(&mut open.handed);
         let gone: Vec<Id> = self
             .served
             .iter()
@@ -177,6 +200,13 @@ impl Porter {
             {
                 self.serve(context, udp, door);
             }
+        }
+        drop(open);
+        for (socket, port) in handed {
+            let guest = SocketAddr::new(context.config.v4.guest.into(), port);
+            self.next_port = self.next_port.wrapping_add(1).max(49_152);
+            let from = SocketAddr::new(context.config.v4.gateway.into(), self.next_port);
+            tcp.accepted(context, socket, (guest, from), None);
         }
     }
 
@@ -205,15 +235,17 @@ impl Porter {
         };
         let publication = served.publication;
         let socket = Arc::clone(&served.socket);
-        let guest = SocketAddr::new(context.config.v4.guest().into(), publication.guest);
+        let guest = SocketAddr::new(context.config.v4.guest.into(), publication.guest);
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         for _ in 0..AT_ONCE {
             match acceptfrom_with(&socket, flags) {
                 Ok((connection, peer)) => {
-                    let peer = peer.and_then(|peer| SocketAddr::try_from(peer).ok());
-                    let port = peer.map_or(1024, |peer| peer.port());
-                    let from = SocketAddr::new(context.config.v4.gateway().into(), port);
-                    tcp.accepted(context, connection, guest, from);
+                    let Some(peer) = peer.and_then(|peer| SocketAddr::try_from(peer).ok()) else {
+                        continue;
+                    };
+                    let port = peer.port();
+                    let from = SocketAddr::new(context.config.v4.gateway.into(), port);
+                    tcp.accepted(context, connection, (guest, from), Some(peer));
                 }
                 Err(Errno::MFILE | Errno::NFILE) => {
                     context.counters.limited.one();

@@ -134,7 +134,7 @@ pub fn unreachable(
     message.extend(quoted);
     // Errors come from the router, so that the guest believes them.
     let from = match (guest.ip(), context.config.v6) {
-        (IpAddr::V4(_), _) => context.config.v4.gateway().into(),
+        (IpAddr::V4(_), _) => context.config.v4.gateway.into(),
         (IpAddr::V6(_), Some(v6)) => v6.gateway().into(),
         (IpAddr::V6(_), None) => return,
     };

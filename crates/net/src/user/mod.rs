@@ -4,10 +4,10 @@
 //! connections and UDP ports become sockets of the monitor ([`tcp`], [`udp`]).
 //! `docs/network-user.md` tells users about it, and why it is made this way.
 
-mod arp;
+pub(crate) mod arp;
 mod config;
-mod context;
-mod counters;
+pub(crate) mod context;
+pub(crate) mod counters;
 mod dhcp;
 mod dns;
 mod doors;
@@ -15,7 +15,7 @@ mod echo;
 mod error;
 mod errors;
 mod fragment;
-mod icmp;
+pub(crate) mod icmp;
 mod nat;
 mod ndp;
 mod network;
@@ -26,7 +26,7 @@ mod slab;
 mod stack;
 mod tcp;
 mod udp;
-mod wire;
+pub(crate) mod wire;
 
 pub use config::{Limits, Reach, Subnet4, Subnet6, UserConfig};
 pub use counters::UserMetrics;

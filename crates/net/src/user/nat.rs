@@ -29,8 +29,8 @@ pub enum Via {
     Direct,
     /// To the host's loopback, for the gateway's address.
     Host,
-    /// To a name server, for the network's own.
-    Dns,
+    /// To a name server, for the network's own at this address.
+    Dns(IpAddr),
     /// To where the policy said, for this address.
     Policy(SocketAddr),
 }
@@ -62,7 +62,7 @@ pub fn route(
         transport,
         guest,
         remote,
-        inbound: false,
+        client: None,
     };
     match config.policy.decide(&flow) {
         Verdict::Default => {}
@@ -97,18 +97,14 @@ pub fn route(
 
 /// The gateway's and the name server's addresses.
 fn own(config: &UserConfig, resolvers: &mut Resolvers, remote: SocketAddr) -> Route {
-    let dns = match remote.ip() {
-        IpAddr::V4(a) => a == config.v4.dns(),
-        IpAddr::V6(a) => config.v6.is_some_and(|v6| a == v6.dns()),
-    };
-    if dns {
+    if config.is_dns(remote.ip()) {
         if remote.port() != DNS_PORT {
             return Route::Nobody;
         }
         if config.reach == Reach::Nothing {
             return Route::Refuse;
         }
-        return Route::To(resolvers.current(), Via::Dns);
+        return Route::To(resolvers.current(), Via::Dns(remote.ip()));
     }
     if config.reach != Reach::Everything {
         return Route::Refuse;
@@ -198,12 +194,13 @@ mod tests {
 
     #[test]
     fn the_host_the_name_server_and_the_world() {
+        let dns = |address: &str| Via::Dns(address.parse().unwrap());
         let config = UserConfig::default();
         for (address, target, via) in [
             ("10.0.2.2:80", "127.0.0.1:80", Via::Host),
             ("[fec0::2]:80", "[::1]:80", Via::Host),
-            ("10.0.2.3:53", "192.0.2.53:53", Via::Dns),
-            ("[fec0::3]:53", "192.0.2.53:53", Via::Dns),
+            ("10.0.2.3:53", "192.0.2.53:53", dns("10.0.2.3")),
+            ("[fec0::3]:53", "192.0.2.53:53", dns("fec0::3")),
             ("198.51.100.1:443", "198.51.100.1:443", Via::Direct),
         ] {
             let expected = Route::To(target.parse().unwrap(), via);

@@ -1,7 +1,9 @@
 //! A user network: what its owner holds while a card serves it.
 
 use std::collections::{BTreeMap, HashSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -108,6 +110,20 @@ impl UserNetwork {
     /// All publications, with the host's ports that they have.
     pub fn publications(&self) -> Vec<Publication> {
         self.shared.doors.list()
+    }
+
+    /// Leads a connected stream socket to a TCP port of the first guest,
+    /// whatever the policy says: the way of the machine's owner. The socket is
+    /// closed when the guest refuses, or when too many wait.
+    pub fn hand(&self, socket: OwnedFd, guest: u16) {
+        if !self.shared.doors.hand(socket, guest) {
+            self.shared.counters.limited.one();
+        }
+    }
+
+    /// A link with another configuration than the network's own.
+    pub(crate) fn link(&self, config: UserConfig) -> io::Result<UserLink> {
+        UserLink::new(config, Arc::clone(&self.shared))
     }
 
     /// What it has done so far.

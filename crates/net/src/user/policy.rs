@@ -2,7 +2,7 @@
 //! the monitor at addresses that the guest sees (such as instance metadata).
 
 use std::fmt::Debug;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 /// Kind of a flow.
@@ -25,8 +25,9 @@ pub struct Flow {
     pub guest: SocketAddr,
     /// The other address, as the guest sees it.
     pub remote: SocketAddr,
-    /// It comes from outside, through a publication.
-    pub inbound: bool,
+    /// Who began it outside, if it comes through a publication; `remote` is
+    /// the gateway then.
+    pub client: Option<SocketAddr>,
 }
 
 /// Where a flow is delivered instead.
@@ -57,6 +58,12 @@ pub enum Verdict {
 pub trait FlowPolicy: Debug + Send + Sync {
     /// What becomes of `flow`.
     fn decide(&self, flow: &Flow) -> Verdict;
+
+    /// Most hops that TCP segments from `remote` go (time to live).
+    fn hops(&self, remote: IpAddr) -> u8 {
+        let _ = remote;
+        64
+    }
 }
 
 /// The policy of a network that has none: its own rules.

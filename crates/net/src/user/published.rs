@@ -75,7 +75,7 @@ impl Sessions {
         remote: SocketAddr,
         data: &[u8],
     ) -> bool {
-        if self.by_ports.is_empty() || remote.ip() != context.config.v4.gateway() {
+        if self.by_ports.is_empty() || remote.ip() != context.config.v4.gateway {
             return false;
         }
         let Some(session) = self.by_ports.get_mut(&(guest.port(), remote.port())) else {
@@ -106,13 +106,13 @@ impl Sessions {
                 context.counters.limited.one();
                 continue;
             };
-            let guest = context.config.v4.guest();
+            let guest = context.config.v4.guest;
             if context.card_of(guest.into()).is_none() {
                 // The next datagram finds it known.
                 arp::ask(context, guest);
                 return true;
             }
-            let gateway = SocketAddr::new(context.config.v4.gateway().into(), from);
+            let gateway = SocketAddr::new(context.config.v4.gateway.into(), from);
             let data = buffer.get(..length).unwrap_or_default();
             context.counters.udp_in.one();
             context.send_udp(gateway, SocketAddr::new(guest.into(), port), data);
@@ -137,9 +137,9 @@ impl Sessions {
         }
         let flow = Flow {
             transport: Transport::Udp,
-            guest: SocketAddr::new(context.config.v4.guest().into(), guest),
-            remote: SocketAddr::new(context.config.v4.gateway().into(), peer.port()),
-            inbound: true,
+            guest: SocketAddr::new(context.config.v4.guest.into(), guest),
+            remote: SocketAddr::new(context.config.v4.gateway.into(), peer.port()),
+            client: Some(peer),
         };
         let verdict = context.config.policy.decide(&flow);
         if matches!(verdict, Verdict::Refuse | Verdict::Ignore)

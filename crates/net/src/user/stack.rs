@@ -57,13 +57,14 @@ impl UserLink {
             Arc::clone(&shared.connections),
         )?;
         let mut udp = udp::Table::new();
-        let porter = Porter::new(&mut context, Arc::clone(&shared.doors), &mut udp)?;
-        let bytes = context.config.limits.bytes;
+        let mut tcp = tcp::Table::new(context.config.limits.bytes);
+        let doors = Arc::clone(&shared.doors);
+        let porter = Porter::new(&mut context, doors, &mut tcp, &mut udp)?;
         ndp::advertise_later(&mut context);
         let mut link = Self {
             shared,
             context,
-            tcp: tcp::Table::new(bytes),
+            tcp,
             udp,
             echo: echo::Table::new(),
             porter,
@@ -74,6 +75,16 @@ impl UserLink {
         link.sweep();
         link.recall();
         Ok(link)
+    }
+
+    /// Goes on with another configuration; what is open stays open.
+    pub(crate) fn set_config(&mut self, config: UserConfig) {
+        self.context.config = config;
+    }
+
+    /// What all its protocols share.
+    pub(crate) fn context(&mut self) -> &mut Context {
+        &mut self.context
     }
 
     /// After a restore: cards are known, and connections that are no more are
@@ -179,7 +190,7 @@ impl UserLink {
                 let config = &self.context.config;
                 let here = ip.destination == IpAddr::V4(std::net::Ipv4Addr::BROADCAST)
                     || ip.destination == config.v4.broadcast()
-                    || ip.destination == config.v4.gateway();
+                    || ip.destination == config.v4.gateway;
                 let Some(udp) = Udp::parse(ip.payload) else {
                     return false;
                 };
@@ -251,7 +262,7 @@ impl UserLink {
             Token::Listener(id) => self.porter.accept(context, &mut self.tcp, id),
             Token::Published(id) => self.udp.sessions.event(id),
             Token::Echo(id) => self.echo.event(context, id),
-            Token::Publications => self.porter.sync(context, &mut self.udp),
+            Token::Publications => self.porter.sync(context, &mut self.tcp, &mut self.udp),
             Token::Advertise | Token::Sweep => {}
         }
     }

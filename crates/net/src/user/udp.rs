@@ -104,7 +104,7 @@ impl Table {
                 return;
             }
         };
-        if via == Via::Dns {
+        if matches!(via, Via::Dns(_)) {
             context.counters.dns_queries.one();
             context.resolvers.asked(context.now);
         }
@@ -210,7 +210,7 @@ impl Table {
                 let Some((to, why)) = errors::next(&flow.socket) else {
                     break;
                 };
-                if via == Via::Dns {
+                if matches!(via, Via::Dns(_)) {
                     context.resolvers.failed();
                 }
                 if let Some(remote) = visible(context, guest, via, to) {
@@ -246,7 +246,7 @@ impl Table {
                         continue;
                     }
                     flow.used = context.now;
-                    if via == Via::Dns {
+                    if matches!(via, Via::Dns(_)) {
                         context.resolvers.answered();
                     }
                     let data = self.buffer.get(..length).unwrap_or_default();
@@ -268,7 +268,7 @@ impl Table {
             .flows
             .iter()
             .filter(|(_, flow)| {
-                let most = if flow.key.1 == Via::Dns {
+                let most = if matches!(flow.key.1, Via::Dns(_)) {
                     IDLE_DNS
                 } else {
                     IDLE
@@ -298,19 +298,15 @@ impl Flow {
 
 /// The address that the guest knows an address by.
 fn visible(context: &Context, guest: SocketAddr, via: Via, real: SocketAddr) -> Option<SocketAddr> {
-    let v6 = context.config.v6;
-    let (host, dns): (IpAddr, IpAddr) = match guest {
-        SocketAddr::V4(_) => {
-            let v4 = context.config.v4;
-            (v4.gateway().into(), v4.dns().into())
-        }
-        SocketAddr::V6(_) => (v6?.gateway().into(), v6?.dns().into()),
+    let host: IpAddr = match guest {
+        SocketAddr::V4(_) => context.config.v4.gateway.into(),
+        SocketAddr::V6(_) => context.config.v6?.gateway().into(),
     };
     Some(match via {
         Via::Direct => SocketAddr::new(real.ip(), real.port()),
         Via::Policy(remote) => remote,
         Via::Host => SocketAddr::new(host, real.port()),
-        Via::Dns => SocketAddr::new(dns, DNS_PORT),
+        Via::Dns(address) => SocketAddr::new(address, DNS_PORT),
     })
 }
 
@@ -348,7 +344,7 @@ fn failed(
     (guest, remote): (SocketAddr, SocketAddr),
     data: &[u8],
 ) {
-    if via == Via::Dns {
+    if matches!(via, Via::Dns(_)) {
         context.resolvers.failed();
     }
     match errors::meaning(errno) {

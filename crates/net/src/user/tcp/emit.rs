@@ -118,6 +118,7 @@ impl Table {
             to: guest,
             from_card: context.mac(),
             to_card: card,
+            hops: context.config.policy.hops(connection.remote.ip()),
         };
         match connection.phase {
             Phase::Connecting => Made::Nothing,

@@ -14,6 +14,8 @@ pub struct Envelope {
     pub to: SocketAddr,
     pub from_card: Mac,
     pub to_card: Mac,
+    /// Most hops that it goes.
+    pub hops: u8,
 }
 
 impl Envelope {
@@ -37,7 +39,8 @@ impl Envelope {
         mss: u16,
         guest: Abilities,
     ) -> Option<(usize, Offload)> {
-        let ip = IpHeader::new(self.from.ip(), self.to.ip(), protocol::TCP)?;
+        let mut ip = IpHeader::new(self.from.ip(), self.to.ip(), protocol::TCP)?;
+        ip.hops = self.hops;
         let l4 = ETHERNET + ip.length();
         let start = HEADROOM.checked_sub(l4 + header.length())?;
         let frame = buffer.get_mut(start..HEADROOM + length)?;
@@ -82,6 +85,7 @@ pub fn send_bare(context: &mut Context, from: SocketAddr, to: SocketAddr, header
         to,
         from_card: context.mac(),
         to_card,
+        hops: context.config.policy.hops(from.ip()),
     };
     let mut buffer = vec![0; HEADROOM];
     let sealed = envelope.seal(&mut buffer, 0, header, u16::MAX, context.guest);

@@ -2,9 +2,10 @@
 //! publication.
 
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, ipproto, socket_with, sockopt,
@@ -60,7 +61,7 @@ impl Table {
         context.counters.tcp_out.one();
         match started {
             Ok(started) => {
-                let dns = matches!(found, Route::To(_, Via::Dns));
+                let dns = matches!(found, Route::To(_, Via::Dns(_)));
                 self.begin(context, ends, syn, started, dns);
             }
             Err(errno) => {
@@ -162,25 +163,27 @@ impl Table {
         }
     }
 
-    /// A connection that came through a publication for `guest`; the guest
-    /// sees it come from `from`, or another port if that one is in use.
+    /// A connection for `guest` that came through a publication from `client`,
+    /// or from the machine's owner; the guest sees it come from `from`, or
+    /// another port if that one is in use.
     pub fn accepted(
         &mut self,
         context: &mut Context,
         socket: OwnedFd,
-        guest: SocketAddr,
-        mut from: SocketAddr,
+        (guest, mut from): Ends,
+        client: Option<SocketAddr>,
     ) {
         let flow = Flow {
             transport: Transport::Tcp,
             guest,
             remote: from,
-            inbound: true,
+            client,
         };
-        let refused = matches!(
-            context.config.policy.decide(&flow),
-            Verdict::Refuse | Verdict::Ignore
-        );
+        let refused = client.is_some()
+            && matches!(
+                context.config.policy.decide(&flow),
+                Verdict::Refuse | Verdict::Ignore
+            );
         let full = self.connections.len() >= context.config.limits.tcp;
         let mut tries = 0;
         while self.by_ends.contains_key(&(guest, from)) && tries < 100 {
@@ -252,7 +255,23 @@ fn start(address: SocketAddr) -> Result<Started, Errno> {
 fn start_unix(path: &Path) -> Result<Started, Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-    connect(&socket, &SocketAddrUnix::new(path)?)?;
+    // A longer path than an address holds is reached by its directory.
+    let (directory, address) = match SocketAddrUnix::new(path) {
+        Ok(address) => (None, address),
+        Err(_) => {
+            let parent = path.parent().ok_or(Errno::NAMETOOLONG)?;
+            let name = path.file_name().ok_or(Errno::NAMETOOLONG)?;
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let directory = rustix::fs::open(parent, flags, Mode::empty())?;
+            let short = format!("/proc/self/fd/{}", directory.as_raw_fd());
+            (
+                Some(directory),
+                SocketAddrUnix::new(Path::new(&short).join(name))?,
+            )
+        }
+    };
+    connect(&socket, &address)?;
+    drop(directory);
     Ok(Started { socket, done: true })
 }
 

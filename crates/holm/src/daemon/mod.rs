@@ -1,0 +1,202 @@
+//! `holm daemon`: the machines of a state directory, and the doors to them.
+
+mod doors;
+mod notify;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use control::{Plane, Refusal};
+use host::{Driver, Layout, Patience, Real, RealConfig, Reconciler};
+use store::{Sqlite, StoreError};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use crate::cli;
+use crate::console::terminal;
+use crate::exit_code;
+use crate::state_directory;
+
+/// Why there is no daemon.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// The store.
+    #[error("opening the store in {directory}: {source}")]
+    Store {
+        /// The state directory.
+        directory: String,
+        /// Why.
+        source: StoreError,
+    },
+    /// What is in the store.
+    #[error("reading the store in {directory}: {source}")]
+    Records {
+        /// The state directory.
+        directory: String,
+        /// Why.
+        source: Refusal,
+    },
+    /// The host.
+    #[error("{doing}: {source}")]
+    Host {
+        /// What was being done.
+        doing: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl DaemonError {
+    fn host(doing: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let doing = doing.into();
+        move |source| Self::Host { doing, source }
+    }
+
+    fn code(&self) -> u8 {
+        match self {
+            Self::Store {
+                source: StoreError::InUse { .. },
+                ..
+            }
+            | Self::Host { .. } => exit_code::HOST,
+            Self::Store { .. } | Self::Records { .. } => exit_code::BAD_FILE,
+        }
+    }
+}
+
+/// A daemon, for its doors.
+#[derive(Clone)]
+#[allow(dead_code, reason = "for the doors that are not there yet")]
+pub struct Daemon {
+    /// What is wanted and known.
+    pub plane: Plane,
+    /// Where things are.
+    pub layout: Layout,
+    /// This host.
+    pub driver: Arc<dyn Driver>,
+    /// What makes the host agree.
+    pub reconciler: Arc<Reconciler>,
+    /// It is to end.
+    pub ending: watch::Receiver<bool>,
+}
+
+impl Daemon {
+    /// Returns when the daemon is to end.
+    pub async fn ended(&self) {
+        let mut ending = self.ending.clone();
+        // The sender lives as long as the daemon.
+        let _ = ending.wait_for(|ending| *ending).await;
+    }
+}
+
+/// Runs until a signal; the exit status.
+pub fn run(arguments: &cli::Daemon) -> u8 {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(DaemonError::host("starting threads"));
+    let served = runtime.and_then(|runtime| {
+        let served = runtime.block_on(serve(arguments));
+        // What still reads a disk is not waited for.
+        runtime.shutdown_background();
+        served
+    });
+    match served {
+        Ok(()) => exit_code::SUCCESS,
+        Err(error) => {
+            terminal::say(&format!("holm: {error}"));
+            error.code()
+        }
+    }
+}
+
+async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
+    let layout = Layout::new(state_directory::resolve(arguments.state.as_deref()));
+    make(layout.root())?;
+    make(&layout.run())?;
+    let directory = layout.root().display().to_string();
+    // One daemon for each state directory: the store is locked.
+    let store = Sqlite::open(&layout.store()).map_err(|source| DaemonError::Store {
+        directory: directory.clone(),
+        source,
+    })?;
+    let plane = Plane::open(Arc::new(store)).await;
+    let plane = plane.map_err(|source| DaemonError::Records { directory, source })?;
+    let listeners = doors::listen(&layout, arguments).await?;
+    let program = std::env::current_exe().map_err(DaemonError::host("finding this program"))?;
+    let config = RealConfig {
+        program,
+        layout: layout.clone(),
+    };
+    let (driver, changes) = Real::new(config).map_err(DaemonError::host("making directories"))?;
+    let driver: Arc<dyn Driver> = Arc::new(driver);
+    let patience = patience(arguments);
+    let reconciler = Reconciler::new(plane.clone(), driver.clone(), layout.clone(), patience);
+    let (end, ending) = watch::channel(false);
+    let daemon = Daemon {
+        plane,
+        layout,
+        driver,
+        reconciler: reconciler.clone(),
+        ending,
+    };
+    let mut signals = Signals::new()?;
+    let reconciling = tokio::spawn(reconciler.run(changes));
+    let mut serving = JoinSet::new();
+    doors::serve(&daemon, listeners, &mut serving);
+    tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
+    notify::tell("READY=1");
+    signals.next().await;
+    notify::tell("STOPPING=1");
+    tracing::info!("the daemon ends; its machines go on");
+    end.send_replace(true);
+    let _ = tokio::time::timeout(doors::GRACE, serving.join_all()).await;
+    // Each step may be left at any point: the next daemon takes it up.
+    reconciling.abort();
+    Ok(())
+}
+
+fn patience(arguments: &cli::Daemon) -> Patience {
+    let mut patience = Patience::default();
+    if let Some(grace) = arguments.grace {
+        patience.stop = grace;
+        patience.terminate = grace.min(patience.terminate);
+    }
+    patience
+}
+
+/// A directory for this user only.
+fn make(path: &Path) -> Result<(), DaemonError> {
+    let made = fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path);
+    made.map_err(DaemonError::host(format!("making {}", path.display())))
+}
+
+/// SIGTERM, SIGINT and SIGHUP.
+struct Signals([tokio::signal::unix::Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Self, DaemonError> {
+        let listen = |kind| signal(kind).map_err(DaemonError::host("watching for signals"));
+        Ok(Self([
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn next(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! An instance's machine: its start, and the end that it is asked to come to.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Instance, Volume};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::instance::LOOK;
+use super::{Next, Pressed, Reconciler, StepError};
+use crate::describe;
+use crate::driver::{DriverError, Observed, VolumeFile};
+use crate::metadata_service::InstanceSource;
+
+/// A guest that was not up yet when its power button was pressed hears it
+/// when it is pressed again.
+const PRESS_AGAIN: Duration = Duration::from_secs(5);
+
+impl Reconciler {
+    /// Starts the machine of an instance whose disks are there.
+    pub(super) async fn launch(
+        &self,
+        instance: &Instance,
+        number: u64,
+        observed: &Observed,
+    ) -> Result<Next, StepError> {
+        let id = instance.id.as_str();
+        if observed.has_process() {
+            // Of a start before this one.
+            self.driver.kill(id).await?;
+            return Ok(Next::Again);
+        }
+        let mut files = Vec::with_capacity(instance.disks.len());
+        for disk in &instance.disks {
+            files.push(self.volume_file(disk.volume.as_str()).await?);
+        }
+        self.serve_metadata(id).await?;
+        let launch = describe::launch(&self.plane, &self.layout, instance, number, &files);
+        self.driver.launch(id, &launch).await?;
+        Ok(Next::Again)
+    }
+
+    /// Serves the metadata of an instance that has a machine, unless they are.
+    pub(super) async fn serve_metadata(&self, id: &str) -> Result<(), StepError> {
+        if self.metadata.lock().contains_key(id) {
+            return Ok(());
+        }
+        let Some(listener) = self.driver.metadata_listener(id).await? else {
+            return Ok(());
+        };
+        let source = InstanceSource::new(self.plane.clone(), id.to_owned());
+        let machine = id.to_owned();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let Err(error) = metadata::serve(listener, Arc::new(source)).await;
+            tracing::error!(machine, %error, "the metadata service ended");
+        });
+        self.metadata.lock().insert(id.to_owned(), tasks);
+        Ok(())
+    }
+
+    async fn volume_file(&self, id: &str) -> Result<VolumeFile, StepError> {
+        let volume = self.plane.view().get::<Volume>(id);
+        let volume = volume
+            .ok_or_else(|| DriverError::refused("opening the volume", id, "its record is gone"))?;
+        let spec = self.volume_spec(&volume.record)?;
+        let spec =
+            spec.ok_or_else(|| DriverError::again("opening the volume", id, "it is not made yet"))?;
+        Ok(self.driver.ensure_volume(&spec).await?)
+    }
+
+    /// Presses the power button of a machine that runs, and cuts its power if
+    /// that is in vain for too long.
+    pub(super) async fn shut_down(
+        &self,
+        id: &str,
+        number: u64,
+        force: bool,
+        patience: Duration,
+    ) -> Result<Next, StepError> {
+        let now = Instant::now();
+        let before = self.pressed.lock().get(id).copied();
+        let before = before.filter(|pressed| pressed.number == number);
+        let first = before.map_or(now, |pressed| pressed.first);
+        let left = patience.checked_sub(now - first).unwrap_or_default();
+        if force || left.is_zero() {
+            self.driver.kill(id).await?;
+            return Ok(Next::Again);
+        }
+        if before.is_none_or(|pressed| now - pressed.last >= PRESS_AGAIN) {
+            self.driver.press_power_button(id).await?;
+            let last = now;
+            let pressed = Pressed {
+                number,
+                first,
+                last,
+            };
+            self.pressed.lock().insert(id.to_owned(), pressed);
+        }
+        // Its end is told; what is missed is seen.
+        Ok(Next::After(left.min(LOOK * 4)))
+    }
+}
