@@ -88,6 +88,18 @@ impl Client {
         })
     }
 
+    /// Gives up on an answer after `patience`, with [`AgentError::Connection`];
+    /// the connection is of no use then.
+    ///
+    /// # Errors
+    /// [`AgentError::Connection`], also if `patience` is zero.
+    pub fn set_patience(&mut self, patience: Duration) -> Result<(), AgentError> {
+        let stream = self.stream.get_ref();
+        stream.set_read_timeout(Some(patience))?;
+        stream.set_write_timeout(Some(patience))?;
+        Ok(())
+    }
+
     /// Waits until the agent answers.
     ///
     /// # Errors

@@ -1,6 +1,6 @@
 //! What happens to every request before and after its handler.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
@@ -37,7 +37,7 @@ pub async fn observe(State(app): State<App>, request: Request, next: Next) -> Re
         if problem.status >= 500 {
             tracing::warn!(request = %id, method, path, %problem, "failed");
         }
-        problem.request_id = Some(id.clone());
+        problem.request_id = Some(id.as_str().into());
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         response.headers_mut().remove(header::CONTENT_LENGTH);
         *response.body_mut() = Body::from(body);
@@ -91,7 +91,7 @@ pub async fn admit(State(app): State<App>, mut request: Request, next: Next) -> 
         && let Err(wait) = app.limiter.take(id, Instant::now())
     {
         app.metrics.limited.inc();
-        let seconds = wait.as_secs() + 1;
+        let seconds = seconds(wait);
         return Problem::new(Code::TooManyRequests, "this token asks too often")
             .next(format!("wait {seconds} s, and watch instead of polling"))
             .retry_after(seconds)
@@ -130,7 +130,7 @@ fn recognize(app: &App, request: &Request) -> Result<Caller, Problem> {
             let address = address.ip().to_string();
             bearer(app, token).ok_or_else(|| {
                 if let Err(wait) = app.guesses.take(&address, Instant::now()) {
-                    let seconds = wait.as_secs() + 1;
+                    let seconds = seconds(wait);
                     return Problem::new(Code::TooManyRequests, "too many wrong tokens")
                         .retry_after(seconds);
                 }
@@ -146,6 +146,13 @@ fn recognize(app: &App, request: &Request) -> Result<Caller, Problem> {
             "it is not known who asks",
         )),
     }
+}
+
+/// A time to wait, in whole seconds.
+fn seconds(wait: Duration) -> u32 {
+    u32::try_from(wait.as_secs())
+        .unwrap_or(u32::MAX)
+        .saturating_add(1)
 }
 
 /// Who bears this token.

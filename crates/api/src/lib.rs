@@ -40,7 +40,7 @@ use utoipa::openapi::OpenApi;
 pub use certificate::{Certificate, CertificateError};
 pub use extract::etag;
 pub use rate::Rate;
-pub use serve::{ListenError, Peer, TlsDoor, UnixDoor};
+pub use serve::{Peer, TlsDoor, UnixDoor};
 
 use idempotency::Answers;
 use metrics::Metrics;

@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use control::View;
+use model::{Instance, Volume};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
 };
 
 /// What the interface counts about itself.
@@ -17,6 +20,8 @@ pub struct Metrics {
     pub limited: IntCounter,
     /// Watches that are open.
     pub watches: IntGauge,
+    instances: IntGaugeVec,
+    volumes: IntGaugeVec,
 }
 
 impl Metrics {
@@ -50,12 +55,19 @@ impl Metrics {
                 "Requests refused because their caller asks too often.",
             )?,
             watches: IntGauge::new("holm_api_watches", "Watches that are open.")?,
+            instances: IntGaugeVec::new(
+                Opts::new("holm_instances", "Instances, by state."),
+                &["state"],
+            )?,
+            volumes: IntGaugeVec::new(Opts::new("holm_volumes", "Volumes, by state."), &["state"])?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.limited.clone()))?;
         registry.register(Box::new(metrics.watches.clone()))?;
+        registry.register(Box::new(metrics.instances.clone()))?;
+        registry.register(Box::new(metrics.volumes.clone()))?;
         Ok(metrics)
     }
 
@@ -65,6 +77,20 @@ impl Metrics {
         let labels = [method, path, status.as_str()];
         self.requests.with_label_values(&labels).inc();
         self.timer(method, path).observe(took.as_secs_f64());
+    }
+
+    /// Counts what there is.
+    pub fn count(&self, view: &View) {
+        self.instances.reset();
+        for found in view.all::<Instance>() {
+            let state = [found.record.state.name()];
+            self.instances.with_label_values(&state).inc();
+        }
+        self.volumes.reset();
+        for found in view.all::<Volume>() {
+            let state = [found.record.state.name()];
+            self.volumes.with_label_values(&state).inc();
+        }
     }
 
     fn timer(&self, method: &str, path: &str) -> Histogram {

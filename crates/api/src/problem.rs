@@ -128,13 +128,15 @@ pub struct Problem {
     pub detail: String,
     /// What can be done next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub next: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub next: Option<Box<str>>,
     /// The request, as the daemon's log names it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request_id: Option<String>,
+    #[schema(value_type = Option<String>)]
+    pub request_id: Option<Box<str>>,
     /// Seconds to wait before trying again; also in `Retry-After`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub retry_after: Option<u64>,
+    pub retry_after: Option<u32>,
 }
 
 impl Problem {
@@ -157,13 +159,13 @@ impl Problem {
     /// Adds what can be done next.
     #[must_use]
     pub fn next(mut self, step: impl Into<String>) -> Self {
-        self.next = Some(step.into());
+        self.next = Some(step.into().into());
         self
     }
 
     /// Adds when to try again.
     #[must_use]
-    pub fn retry_after(mut self, seconds: u64) -> Self {
+    pub fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
         self
     }

@@ -1,11 +1,8 @@
 //! Where the interface listens: a Unix socket, and TCP with TLS.
 
-use std::fs;
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,53 +42,23 @@ pub enum Peer {
     Network(SocketAddr),
 }
 
-/// Why the interface cannot listen.
-#[derive(Debug, thiserror::Error)]
-#[error("listening for the API at {place}: {source}; {next}")]
-pub struct ListenError {
-    place: String,
-    source: io::Error,
-    next: &'static str,
-}
-
 /// A Unix socket that will be served.
-pub struct UnixDoor {
-    listener: UnixListener,
-    path: PathBuf,
-}
+pub struct UnixDoor(UnixListener);
 
 impl UnixDoor {
-    /// Listens at a path, for the user of this process and root only. A socket
-    /// that an earlier daemon left is replaced: who calls this holds the
-    /// state directory's lock.
-    ///
-    /// # Errors
-    /// [`ListenError`].
-    pub fn bind(path: &Path) -> Result<Self, ListenError> {
-        let failed = |source| ListenError {
-            place: path.display().to_string(),
-            source,
-            next: "is the path longer than 107 bytes? choose a shorter one with --state",
-        };
-        match fs::remove_file(path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(failed(e)),
-            _ => {}
-        }
-        let listener = UnixListener::bind(path).map_err(failed)?;
-        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
-        Ok(Self {
-            listener,
-            path: path.to_owned(),
-        })
+    /// Of a socket that is listened on.
+    #[must_use]
+    pub fn new(listener: UnixListener) -> Self {
+        Self(listener)
     }
 
-    /// Serves until `end`, then takes the socket away.
+    /// Serves until `end`.
     pub async fn serve(self, router: Router, end: impl Future<Output = ()> + Send) {
         let gate = Gate::new(router);
         let mut end = std::pin::pin!(end);
         loop {
             let accepted = tokio::select! {
-                accepted = self.listener.accept() => accepted,
+                accepted = self.0.accept() => accepted,
                 () = &mut end => break,
             };
             match accepted.and_then(|(stream, _)| Ok((stream.peer_cred()?.uid(), stream))) {
@@ -99,8 +66,6 @@ impl UnixDoor {
                 Err(e) => pause(&e).await,
             }
         }
-        // Gone already is as good.
-        let _ = fs::remove_file(&self.path);
         gate.close().await;
     }
 }
@@ -109,32 +74,18 @@ impl UnixDoor {
 pub struct TlsDoor {
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    address: SocketAddr,
 }
 
 impl TlsDoor {
-    /// Listens at an address; port 0: any.
+    /// Of a port that is listened on.
     ///
     /// # Errors
-    /// [`ListenError`].
-    pub async fn bind(address: SocketAddr, certificate: &Certificate) -> Result<Self, ListenError> {
-        let failed = |source| ListenError {
-            place: address.to_string(),
-            source,
-            next: "choose an address of this host and a free port",
-        };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+    /// The certificate cannot be used.
+    pub fn new(listener: TcpListener, certificate: &Certificate) -> io::Result<Self> {
         Ok(Self {
-            address: listener.local_addr().map_err(failed)?,
             listener,
-            acceptor: TlsAcceptor::from(certificate.server().map_err(failed)?),
+            acceptor: TlsAcceptor::from(certificate.server()?),
         })
-    }
-
-    /// Where it listens.
-    #[must_use]
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 
     /// Serves until `end`.

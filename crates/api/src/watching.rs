@@ -63,8 +63,15 @@ struct Kind {
     name: &'static str,
     /// Ids of what there is.
     ids: fn(&Plane, &control::Caller) -> Vec<String>,
-    /// Revision and form of one, with the resource that it is about.
-    one: fn(&Plane, &control::Caller, &str) -> Option<(u64, Value, String)>,
+    one: fn(&Plane, &control::Caller, &str) -> Option<One>,
+}
+
+/// A record that is shown.
+struct One {
+    revision: u64,
+    value: Value,
+    /// The resource that it is of, or itself.
+    about: String,
 }
 
 fn kind<T: Owned + Shown>() -> Kind {
@@ -78,7 +85,11 @@ fn kind<T: Owned + Shown>() -> Kind {
             let found = plane.find::<T>(caller, id).ok()?;
             let value = serde_json::to_value(T::show(plane, &found)).ok()?;
             let about = value["resource_id"].as_str().unwrap_or(id).to_owned();
-            Some((found.revision, value, about))
+            Some(One {
+                revision: found.revision,
+                value,
+                about,
+            })
         },
     }
 }
@@ -92,7 +103,11 @@ fn events() -> Kind {
             let found = plane.view().get::<Event>(id)?;
             let own = found.record.account == caller.account;
             let value = own.then(|| serde_json::to_value(Event::show(plane, &found)))?;
-            Some((found.revision, value.ok()?, found.record.resource.clone()))
+            Some(One {
+                revision: found.revision,
+                value: value.ok()?,
+                about: found.record.resource.clone(),
+            })
         },
     }
 }
@@ -195,7 +210,11 @@ impl Watching {
 
     fn put(&mut self, kind: usize, id: &str) -> Option<Sent> {
         let one = self.kinds.get(kind)?.one;
-        let (revision, value, about) = one(&self.app.plane, &self.caller, id)?;
+        let One {
+            revision,
+            value,
+            about,
+        } = one(&self.app.plane, &self.caller, id)?;
         let wanted = self.resource.as_ref();
         if wanted.is_some_and(|wanted| wanted != id && *wanted != about) {
             return None;

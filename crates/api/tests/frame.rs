@@ -12,7 +12,7 @@ use api::{Certificate, Limits, Rate, TlsDoor, UnixDoor};
 use axum::http::StatusCode;
 use common::{Answer, Client, peer, site, site_with};
 use hyper_util::rt::TokioIo;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
 
 fn problem(answer: &Answer) -> Problem {
@@ -120,7 +120,7 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
     }
     let refused = bearer.get("/v1/caller").await;
     assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-    let seconds: u64 = refused.header("retry-after").parse().unwrap();
+    let seconds: u32 = refused.header("retry-after").parse().unwrap();
     assert!((1..=101).contains(&seconds), "{seconds}");
     assert_eq!(problem(&refused).retry_after, Some(seconds));
     let unknown = format!("Bearer {}", Token::random().unwrap().text);
@@ -170,8 +170,7 @@ async fn ask(
 async fn the_unix_socket_knows_its_peers() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("api.sock");
-    std::fs::write(&path, "left by a daemon that was killed").unwrap();
-    let door = UnixDoor::bind(&path).unwrap();
+    let door = UnixDoor::new(UnixListener::bind(&path).unwrap());
     let (end, ended) = oneshot::channel::<()>();
     let site = site_with(own_user(), Limits::default()).await;
     let serving = tokio::spawn(door.serve(api::router(site.app.clone()), async {
@@ -187,10 +186,6 @@ async fn the_unix_socket_knows_its_peers() {
         .expect("the door closes")
         .unwrap();
     drop(silent);
-    assert!(!path.exists());
-    let long = directory.path().join("x".repeat(120));
-    let error = UnixDoor::bind(&long).err().unwrap().to_string();
-    assert!(error.contains("107 bytes"), "{error}");
 }
 
 fn own_user() -> u32 {
@@ -201,10 +196,9 @@ fn own_user() -> u32 {
 async fn tcp_is_tls_with_a_certificate_that_clients_can_pin() {
     let directory = tempfile::tempdir().unwrap();
     let certificate = certificate(directory.path());
-    let door = TlsDoor::bind("127.0.0.1:0".parse().unwrap(), &certificate)
-        .await
-        .unwrap();
-    let address = door.address();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let door = TlsDoor::new(listener, &certificate).unwrap();
     let site = site().await;
     tokio::spawn(door.serve(api::router(site.app.clone()), std::future::pending()));
 

@@ -159,6 +159,7 @@ impl Plane {
             if let Some(made) = self.done(caller, "RunInstances", token)? {
                 return self.launched(caller, &made);
             }
+            self.required_tags(caller, &new.tags)?;
             let ground = self.ground(caller, &new)?;
             self.room(&ground)?;
             let reservation = ReservationId::random();

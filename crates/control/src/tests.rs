@@ -457,3 +457,35 @@ async fn names_tags_and_keys() {
             .deleting
     );
 }
+
+#[tokio::test]
+async fn what_expires_goes_and_what_drifts_is_named() {
+    let site = site().await;
+    let (plane, caller) = (&site.plane, &site.caller);
+    let image = site.image().await;
+    let mut new = RunInstances::new(image.id.clone(), "t3.micro");
+    new.expires = Some(model::Timestamp(1000));
+    new.termination_protection = true;
+    let mortal = plane.run_instances(caller, new, None).await.unwrap();
+    let mortal = &mortal.instances[0];
+    plane.keep_house_at(model::Timestamp(999)).await.unwrap();
+    let state = |id: &model::InstanceId| plane.find::<Instance>(caller, id).unwrap().record.state;
+    assert_eq!(state(&mortal.id), InstanceState::Pending);
+    plane.keep_house_at(model::Timestamp(1000)).await.unwrap();
+    assert_eq!(state(&mortal.id), InstanceState::ShuttingDown);
+
+    assert!(plane.orphans(caller).is_empty());
+    let policy = model::TagPolicy {
+        required: [("team".to_owned(), std::collections::BTreeSet::new())].into(),
+    };
+    let other = site.run(&image).await;
+    plane.set_tag_policy(caller, policy).await.unwrap();
+    let new = RunInstances::new(image.id.clone(), "t3.micro");
+    let refused = plane.run_instances(caller, new, None).await;
+    assert!(refused.unwrap_err().to_string().contains("team"));
+    plane.deregister_image(caller, &image.id).await.unwrap();
+    let drift = plane.drift(caller);
+    let found = drift.iter().find(|(i, _)| i.id == other.id).unwrap();
+    assert_eq!(found.1[0], crate::Drift::ImageGone);
+    assert!(matches!(found.1[1], crate::Drift::Tags { .. }));
+}

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use model::{
     AccessKey, Account, ApiToken, Claim, Done, Event, Image, Instance, InstanceType,
     InternetGateway, KeyPair, Operation, Quotas, RouteTable, SecurityGroup, Site, Snapshot, Subnet,
-    Volume, Vpc,
+    TagPolicy, Volume, Vpc,
 };
 use parking_lot::RwLock;
 use store::{Document, Found, Record, RecordError, Records, Revision, Store, StoreError};
@@ -87,6 +87,7 @@ tables! {
     sites: Site,
     snapshots: Snapshot,
     subnets: Subnet,
+    tag_policies: TagPolicy,
     volumes: Volume,
     vpcs: Vpc,
 }

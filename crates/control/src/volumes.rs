@@ -84,6 +84,7 @@ impl Plane {
                 let id = made.first().map_or("", String::as_str);
                 return Ok(self.own::<Volume>(caller, id)?.record.clone());
             }
+            self.required_tags(caller, &new.tags)?;
             let volume = self.volume(batch, caller, &new, &zone)?;
             self.within(&caller.account, Quota::Volumes, 1)?;
             let gib = volume.size.div_ceil(1 << 30);

@@ -21,6 +21,7 @@ mod quota;
 mod security_group;
 mod site;
 mod snapshot;
+mod tag_policy;
 mod volume;
 
 pub use access_key::AccessKey;
@@ -48,4 +49,5 @@ pub use quota::{Quota, Quotas};
 pub use security_group::{Direction, Peer, Ports, Protocol, SecurityGroup, SecurityGroupRule};
 pub use site::{Account, Claim, Done, Site};
 pub use snapshot::{Snapshot, SnapshotState};
+pub use tag_policy::TagPolicy;
 pub use volume::{Attachment, AttachmentState, Volume, VolumeKind, VolumeState};

@@ -45,6 +45,7 @@ pub async fn health() -> Json<Health> {
 #[utoipa::path(get, path = "/metrics", operation_id = "get_metrics", tag = "daemon",
     responses((status = 200, description = "Counts", body = String, content_type = "text/plain")))]
 pub async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
+    app.metrics.count(app.plane.view());
     let families = app.registry.gather();
     let text = TextEncoder::new().encode_to_string(&families);
     let text =

@@ -2,6 +2,7 @@
 
 mod doors;
 mod notify;
+mod rest;
 
 use std::fs;
 use std::io;
@@ -147,7 +148,7 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let reconciling = tokio::spawn(reconciler.run(changes));
     let mut serving = JoinSet::new();
-    doors::serve(&daemon, listeners, &mut serving);
+    doors::serve(&daemon, listeners, &mut serving)?;
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
     notify::tell("READY=1");
     signals.next().await;
