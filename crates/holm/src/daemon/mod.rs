@@ -3,6 +3,7 @@
 mod doors;
 mod library;
 mod notify;
+mod rest;
 
 use std::fs;
 use std::io;
@@ -152,7 +153,7 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let reconciling = tokio::spawn(reconciler.run(changes));
     let mut serving = JoinSet::new();
-    doors::serve(&daemon, listeners, &mut serving);
+    doors::serve(&daemon, listeners, &mut serving)?;
     serving.spawn(keep_house(daemon.clone()));
     serving.spawn(take_in_images(daemon.clone()));
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
