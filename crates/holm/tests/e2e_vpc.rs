@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -60,6 +60,13 @@ impl Node {
         let leased = self.run(LEASE);
         let own = format!("lease of {} obtained from", self.port.address);
         assert!(leased.contains(&own), "{leased}");
+        // The image has no client for DHCPv6; the route is advertised.
+        let v6 = self.port.ipv6.unwrap();
+        self.run(&format!("ip -6 addr add {v6}/128 dev eth0 nodad"));
+        self.run(
+            "for i in $(seq 200); do ip -6 route | grep -q ^default && break; usleep 100000; done; \
+             ip -6 route | grep ^default",
+        );
     }
 
     fn begin(&mut self, command: &str) {
@@ -141,11 +148,13 @@ fn port(runtime: &Path, address: Ipv4Addr, name: &str) -> PortConfig {
     let [a, b, c, _] = address.octets();
     let subnet = block(&format!("{a}.{b}.{c}.0/24"));
     let mut port = PortConfig::new(address, subnet, vec![block("10.0.0.0/16")]);
+    port.vpc.push(block("fd00:86::/56"));
+    port.ipv6 = Some(six(address));
     port.domain = Some("ec2.internal".into());
     port.names = [("a", A), ("b", B)]
         .map(|(name, address)| HostName {
             name: name.into(),
-            addresses: vec![address.into()],
+            addresses: vec![address.into(), six(address).into()],
         })
         .into();
     port.metadata = Some(MetadataPort {
@@ -154,6 +163,21 @@ fn port(runtime: &Path, address: Ipv4Addr, name: &str) -> PortConfig {
     });
     port.egress = vec![all("0.0.0.0/0")];
     port
+}
+
+/// The IPv6 address beside an IPv4 address, in the /64 of its subnet.
+fn six(address: Ipv4Addr) -> Ipv6Addr {
+    let [_, _, subnet, host] = address.octets();
+    Ipv6Addr::new(
+        0xfd00,
+        0x86,
+        0,
+        subnet.into(),
+        0,
+        0,
+        0,
+        0x100 + u16::from(host),
+    )
 }
 
 /// A metadata service that knows nothing but whose it is.
@@ -243,6 +267,18 @@ fn between_machines(a: &mut Node, b: &mut Node, c: &mut Node) {
     assert!(!a.tries(spoof).1);
     assert!(a.dropped("spoofed") > 0);
     a.run("ip addr del 10.0.1.77/32 dev eth0");
+    let to_b = format!("ping6 -c 2 -W 5 {}", six(B));
+    assert!(
+        !a.tries(&to_b.replace("-W 5", "-W 1")).1,
+        "egress is IPv4 alone"
+    );
+    a.change(|port| port.egress.push(all("::/0")));
+    b.change(|port| {
+        port.ingress
+            .push(Rule::all(Protocol::ICMPV6, vec![Cidr::one(six(A).into())]))
+    });
+    let ping = a.run(&to_b);
+    assert!(ping.contains("ttl=63"), "{ping}");
 
     // A connection that is open goes on when its rule is gone; none begins.
     b.begin("rm -f /tmp/got; (sleep 600 | nc -l -p 7000 > /tmp/got &) ; sleep 1");
@@ -270,6 +306,10 @@ fn names_and_metadata(runtime: &Path, a: &mut Node, b: &mut Node) {
     metadata(runtime, "b");
     assert_eq!(a.run(ask), "I am a\n");
     assert_eq!(b.run(ask), "I am b\n");
+    assert_eq!(
+        a.run(&ask.replace("169.254.169.254", "fd00:ec2::254")),
+        "I am a\n"
+    );
 }
 
 /// A server of the host stands for the world, by the gateway's address.
