@@ -256,6 +256,10 @@ fn machines_of_a_vpc_live_by_their_rules() {
     for node in [a, b, c] {
         node.off();
     }
+    assert!(
+        !runtime.join("a.door").exists(),
+        "a machine takes its door with it"
+    );
 }
 
 fn between_machines(a: &mut Node, b: &mut Node, c: &mut Node) {
