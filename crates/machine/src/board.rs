@@ -238,6 +238,7 @@ impl Board {
         self.peripherals.end();
         self.pause();
         for (_, nic) in &self.nics {
+            drop(nic.door.lock().take());
             nic.card.close();
         }
     }

@@ -12,6 +12,7 @@ use net::tap::{InterfaceName, Tap, TapError};
 use net::user::{Publication, Reach, Subnet4, Subnet6, UserConfig, UserError, UserNetwork};
 use net::vpc::{VpcError, VpcNetwork};
 use net::{MacAddress, Network, Rate};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use virtio::net::{Net, NetHandle, NetOptions};
 
@@ -273,7 +274,7 @@ pub struct NicPort {
     /// Its port, if it is in a VPC.
     pub vpc: Option<Arc<VpcNetwork>>,
     /// The way of the machine's owner to the guest's TCP ports.
-    pub(crate) _door: Option<Arc<PortDoor>>,
+    pub(crate) door: Arc<Mutex<Option<PortDoor>>>,
 }
 
 /// Opens the networks of all cards.
@@ -367,7 +368,7 @@ fn open(index: usize, nic: &Nic, uuid: &[u8; 16], users: u8) -> Result<OpenNic, 
             card,
             user,
             vpc,
-            _door: door.map(Arc::new),
+            door: Arc::new(Mutex::new(door)),
         },
     })
 }

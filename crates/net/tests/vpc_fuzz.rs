@@ -2,7 +2,7 @@
 //! nothing panics, nobody speaks with another's address, and nothing comes in
 //! that no rule and no flow lets in.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,11 @@ const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
 const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
 const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 5);
 
-const WORDS: [&[u8]; 14] = [
+const WORDS: [&[u8]; 17] = [
+    // DHCPv6: identifier of the client, of the server, a set of addresses.
+    &[0, 1, 0, 4, 1, 2, 3, 4],
+    &[0, 2, 0, 10, 0, 3, 0, 1, 0x52, 0x55, 10, 0, 1, 1],
+    &[0, 3, 0, 12, 0, 0, 0, 9, 0, 0, 0, 0, 0, 0, 0, 0],
     b"\x08\x00",
     b"\x86\xdd",
     b"\x08\x06",
@@ -37,6 +41,8 @@ const WORDS: [&[u8]; 14] = [
 fn config() -> PortConfig {
     let block = |text: &str| text.parse::<Cidr>().unwrap();
     let mut config = PortConfig::new(GUEST, block("10.0.1.0/24"), vec![block("10.0.0.0/16")]);
+    config.ipv6 = Some("fd00:0:0:1::4".parse().unwrap());
+    config.vpc.push(block("fd00::/56"));
     config.domain = Some("ec2.internal".into());
     config.names = vec![HostName {
         name: "db".into(),
@@ -89,7 +95,7 @@ fn frame(input: &mut Input<'_>, from_guest: bool) -> Vec<u8> {
         }
         2 => {
             out.extend([0x86, 0xdd]);
-            out.extend(body);
+            out.extend(packet6(input, body));
             return out;
         }
         _ => out.extend([8, 0]),
@@ -108,6 +114,50 @@ fn frame(input: &mut Input<'_>, from_guest: bool) -> Vec<u8> {
     out.extend(header);
     out.extend(body);
     out
+}
+
+/// A packet of IPv6 with a right checksum, as neighbour discovery and DHCPv6
+/// want it.
+fn packet6(input: &mut Input<'_>, body: &[u8]) -> Vec<u8> {
+    let address = |text: &str| text.parse::<Ipv6Addr>().unwrap();
+    let from = ["fe80::1", "::", "fd00:0:0:1::4", "fd00:0:0:1::9"];
+    let to = [
+        "ff02::1:2",
+        "ff02::2",
+        "fe80::2",
+        "fd00:0:0:1::3",
+        "fd00:ec2::254",
+        "fd00:0:0:1::4",
+    ];
+    let (from, to) = (address(input.pick(&from)), address(input.pick(&to)));
+    let protocol: u8 = input.pick(&[58, 17, 17, 6]);
+    let mut body = body.to_vec();
+    body.resize(body.len().max(20), 0);
+    let at = match protocol {
+        58 => 2,
+        17 => {
+            let length = (body.len() as u16).to_be_bytes();
+            body[4..6].copy_from_slice(&length);
+            6
+        }
+        _ => 16,
+    };
+    body[at..at + 2].fill(0);
+    let mut sum = u32::from(protocol) + body.len() as u32;
+    for half in [&from.octets()[..], &to.octets(), &body].concat().chunks(2) {
+        sum += u32::from(half[0]) << 8 | u32::from(*half.get(1).unwrap_or(&0));
+    }
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    body[at..at + 2].copy_from_slice(&(!sum as u16).to_be_bytes());
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((body.len() as u16).to_be_bytes());
+    packet.extend([protocol, input.pick(&[255, 64, 1])]);
+    packet.extend(from.octets());
+    packet.extend(to.octets());
+    packet.extend(body);
+    packet
 }
 
 fn drain(link: &mut dyn Link, mut seen: impl FnMut(&[u8])) {
@@ -305,6 +355,43 @@ fn rules_change_live_and_vpcs_are_apart() {
     let again = VpcNetwork::new(elsewhere.path(), config()).unwrap();
     again.restore(saved).unwrap();
     assert!(again.metrics().tracked_now >= 3);
+}
+
+/// Port 22 where the host does not let it be bound, or a program of the host
+/// has it.
+#[test]
+fn a_low_port_that_is_taken_answers_by_the_side() {
+    let directory = tempfile::tempdir().unwrap();
+    let public = Ipv4Addr::from(0x7f58_0000 | (std::process::id() & 0xffff));
+    // An unprivileged test cannot have it either.
+    let _taken = std::net::TcpListener::bind((public, 1001));
+    let mut config = config();
+    config.public = Some(public);
+    config.ingress = vec![Rule::ports(
+        Protocol::TCP,
+        1001,
+        1001,
+        vec!["0.0.0.0/0".parse().unwrap()],
+    )];
+    let network = VpcNetwork::new(directory.path(), config.clone()).unwrap();
+    let mut hint = String::new();
+    for _ in 0..2 {
+        let report = network.report(0);
+        let ports: Vec<_> = report
+            .published
+            .iter()
+            .map(|p| (p.port, p.host_port))
+            .collect();
+        assert_eq!(ports, [(1001, 11_001)]);
+        hint = report.unpublished[0].reason.clone();
+        assert!(hint.contains("answers at port 11001 instead"), "{hint}");
+        std::net::TcpStream::connect((public, 11_001)).unwrap();
+        network.configure(config.clone()).unwrap();
+    }
+    config.ingress.clear();
+    network.configure(config).unwrap();
+    assert!(network.report(0).published.is_empty(), "{hint}");
+    assert!(std::net::TcpStream::connect((public, 11_001)).is_err());
 }
 
 fn syn(from: Ipv4Addr, to: Ipv4Addr, source: u16, destination: u16) -> Vec<u8> {
