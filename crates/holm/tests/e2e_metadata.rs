@@ -8,7 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -134,8 +134,9 @@ struct Instance {
 
 impl Instance {
     fn start(runtime: &Path, disk: &Path) -> Self {
-        let directory = runtime.join("m1");
-        fs::create_dir(&directory).unwrap();
+        // Where commands look for machines with names.
+        let directory = runtime.join("holm/machines/m1");
+        fs::create_dir_all(&directory).unwrap();
         let identity = SmbiosIdentity::of(ONE);
         let mut machine = Description::new(2, 1 << 30, "");
         machine.boot = Boot::Disk(DiskBoot {
@@ -366,13 +367,9 @@ fn finds_a_seed_disk(runtime: &Path, one: &Instance) {
     let seed = runtime.join("seed.img");
     nocloud::write(&seed, &facts(ONE, ADDRESS)).unwrap();
     let disk = format!("{},readonly,name=seed", seed.display());
-    let control = one.directory.join(launch::CONTROL_SOCKET);
-    let mut attach = Command::new(env!("CARGO_BIN_EXE_holm"));
-    let attached = attach
-        .arg("attach")
-        .arg(control)
-        .args(["--disk", &disk])
-        .output();
+    let mut attach = holm();
+    attach.args(["attach", "m1", "--disk", &disk]);
+    let attached = attach.env("XDG_RUNTIME_DIR", runtime).output();
     let attached = attached.unwrap();
     assert!(attached.status.success(), "{attached:?}");
     let text = one.sh(
