@@ -1,4 +1,6 @@
-//! Who asks.
+//! Access keys, as the verification of signatures needs them.
+
+use control::{Caller, Plane};
 
 /// An access key as its owner has it.
 #[derive(Clone, PartialEq, Eq)]
@@ -8,38 +10,30 @@ pub struct AccessKey {
     /// The token that requests with a temporary key must carry.
     pub session_token: Option<String>,
     /// Whose it is.
-    pub principal: Principal,
+    pub caller: Caller,
 }
 
 impl std::fmt::Debug for AccessKey {
     fn fmt(&self, to: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         to.debug_struct("AccessKey")
-            .field("principal", &self.principal)
+            .field("caller", &self.caller)
             .finish_non_exhaustive()
     }
 }
 
-/// The account and user that a request is made for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Principal {
-    /// Twelve digits.
-    pub account: String,
-    /// Name of the user within the account.
-    pub user: String,
-    /// Stable id of the user.
-    pub user_id: String,
-}
-
-impl Principal {
-    /// Its Amazon resource name.
-    #[must_use]
-    pub fn arn(&self) -> String {
-        format!("arn:aws:iam::{}:user/{}", self.account, self.user)
-    }
-}
-
 /// Finds access keys.
-pub trait AccessKeys: Send + Sync + 'static {
+pub trait AccessKeys: Send + Sync {
     /// The key with that id, if there is one that may be used.
     fn find(&self, access_key_id: &str) -> Option<AccessKey>;
+}
+
+impl AccessKeys for Plane {
+    fn find(&self, access_key_id: &str) -> Option<AccessKey> {
+        let (caller, secret) = self.signer(access_key_id)?;
+        Some(AccessKey {
+            secret,
+            session_token: None,
+            caller,
+        })
+    }
 }

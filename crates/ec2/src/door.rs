@@ -5,9 +5,11 @@ use std::time::{Instant, SystemTime};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use control::{Plane, Refusal};
+use model::InstanceId;
 
-use crate::access::{AccessKeys, Principal};
 use crate::actions::{self, Handler};
+use crate::call::Call;
 use crate::error::Error;
 use crate::facts::{Action, facts};
 use crate::form::{self, Pair};
@@ -20,18 +22,31 @@ use crate::xml::{EC2_NAMESPACE, Element, STS_NAMESPACE};
 const EC2_VERSION: &str = "2016-11-15";
 const STS_VERSION: &str = "2011-06-15";
 
-/// What a door is told when it is made.
-pub struct Options {
-    /// Finds access keys.
-    pub keys: Box<dyn AccessKeys>,
-    /// Name of the region that it is.
-    pub region: String,
+/// What an instance's console said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Console {
+    /// The last of it, at most 64 KiB.
+    pub output: Vec<u8>,
+    /// When it last said something.
+    pub at: SystemTime,
+}
+
+/// Finds what instances' consoles said.
+#[async_trait::async_trait]
+pub trait Consoles: Send + Sync {
+    /// What an instance's console said since it was last started; `None`:
+    /// nothing yet.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    async fn read(&self, instance: &InstanceId) -> std::io::Result<Option<Console>>;
 }
 
 /// Answers requests of EC2 and STS.
 pub struct Door {
-    keys: Box<dyn AccessKeys>,
+    plane: Plane,
     region: String,
+    consoles: Box<dyn Consoles>,
     limit: Limit,
 }
 
@@ -49,32 +64,6 @@ pub struct Request {
     pub body: Bytes,
 }
 
-/// One action that is asked for, with what was sent for it.
-pub struct Call<'a> {
-    /// Who answers.
-    pub door: &'a Door,
-    /// Who asks.
-    pub principal: Principal,
-    /// What was sent.
-    pub parameters: Parameters,
-    /// What the action is.
-    pub action: &'static Action,
-}
-
-impl Call<'_> {
-    /// Ends a call that only asks whether it would succeed; handlers call it
-    /// after they read all parameters and before they change anything.
-    ///
-    /// # Errors
-    /// `DryRunOperation`.
-    pub fn dry_run(&self) -> Result<(), Error> {
-        match self.parameters.boolean("DryRun")? {
-            Some(true) => Err(Error::dry_run()),
-            _ => Ok(()),
-        }
-    }
-}
-
 /// How errors are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
@@ -84,20 +73,38 @@ enum Protocol {
 }
 
 impl Door {
-    /// A door.
-    #[must_use]
-    pub fn new(options: Options) -> Self {
-        Self {
-            keys: options.keys,
-            region: options.region,
+    /// A door to a plane.
+    ///
+    /// # Errors
+    /// The plane has no site.
+    pub fn new(plane: Plane, consoles: Box<dyn Consoles>) -> Result<Self, Refusal> {
+        Ok(Self {
+            region: plane.site()?.region,
+            plane,
+            consoles,
             limit: Limit::default(),
-        }
+        })
+    }
+
+    /// What is behind it.
+    #[must_use]
+    pub fn plane(&self) -> &Plane {
+        &self.plane
     }
 
     /// Name of the region that it is.
     #[must_use]
     pub fn region(&self) -> &str {
         &self.region
+    }
+
+    /// What an instance's console said.
+    pub(crate) async fn console(&self, id: &InstanceId) -> Result<Option<Console>, Error> {
+        let read = self.consoles.read(id).await;
+        read.map_err(|error| {
+            tracing::error!(%error, instance = %id, "reading a console");
+            Error::internal("The console could not be read; the daemon's log says why")
+        })
     }
 
     /// The answer to a request.
@@ -137,7 +144,7 @@ impl Door {
         }
         let query = form::decode(request.query.as_bytes())?;
         let identity = Verifier {
-            keys: self.keys.as_ref(),
+            keys: &self.plane,
             region: &self.region,
             now: SystemTime::now(),
         }
@@ -152,7 +159,10 @@ impl Door {
             "ec2" => Protocol::Ec2,
             _ => Protocol::Query,
         };
-        if !self.limit.take(&identity.principal.account, Instant::now()) {
+        if !self
+            .limit
+            .take(identity.caller.account.as_str(), Instant::now())
+        {
             return Err(
                 Error::new("RequestLimitExceeded", "Request limit exceeded.")
                     .with_status(StatusCode::SERVICE_UNAVAILABLE),
@@ -175,13 +185,22 @@ impl Door {
         parameters.check(action, handler.understood)?;
         let call = Call {
             door: self,
-            principal: identity.principal,
+            caller: identity.caller,
             parameters,
             action,
+            host: host(&request.headers),
         };
         let reply = (handler.run)(&call).await?;
         Ok(document(action, id, reply))
     }
+}
+
+/// The host that the client addressed.
+fn host(headers: &HeaderMap) -> String {
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok());
+    host.unwrap_or_default().to_owned()
 }
 
 /// The form's parameters: those of the URL and of the body.

@@ -9,15 +9,24 @@
 
 pub mod access;
 pub mod actions;
+mod call;
+mod describe;
 mod door;
 pub mod error;
 pub mod facts;
+mod filters;
 pub mod form;
+mod ids;
 mod limit;
+mod pages;
 pub mod parameters;
+mod permissions;
+mod refusal;
 mod server;
 pub mod signature;
+mod tagging;
 pub mod xml;
 
-pub use door::{Door, Options};
+pub use call::Call;
+pub use door::{Console, Consoles, Door, Request};
 pub use server::{BODY_MAX, serve};

@@ -65,7 +65,9 @@ impl Parameters {
         &self.path
     }
 
-    fn inside(&self, name: &str) -> String {
+    /// The full name on the wire of what is in it.
+    #[must_use]
+    pub fn inside(&self, name: &str) -> String {
         match self.path.as_str() {
             "" => name.to_owned(),
             path => format!("{path}.{name}"),
@@ -256,6 +258,15 @@ impl Parameters {
         elements.into_iter()
     }
 
+    /// Names and values of all that was sent and is not empty, in the order
+    /// of their names.
+    #[must_use]
+    pub fn leaves(&self) -> Vec<(String, String)> {
+        let mut leaves = Vec::new();
+        gather(&self.node, &self.path, &mut leaves);
+        leaves
+    }
+
     /// Whether a parameter was sent that is not empty.
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
@@ -278,6 +289,23 @@ impl Parameters {
             return Ok(());
         };
         check(&action.parameters, members, "", "", action.name, understood)
+    }
+}
+
+/// What is at one place and below.
+fn gather(node: &Node, path: &str, into: &mut Vec<(String, String)>) {
+    match node {
+        Node::Value(value) if value.is_empty() => {}
+        Node::Value(value) => into.push((path.to_owned(), value.clone())),
+        Node::Inner(members) => {
+            for (name, node) in members {
+                let path = match path {
+                    "" => name.clone(),
+                    _ => format!("{path}.{name}"),
+                };
+                gather(node, &path, into);
+            }
+        }
     }
 }
 

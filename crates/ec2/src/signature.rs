@@ -10,7 +10,9 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use hmac::{Hmac, Mac};
 use sha2::{Digest, Sha256};
 
-use crate::access::{AccessKey, AccessKeys, Principal};
+use control::Caller;
+
+use crate::access::{AccessKey, AccessKeys};
 use crate::error::Error;
 use crate::form::Pair;
 
@@ -53,7 +55,7 @@ pub struct Verifier<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Whose access key it was.
-    pub principal: Principal,
+    pub caller: Caller,
     /// Service of the credential's scope, such as `ec2`.
     pub service: String,
 }
@@ -97,7 +99,7 @@ impl Verifier<'_> {
             ));
         }
         Ok(Identity {
-            principal: key.principal,
+            caller: key.caller,
             service: scope.service.clone(),
         })
     }

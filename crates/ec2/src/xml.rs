@@ -59,6 +59,12 @@ impl Element {
         &self.children
     }
 
+    /// Its children, taken out.
+    #[must_use]
+    pub fn into_children(self) -> Vec<Element> {
+        self.children
+    }
+
     /// With one more child that has text.
     #[must_use]
     pub fn text(self, name: &'static str, value: impl Display) -> Self {

@@ -1,20 +1,26 @@
 //! Who asks.
 
 use super::{Handler, Reply};
-use crate::door::Call;
+use crate::call::Call;
 use crate::xml::Element;
 
 pub const ACTIONS: &[Handler] = &[Handler {
     name: "GetCallerIdentity",
     understood: &[],
+    filters: &[],
     run: |call| Box::pin(get_caller_identity(call)),
 }];
 
 async fn get_caller_identity(call: &Call<'_>) -> Reply {
-    let principal = &call.principal;
+    let (account, user) = (&call.caller.account, call.caller.user.as_str());
+    // As IAM names an account's owner, and its users.
+    let (resource, id) = match user {
+        "root" => ("root".to_owned(), account.to_string()),
+        _ => (format!("user/{user}"), format!("AIDA{account}/{user}")),
+    };
     Ok(vec![
-        Element::leaf("Arn", principal.arn()),
-        Element::leaf("UserId", &principal.user_id),
-        Element::leaf("Account", &principal.account),
+        Element::leaf("Arn", format!("arn:aws:iam::{account}:{resource}")),
+        Element::leaf("UserId", id),
+        Element::leaf("Account", account),
     ])
 }

@@ -26,10 +26,10 @@ impl AccessKeys for Keys {
         Some(AccessKey {
             secret: "very+secret/".into(),
             session_token,
-            principal: Principal {
-                account: "000000000000".into(),
+            caller: Caller {
+                account: "000000000000".to_owned().try_into().unwrap(),
                 user: "you".into(),
-                user_id: "AIDA0".into(),
+                admin: false,
             },
         })
     }
@@ -148,7 +148,7 @@ impl Request {
         match self.verify_at(now()) {
             Ok(identity) => format!(
                 "signed by {} for {}",
-                identity.principal.user, identity.service
+                identity.caller.user, identity.service
             ),
             Err(error) => error.code.into_owned(),
         }
