@@ -1,6 +1,5 @@
 //! Images on the command line, with the real Debian image.
 
-#[allow(dead_code)]
 mod common;
 
 use std::fs::{self, File};
