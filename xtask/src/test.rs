@@ -33,6 +33,16 @@ const NEEDS: &[Need] = &[
         purpose: "check disk images",
     },
     Need {
+        program: "xz",
+        package: "xz-utils",
+        purpose: "pack disks that are imported",
+    },
+    Need {
+        program: "zstd",
+        package: "zstd",
+        purpose: "pack disks that are imported",
+    },
+    Need {
         program: "sfdisk",
         package: "fdisk",
         purpose: "make disks with partitions",

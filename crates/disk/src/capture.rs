@@ -10,9 +10,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use memory::GuestRam;
 use parking_lot::{Condvar, Mutex};
+use rustix::fs::SeekFrom;
 
 use crate::{
-    BlockBackend, BlockError, BlockInfo, BlockQueue, Completion, DiskError, Format, Image,
+    BlockBackend, BlockError, BlockInfo, BlockQueue, Completion, DiskError, Extent, Format, Image,
     ImageOptions, Op, Origin, SECTOR, Waker, format, manage,
 };
 
@@ -299,6 +300,9 @@ impl Copy {
         let target = self.target.lock();
         match (&*target, self.disk.image()) {
             (Some(Target::Raw(file)), _) => {
+                if self.is_hole(at, length) {
+                    return Ok(());
+                }
                 let bytes = part(buffer, length)?;
                 self.disk.read_at(at, bytes)?;
                 match bytes.iter().all(|b| *b == 0) {
@@ -308,6 +312,20 @@ impl Copy {
             }
             (Some(Target::Overlay(to)), Some(from)) => copy_own(from, to, at, length, buffer),
             _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Whether there is nothing but zeroes, told without reading them.
+    fn is_hole(&self, at: u64, length: u64) -> bool {
+        if let Some(image) = self.disk.image() {
+            let there = image.extent(at, length);
+            return there.is_ok_and(|(extent, there)| extent == Extent::Zero && there >= length);
+        }
+        let data = |file| rustix::fs::seek(file, SeekFrom::Data(at));
+        match self.disk.raw_file().map(data) {
+            Some(Ok(next)) => next >= at + length,
+            Some(Err(error)) => error == rustix::io::Errno::NXIO,
+            None => false,
         }
     }
 

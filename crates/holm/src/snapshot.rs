@@ -24,6 +24,14 @@ pub enum Command {
     ///   holm snapshot create web1 /srv/snapshots/web1-tuesday --incremental
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
     Create(Create),
+    /// Copies one disk of a running machine, as it is at one instant, to a new file
+    ///
+    /// A qcow2 disk that builds on another file becomes one that builds on the same; others become
+    /// raw ones. The guest stands for some milliseconds and runs on.
+    ///
+    /// Example: holm snapshot disk web1 data /srv/snapshots/data.img
+    #[command(after_help = exit_code::CONTROL_HELP)]
+    Disk(CopyDisk),
     /// Shows what a snapshot is: its machine, host files that it needs, sizes
     ///
     /// Example: holm snapshot show /srv/snapshots/web1-monday
@@ -57,6 +65,22 @@ pub struct Create {
     pub output: Output,
 }
 
+/// `holm snapshot disk`.
+#[derive(Args, Debug)]
+pub struct CopyDisk {
+    /// The machine
+    #[command(flatten)]
+    pub machine: named::Named,
+
+    /// The disk, as `holm show` calls it
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+
+    /// The file, which must not exist
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+}
+
 /// A snapshot.
 #[derive(Args, Debug)]
 pub struct Directory {
@@ -81,6 +105,7 @@ pub struct Show {
 pub fn run(command: &Command) -> u8 {
     match command {
         Command::Create(arguments) => create(arguments),
+        Command::Disk(arguments) => copy_disk(arguments),
         Command::Show(arguments) => report(show(arguments)),
         Command::Check(arguments) => report(check(arguments)),
     }
@@ -98,6 +123,27 @@ fn report(result: Result<(), Failure>) -> u8 {
 
 fn open(directory: &Directory) -> Result<Snapshot, Failure> {
     Snapshot::open(&directory.directory).map_err(|e| Failure::File(e.to_string()))
+}
+
+fn copy_disk(arguments: &CopyDisk) -> u8 {
+    let file = match std::path::absolute(&arguments.file) {
+        Ok(path) => path.to_string_lossy().into_owned(),
+        Err(e) => return report(Err(Failure::Usage(format!("the file: {e}")))),
+    };
+    let disk = arguments.disk.clone();
+    let request = Request::CopyDisk { disk, file };
+    let made = Client::connect(&arguments.machine.name).and_then(|mut client| {
+        client.wait_long()?;
+        match client.ask(&request)? {
+            Reply::DiskCopied(made) => Ok(made),
+            _ => Err(client.strange()),
+        }
+    });
+    named::finish(made.map(|made| {
+        let milliseconds = made.stopped_us as f64 / 1000.0;
+        let format = made.format;
+        terminal::print(&format!("{format}; the guest stood {milliseconds:.1} ms\n"));
+    }))
 }
 
 fn create(arguments: &Create) -> u8 {

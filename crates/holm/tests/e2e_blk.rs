@@ -207,6 +207,19 @@ fn disks_come_grow_and_go_under_load() {
     let written = guest(&mut console, write);
     let sum = written.strip_prefix("same\n").expect(&written);
 
+    // A copy is of one instant, whatever is written meanwhile, and holds it all.
+    let copy = runtime.join("copy.img").display().to_string();
+    let said = done(runtime, &["snapshot", "disk", "d", "data", &copy]);
+    assert!(said.starts_with("raw; the guest stood"), "{said}");
+    let busy = runtime.join("busy.img").display().to_string();
+    done(runtime, &["snapshot", "disk", "d", "root", &busy]);
+    assert_eq!(std::fs::metadata(&busy).unwrap().len(), 64 << 20);
+    let copied = Command::new("sh")
+        .args(["-c", "head -c 20971520 \"$1\" | md5sum", "sh", &copy])
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8(copied.stdout).unwrap().trim(), sum);
+
     // What cannot be is refused by name.
     let refused = |arguments: &[&str], why: &str| {
         let output = ask(runtime, arguments);
@@ -220,6 +233,14 @@ fn disks_come_grow_and_go_under_load() {
         "no such file",
     );
     refused(&["attach", "d", "--disk", "/dev/zero,name=data"], "data");
+    refused(
+        &["snapshot", "disk", "d", "data", &copy],
+        "such a file already",
+    );
+    refused(
+        &["snapshot", "disk", "d", "other", "x"],
+        "no disk \"other\"",
+    );
     refused(&["detach", "d", "root"], "since the machine started");
     refused(&["detach", "d", "other"], "no disk \"other\"");
     refused(&["grow", "d", "other", "1G"], "no disk \"other\"");

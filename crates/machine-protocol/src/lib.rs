@@ -125,6 +125,15 @@ pub enum Request {
         /// What it is from now on; its address stays what it was.
         port: Box<PortConfig>,
     },
+    /// Copies a disk as it is at one instant to a new file: [`DiskCopied`],
+    /// which may take long. It runs on. A qcow2 disk that builds on other files
+    /// becomes one that builds on the same; all others become raw ones.
+    CopyDisk {
+        /// Its name.
+        disk: String,
+        /// Absolute path of the file, which must not exist.
+        file: String,
+    },
     /// Makes a snapshot of its memory, state and disks: [`SnapshotMade`],
     /// which may take long. It runs on.
     Snapshot {
@@ -164,6 +173,8 @@ pub enum Reply {
     NicConfigured(PortReport),
     /// To [`Request::Snapshot`].
     Snapshot(SnapshotMade),
+    /// To [`Request::CopyDisk`].
+    DiskCopied(DiskCopied),
     /// It is not done.
     Error {
         /// Which kind of failure, for programs.
@@ -239,6 +250,17 @@ pub struct SnapshotMade {
     pub took_us: u64,
     /// Bytes of memory written.
     pub memory_bytes: u64,
+}
+
+/// A copy of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskCopied {
+    /// `raw` or `qcow2`.
+    pub format: String,
+    /// How long the guest stood, in microseconds.
+    pub stopped_us: u64,
+    /// How long all of it took, in microseconds.
+    pub took_us: u64,
 }
 
 /// A disk of a machine.

@@ -380,8 +380,25 @@ impl Driver for Real {
         &self,
         volume: &str,
         snapshot: &str,
-        _machine: Option<&str>,
+        machine: Option<&str>,
     ) -> Result<Content, DriverError> {
+        if let Some(machine) = machine {
+            let (directory, doing) = (self.directory(machine)?, "making a snapshot of a disk of");
+            if let Some(mut client) = self.connect(doing, &directory).await? {
+                let file = self.files.file(volume).await?.display().to_string();
+                let wrong = |error| failed(doing, &directory, &error);
+                let disks = client.describe().await.map_err(wrong)?.disks;
+                if let Some(disk) = disks.into_iter().find(|disk| disk.file == file) {
+                    let capture = match self.files.begin_snapshot(volume, snapshot).await? {
+                        volumes::Begun::Made(content) => return Ok(content),
+                        volumes::Begun::Capture(capture) => capture,
+                    };
+                    let copied = client.copy_disk(&disk.name, &capture.file()).await;
+                    let format = copied.map_err(wrong)?;
+                    return self.files.finish_snapshot(volume, capture, &format).await;
+                }
+            }
+        }
         self.files.snapshot(volume, snapshot).await
     }
 

@@ -1,8 +1,9 @@
 //! Volumes, snapshots and images, as files.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use images::{Digest, ImagesError, Library, Origin, Volumes};
+use images::{Capture, Digest, ImagesError, Library, Origin, Snapshot, Volumes};
 
 use crate::driver::{Content, DriverError, VolumeFile, VolumeSource, VolumeSpec};
 use crate::layout::Layout;
@@ -70,14 +71,42 @@ impl Files {
     /// Of a volume that no machine uses.
     pub async fn snapshot(&self, volume: &str, snapshot: &str) -> Result<Content, DriverError> {
         let (of, id) = (volume.to_owned(), snapshot.to_owned());
-        let keep = move |inner: &Inner| {
-            let made = inner.volumes.snapshot(&of, &id)?;
-            Ok(Content {
-                name: made.id,
-                stored: made.allocated,
-            })
-        };
+        let keep = move |inner: &Inner| inner.volumes.snapshot(&of, &id).map(content);
         self.with("making a snapshot of", volume, keep).await
+    }
+
+    /// The file of a volume.
+    pub async fn file(&self, volume: &str) -> Result<PathBuf, DriverError> {
+        let id = volume.to_owned();
+        let find = move |inner: &Inner| match inner.volumes.get(&id)? {
+            Some(volume) => Ok(volume.file),
+            None => Err(ImagesError::Missing { what: "volume", id }),
+        };
+        self.with("finding the volume", volume, find).await
+    }
+
+    /// Begins a snapshot of a volume that a machine uses.
+    pub async fn begin_snapshot(&self, volume: &str, snapshot: &str) -> Result<Begun, DriverError> {
+        let (of, id) = (volume.to_owned(), snapshot.to_owned());
+        let begin = move |inner: &Inner| match inner.volumes.get_snapshot(&id)? {
+            Some(made) if made.volume == of => Ok(Begun::Made(content(made))),
+            _ => inner.volumes.begin_capture(&of, &id).map(Begun::Capture),
+        };
+        self.with("making a snapshot of", volume, begin).await
+    }
+
+    /// Keeps what a machine has copied.
+    pub async fn finish_snapshot(
+        &self,
+        volume: &str,
+        capture: Capture,
+        format: &str,
+    ) -> Result<Content, DriverError> {
+        let doing = "making a snapshot of";
+        let format = disk::Format::parse(format);
+        let format = format.map_err(|e| DriverError::refused(doing, volume, e))?;
+        let keep = move |inner: &Inner| inner.volumes.finish_capture(capture, format).map(content);
+        self.with(doing, volume, keep).await
     }
 
     pub async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
@@ -97,6 +126,21 @@ impl Files {
     }
 }
 
+/// A snapshot that is being made.
+pub enum Begun {
+    /// It was made before.
+    Made(Content),
+    /// The machine is to copy its disk.
+    Capture(Capture),
+}
+
+fn content(made: Snapshot) -> Content {
+    Content {
+        name: made.id,
+        stored: made.allocated,
+    }
+}
+
 impl Inner {
     fn ensure(&self, spec: &VolumeSpec) -> Result<VolumeFile, ImagesError> {
         let origin = match &spec.source {
@@ -106,10 +150,9 @@ impl Inner {
                 Some(Origin::Snapshot(name.clone()))
             }
             VolumeSource::Content(name) => {
-                let stored = self.library.get(&digest(name)?)?;
-                let stored = stored.ok_or_else(|| ImagesError::NoImage(name.clone()))?;
                 Some(Origin::Image {
-                    file: stored.file,
+                    // A damaged image is refused here.
+                    file: self.library.use_image(&digest(name)?)?,
                     format: disk::Format::Raw,
                 })
             }

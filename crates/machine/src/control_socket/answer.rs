@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use machine_protocol::vpc::PortReport;
 use machine_protocol::{
-    Description, DiskReport, ErrorCode, EventKind, Metrics, Reply, Request, RunState, SnapshotMade,
+    Description, DiskCopied, DiskReport, ErrorCode, EventKind, Metrics, Reply, Request, RunState,
+    SnapshotMade,
 };
 
 use net::vpc::VpcNetwork;
@@ -32,6 +33,7 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
             directory,
             incremental,
         } => return snapshot(machine, Path::new(directory), *incremental),
+        Request::CopyDisk { disk, file } => return copy_disk(machine, disk, Path::new(file)),
         Request::AttachDisk { disk } => {
             return match attach(machine, disk) {
                 Ok(disk) => Reply::Attached { disk },
@@ -126,6 +128,21 @@ fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {
             })
         }
         Err(error) => failed(error.to_string()),
+    }
+}
+
+fn copy_disk(machine: &Inner, disk: &str, file: &Path) -> Reply {
+    if !file.is_absolute() {
+        return refused("a copy is named by its absolute path".into());
+    }
+    let microseconds = |d: Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    match crate::snapshot::copy_disk(machine, disk, file) {
+        Ok(made) => Reply::DiskCopied(DiskCopied {
+            format: made.format.name().into(),
+            stopped_us: microseconds(made.stopped),
+            took_us: microseconds(made.took),
+        }),
+        Err(error) => refused(error.to_string()),
     }
 }
 

@@ -12,6 +12,7 @@ mod disks;
 mod files;
 mod ledger;
 mod manifest;
+mod one_disk;
 mod open;
 
 use std::io;
@@ -23,6 +24,7 @@ pub use open::Snapshot;
 
 pub(crate) use capture::create;
 pub(crate) use ledger::Ledger;
+pub(crate) use one_disk::copy_disk;
 
 /// Why a snapshot cannot be made, or not used.
 #[derive(Debug, thiserror::Error)]
