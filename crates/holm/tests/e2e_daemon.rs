@@ -105,6 +105,9 @@ async fn an_instance_runs_without_a_daemon_and_leaves_nothing() {
     assert_eq!(instance.record.machine, Some(1));
     let volume = instance.record.disks[0].volume.clone();
     assert!(site.layout.volumes().join(volume.as_str()).is_dir());
+    // An image of it while it runs, and another one of that.
+    let image = site.image_of(&id).await;
+    let copy = site.run_of(&image).await;
     drop(daemon);
     let daemon = site.daemon();
     site.until_settled(&daemon).await;
@@ -114,6 +117,7 @@ async fn an_instance_runs_without_a_daemon_and_leaves_nothing() {
         .stop_instances(&site.caller, std::slice::from_ref(&id), false)
         .await
         .unwrap();
+    site.until_console(&copy, "HOLM-READY").await;
     // tiny does not hear its power button.
     site.until(&id, InstanceState::Stopped).await;
     site.plane
@@ -126,10 +130,12 @@ async fn an_instance_runs_without_a_daemon_and_leaves_nothing() {
     assert_ne!(site.process(&id).await, pid);
 
     site.plane
-        .terminate_instances(&site.caller, std::slice::from_ref(&id))
+        .terminate_instances(&site.caller, &[id.clone(), copy.clone()])
         .await
         .unwrap();
-    site.until(&id, InstanceState::Terminated).await;
+    for id in [&id, &copy] {
+        site.until(id, InstanceState::Terminated).await;
+    }
     site.until_settled(&daemon).await;
     site.leaves_nothing();
     assert!(site.plane.view().all::<Volume>().is_empty());

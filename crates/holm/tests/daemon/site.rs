@@ -6,10 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::{Caller, Plane, RegisterDisk, RegisterImage, RunInstances};
+use control::{Caller, CreateImage, Plane, RegisterDisk, RegisterImage, RunInstances};
 use host::{Driver, Layout, Observed, Patience, Real, RealConfig, Reconciler};
 use images::{ImportOptions, Library};
-use model::{Image, Instance, InstanceId, InstanceState, Tags};
+use model::{Image, ImageState, Instance, InstanceId, InstanceState, Tags};
 use store::Sqlite;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -114,7 +114,31 @@ impl Site {
     }
 
     pub async fn run(&self) -> InstanceId {
-        let new = RunInstances::new(self.image.id.clone(), "t2.nano");
+        self.run_of(&self.image).await
+    }
+
+    /// An image of an instance as it is now.
+    pub async fn image_of(&self, id: &InstanceId) -> Image {
+        let new = CreateImage {
+            instance: id.clone(),
+            name: "copy".into(),
+            description: String::new(),
+            tags: Tags::new(),
+            snapshot_tags: Tags::new(),
+        };
+        let image = self.plane.create_image(&self.caller, new).await.unwrap();
+        let now = || self.plane.view().get::<Image>(&image.id).unwrap();
+        let done = async || {
+            let now = now();
+            assert_ne!(now.record.state, ImageState::Failed, "{now:?}");
+            now.record.state == ImageState::Available
+        };
+        self.wait("the image", done).await;
+        now().record.clone()
+    }
+
+    pub async fn run_of(&self, image: &Image) -> InstanceId {
+        let new = RunInstances::new(image.id.clone(), "t2.nano");
         let launched = self.plane.run_instances(&self.caller, new, None).await;
         launched.unwrap().instances.remove(0).id
     }
@@ -174,6 +198,7 @@ impl Site {
             entries.unwrap_or_default()
         };
         assert_eq!(names(&self.layout.machines()), [""; 0]);
+        // The image that was made is a snapshot.
         assert_eq!(names(&self.layout.volumes()), ["snapshots"]);
         let left = names(&self.layout.networks());
         for network in left {
