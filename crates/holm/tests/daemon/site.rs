@@ -79,11 +79,7 @@ impl Site {
             layout: layout.clone(),
         };
         let (driver, _) = Real::new(config).unwrap();
-        let library = Library::open(&layout.images()).unwrap();
-        let disk = disk(state.path());
-        let options = ImportOptions::default();
-        let digest = library.import(&disk, &options, &mut |_, _| {}).unwrap();
-        let image = register(&plane, &caller, &digest.to_string()).await;
+        let image = import(&layout, &plane, &caller, state.path()).await;
         Self {
             plane,
             caller,
@@ -212,6 +208,34 @@ impl Site {
             assert!(!line.contains(state), "a process is left: {line}");
         }
     }
+}
+
+/// An image of `tiny`, made in a directory.
+pub async fn import(layout: &Layout, plane: &Plane, caller: &Caller, within: &Path) -> Image {
+    let library = Library::open(&layout.images()).unwrap();
+    let disk = disk(within);
+    let options = ImportOptions::default();
+    let digest = library.import(&disk, &options, &mut |_, _| {}).unwrap();
+    register(plane, caller, &digest.to_string()).await
+}
+
+/// Works with the store of a state directory that no daemon has.
+pub fn with_plane<T>(layout: &Layout, work: impl AsyncFnOnce(Plane, Caller) -> T) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = loop {
+            match Sqlite::open(&layout.store()) {
+                // By a child of a killed daemon that is about to become another program.
+                Err(store::StoreError::InUse { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => break other.unwrap(),
+            }
+        };
+        let plane = Plane::open(Arc::new(store)).await.unwrap();
+        let caller = Caller::owner(plane.site().unwrap().account);
+        work(plane, caller).await
+    })
 }
 
 async fn register(plane: &Plane, caller: &Caller, digest: &str) -> Image {
