@@ -10,7 +10,7 @@ use host::Layout;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
-use super::{Daemon, DaemonError};
+use super::{Daemon, DaemonError, rest};
 use crate::cli;
 
 /// Time for answers that are being given when the daemon ends.
@@ -121,12 +121,21 @@ async fn tcp(what: &str, option: &str, address: SocketAddr) -> Result<TcpListene
 }
 
 /// Serves all doors until the daemon ends.
-pub fn serve(daemon: &Daemon, listeners: Listeners, serving: &mut JoinSet<()>) {
+///
+/// # Errors
+/// What the doors need is not there.
+pub fn serve(
+    daemon: &Daemon,
+    listeners: Listeners,
+    serving: &mut JoinSet<()>,
+) -> Result<(), DaemonError> {
     let Listeners { api, api_tcp, ec2 } = listeners;
-    // The crates `api` and `ec2` serve these; until they do, nobody is answered.
+    rest::serve(daemon, api, api_tcp, &ec2, serving)?;
+    // The crate `ec2` serves this; until it does, nobody is answered.
     let ended = daemon.clone();
     serving.spawn(async move {
         ended.ended().await;
-        drop((api, api_tcp, ec2));
+        drop(ec2);
     });
+    Ok(())
 }

@@ -2,6 +2,7 @@
 
 mod doors;
 mod notify;
+mod rest;
 
 use std::fs;
 use std::io;
@@ -157,7 +158,7 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let reconciling = tokio::spawn(reconciler.run(changes));
     let mut serving = JoinSet::new();
-    doors::serve(&daemon, listeners, &mut serving);
+    doors::serve(&daemon, listeners, &mut serving)?;
     serving.spawn(keep_house(daemon.clone()));
     let adopting = tokio::spawn(host::adopt_images(daemon.plane.clone(), library));
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
