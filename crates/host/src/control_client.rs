@@ -14,8 +14,6 @@ use tokio::time::timeout;
 
 /// How long a machine may take to answer: it runs on a busy host.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long a machine may take to copy a disk.
-const LONG_PATIENCE: Duration = Duration::from_secs(6 * 3600);
 /// Longest answer.
 const ANSWER_MAX: u64 = 8 << 20;
 
@@ -106,10 +104,14 @@ impl ControlClient {
     /// # Errors
     /// [`ControlError`].
     pub async fn ask(&mut self, request: &Request) -> Result<Reply, ControlError> {
-        self.ask_within(request, PATIENCE).await
+        self.ask_long(request, PATIENCE).await
     }
 
-    async fn ask_within(
+    /// Asks for something that takes long.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn ask_long(
         &mut self,
         request: &Request,
         patience: Duration,
@@ -128,23 +130,6 @@ impl ControlClient {
     pub async fn describe(&mut self) -> Result<Description, ControlError> {
         match self.ask(&Request::Describe {}).await? {
             Reply::Description(description) => Ok(description),
-            _ => Err(ControlError::Connection(io::Error::other(
-                "it gave an answer to something else",
-            ))),
-        }
-    }
-
-    /// Lets the machine copy a disk to a new file; the file's format.
-    ///
-    /// # Errors
-    /// [`ControlError`].
-    pub async fn copy_disk(&mut self, disk: &str, file: &Path) -> Result<String, ControlError> {
-        let request = Request::CopyDisk {
-            disk: disk.into(),
-            file: file.display().to_string(),
-        };
-        match self.ask_within(&request, LONG_PATIENCE).await? {
-            Reply::DiskCopied(copied) => Ok(copied.format),
             _ => Err(ControlError::Connection(io::Error::other(
                 "it gave an answer to something else",
             ))),

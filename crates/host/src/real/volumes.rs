@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use images::{Capture, Digest, ImagesError, Library, Origin, Snapshot, Volumes};
+use images::{Digest, ImagesError, Library, Origin, Volumes};
 
 use crate::driver::{Content, DriverError, VolumeFile, VolumeSource, VolumeSpec};
 use crate::layout::Layout;
@@ -71,42 +71,50 @@ impl Files {
     /// Of a volume that no machine uses.
     pub async fn snapshot(&self, volume: &str, snapshot: &str) -> Result<Content, DriverError> {
         let (of, id) = (volume.to_owned(), snapshot.to_owned());
-        let keep = move |inner: &Inner| inner.volumes.snapshot(&of, &id).map(content);
+        let keep = move |inner: &Inner| {
+            let made = inner.volumes.snapshot(&of, &id)?;
+            Ok(Content {
+                name: made.id,
+                stored: made.allocated,
+            })
+        };
         self.with("making a snapshot of", volume, keep).await
     }
 
-    /// The file of a volume.
-    pub async fn file(&self, volume: &str) -> Result<PathBuf, DriverError> {
-        let id = volume.to_owned();
-        let find = move |inner: &Inner| match inner.volumes.get(&id)? {
-            Some(volume) => Ok(volume.file),
-            None => Err(ImagesError::Missing { what: "volume", id }),
-        };
-        self.with("finding the volume", volume, find).await
-    }
-
-    /// Begins a snapshot of a volume that a machine uses.
-    pub async fn begin_snapshot(&self, volume: &str, snapshot: &str) -> Result<Begun, DriverError> {
-        let (of, id) = (volume.to_owned(), snapshot.to_owned());
-        let begin = move |inner: &Inner| match inner.volumes.get_snapshot(&id)? {
-            Some(made) if made.volume == of => Ok(Begun::Made(content(made))),
-            _ => inner.volumes.begin_capture(&of, &id).map(Begun::Capture),
-        };
-        self.with("making a snapshot of", volume, begin).await
-    }
-
-    /// Keeps what a machine has copied.
-    pub async fn finish_snapshot(
+    /// Of a volume that a machine uses, which `copy` asks to copy it to a file
+    /// and to say in which format.
+    pub async fn snapshot_live<F: Future<Output = Result<String, DriverError>>>(
         &self,
         volume: &str,
-        capture: Capture,
-        format: &str,
+        snapshot: &str,
+        copy: impl FnOnce(PathBuf) -> F,
     ) -> Result<Content, DriverError> {
         let doing = "making a snapshot of";
-        let format = disk::Format::parse(format);
+        let (of, id) = (volume.to_owned(), snapshot.to_owned());
+        let begin = move |inner: &Inner| {
+            if let Some(there) = inner.volumes.get_snapshot(&id)? {
+                return Ok(Err(Content {
+                    name: there.id,
+                    stored: there.allocated,
+                }));
+            }
+            inner.volumes.begin_capture(&of, &id).map(Ok)
+        };
+        let capture = match self.with(doing, volume, begin).await? {
+            Ok(capture) => capture,
+            Err(there) => return Ok(there),
+        };
+        let format = copy(capture.file()).await?;
+        let format = disk::Format::parse(&format);
         let format = format.map_err(|e| DriverError::refused(doing, volume, e))?;
-        let keep = move |inner: &Inner| inner.volumes.finish_capture(capture, format).map(content);
-        self.with(doing, volume, keep).await
+        let finish = move |inner: &Inner| {
+            let made = inner.volumes.finish_capture(capture, format)?;
+            Ok(Content {
+                name: made.id,
+                stored: made.allocated,
+            })
+        };
+        self.with(doing, volume, finish).await
     }
 
     pub async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
@@ -123,21 +131,6 @@ impl Files {
             }
         };
         self.with("removing the contents", name, remove).await
-    }
-}
-
-/// A snapshot that is being made.
-pub enum Begun {
-    /// It was made before.
-    Made(Content),
-    /// The machine is to copy its disk.
-    Capture(Capture),
-}
-
-fn content(made: Snapshot) -> Content {
-    Content {
-        name: made.id,
-        stored: made.allocated,
     }
 }
 

@@ -2,7 +2,7 @@
 //! image of the daemon: one for each version of a name.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use control::{Caller, Plane, Refusal, RegisterDisk, RegisterImage};
@@ -23,12 +23,13 @@ enum Failed {
 }
 
 /// Follows the library until it is dropped.
-pub async fn follow(plane: Plane, directory: PathBuf) {
+pub async fn adopt_images(plane: Plane, library: Library) {
+    let library = Arc::new(library);
     let mut seen = None;
     loop {
-        let names = look(directory.clone()).await;
+        let names = look(library.clone()).await;
         match names {
-            Ok((library, names)) if seen.as_ref() != Some(&names) => {
+            Ok(names) if seen.as_ref() != Some(&names) => {
                 match agree(&plane, &library, &names).await {
                     Ok(()) => seen = Some(names),
                     Err(error) => tracing::warn!(%error, "taking in the image library"),
@@ -41,16 +42,9 @@ pub async fn follow(plane: Plane, directory: PathBuf) {
     }
 }
 
-async fn look(directory: PathBuf) -> Result<(Library, Vec<NameRecord>), Failed> {
-    let read = move || {
-        let library = Library::open(&directory)?;
-        let names = library.names()?;
-        Ok((library, names))
-    };
-    match tokio::task::spawn_blocking(read).await {
-        Ok(read) => read,
-        Err(_) => Err(Failed::Plane(Refusal::Busy)),
-    }
+async fn look(library: Arc<Library>) -> Result<Vec<NameRecord>, Failed> {
+    let names = tokio::task::spawn_blocking(move || library.names());
+    Ok(names.await.map_err(|_| Refusal::Busy)??)
 }
 
 /// That a version of a name was taken in: it is not again, should its owner
