@@ -4,9 +4,12 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use host::Layout;
+use control::Refusal;
+use host::{Driver, Layout};
+use model::InstanceId;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
@@ -121,12 +124,42 @@ async fn tcp(what: &str, option: &str, address: SocketAddr) -> Result<TcpListene
 }
 
 /// Serves all doors until the daemon ends.
-pub fn serve(daemon: &Daemon, listeners: Listeners, serving: &mut JoinSet<()>) {
+///
+/// # Errors
+/// What is stored lacks the site.
+pub fn serve(
+    daemon: &Daemon,
+    listeners: Listeners,
+    serving: &mut JoinSet<()>,
+) -> Result<(), Refusal> {
     let Listeners { api, api_tcp, ec2 } = listeners;
-    // The crates `api` and `ec2` serve these; until they do, nobody is answered.
+    let consoles = Box::new(Consoles(daemon.driver.clone()));
+    let door = Arc::new(ec2::Door::new(daemon.plane.clone(), consoles)?);
+    let ended = daemon.clone();
+    serving.spawn(async move { ec2::serve(ec2, door, ended.ended()).await });
+    // The crate `api` serves these; until it does, nobody is answered.
     let ended = daemon.clone();
     serving.spawn(async move {
         ended.ended().await;
-        drop((api, api_tcp, ec2));
+        drop((api, api_tcp));
     });
+    Ok(())
+}
+
+/// What machines' consoles said, as EC2 gives it out.
+struct Consoles(Arc<dyn Driver>);
+
+/// Most bytes of a console that EC2 gives out.
+const CONSOLE_MAX: usize = 64 << 10;
+
+#[async_trait::async_trait]
+impl ec2::Consoles for Consoles {
+    async fn read(&self, instance: &InstanceId) -> io::Result<Option<ec2::Console>> {
+        let log = self.0.console_log(instance.as_str(), CONSOLE_MAX).await;
+        let output = log.map_err(io::Error::other)?;
+        Ok((!output.is_empty()).then(|| ec2::Console {
+            output,
+            at: SystemTime::now(),
+        }))
+    }
 }

@@ -147,7 +147,10 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let reconciling = tokio::spawn(reconciler.run(changes));
     let mut serving = JoinSet::new();
-    doors::serve(&daemon, listeners, &mut serving);
+    doors::serve(&daemon, listeners, &mut serving).map_err(|source| DaemonError::Records {
+        directory: daemon.layout.root().display().to_string(),
+        source,
+    })?;
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
     notify::tell("READY=1");
     signals.next().await;
