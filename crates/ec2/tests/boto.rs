@@ -10,6 +10,21 @@ use host::{Layout, Patience, Reconciler, Simulated, SimulatedConfig};
 use support::Client;
 use tokio::net::TcpListener;
 
+/// A token that a client makes by itself must be taken.
+#[test]
+fn every_client_token_is_understood() {
+    for handler in ec2::actions::all() {
+        let action = &ec2::facts::facts().actions[handler.name];
+        let has = action.parameters.iter().any(|p| p.name == "ClientToken");
+        assert_eq!(
+            has,
+            handler.understood.contains(&"ClientToken"),
+            "{}",
+            handler.name
+        );
+    }
+}
+
 /// A program of the Python environment that `cargo xtask test` makes.
 fn python(program: &str) -> PathBuf {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

@@ -3,11 +3,15 @@
 mod common;
 #[path = "../../host/tests/contract/mod.rs"]
 mod contract;
+#[path = "daemon/site.rs"]
+mod site;
 
 use std::path::Path;
 
 use host::{Driver, Observed, Real, RealConfig};
 use machine_protocol::launch::{Ended, Engine, LAUNCH_VERSION, Launch};
+use model::{Instance, InstanceState, Volume};
+use site::Site;
 
 fn real(state: &Path) -> Real {
     let config = RealConfig {
@@ -86,4 +90,47 @@ async fn a_machine_that_dies_or_cannot_start_is_seen() {
     }
     driver.remove(id).await.unwrap();
     assert_eq!(driver.inventory().await.unwrap().machines, [""; 0]);
+}
+
+/// A whole life on a real host, with a daemon that dies in between.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_runs_without_a_daemon_and_leaves_nothing() {
+    let site = Site::new().await;
+    let daemon = site.daemon();
+    let id = site.run().await;
+    site.until(&id, InstanceState::Running).await;
+    let pid = site.process(&id).await;
+    site.until_console(&id, "HOLM-READY").await;
+    let instance = site.plane.view().get::<Instance>(&id).unwrap();
+    assert_eq!(instance.record.machine, Some(1));
+    let volume = instance.record.disks[0].volume.clone();
+    assert!(site.layout.volumes().join(volume.as_str()).is_dir());
+    drop(daemon);
+    let daemon = site.daemon();
+    site.until_settled(&daemon).await;
+    assert_eq!(site.process(&id).await, pid, "it is another process");
+
+    site.plane
+        .stop_instances(&site.caller, std::slice::from_ref(&id), false)
+        .await
+        .unwrap();
+    // tiny does not hear its power button.
+    site.until(&id, InstanceState::Stopped).await;
+    site.plane
+        .start_instances(&site.caller, std::slice::from_ref(&id))
+        .await
+        .unwrap();
+    drop(daemon);
+    let daemon = site.daemon();
+    site.until(&id, InstanceState::Running).await;
+    assert_ne!(site.process(&id).await, pid);
+
+    site.plane
+        .terminate_instances(&site.caller, std::slice::from_ref(&id))
+        .await
+        .unwrap();
+    site.until(&id, InstanceState::Terminated).await;
+    site.until_settled(&daemon).await;
+    site.leaves_nothing();
+    assert!(site.plane.view().all::<Volume>().is_empty());
 }

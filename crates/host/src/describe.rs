@@ -8,19 +8,22 @@ use serde_json::{Value, json};
 
 use crate::driver::VolumeFile;
 use crate::layout::Layout;
+use crate::ports::Network;
 
 /// Bytes of the serial console that are kept.
 const SERIAL_LOG_BYTES: u64 = 1 << 20;
 /// The slots of disks that come and go.
 const PORTS: std::ops::RangeInclusive<usize> = 24..=31;
 
-/// A start of an instance's machine; `files` are those of its disks.
+/// A start of an instance's machine; `files` are those of its disks. Without
+/// `ports` it has no network cards.
 pub fn launch(
-    _plane: &Plane,
-    _layout: &Layout,
+    plane: &Plane,
+    layout: &Layout,
     instance: &Instance,
     number: u64,
     files: &[VolumeFile],
+    ports: bool,
 ) -> Launch {
     let id = instance.id.as_str();
     let identity = SmbiosIdentity::of(id);
@@ -47,7 +50,7 @@ pub fn launch(
             "memory": instance.memory,
             "boot": { "disk": { "disk": 0, "console": "console=ttyS0" } },
             "disks": disks,
-            "nics": [{ "network": { "user": { "hostname": instance.hostname } } }],
+            "nics": if ports { nics(plane, layout, instance) } else { Vec::new() },
             "peripherals": { "agent": true, "balloon": true },
             "on_reset": "reboot",
             "uuid": identity.uuid,
@@ -55,6 +58,23 @@ pub fn launch(
             "smbios": { "product": instance.instance_type, "asset_tag": id },
         }),
     }
+}
+
+/// The cards, each a port in its network.
+fn nics(plane: &Plane, layout: &Layout, instance: &Instance) -> Vec<Value> {
+    let cards = instance.interfaces.iter().filter_map(|card| {
+        let network = Network::of(plane, &card.vpc)?;
+        let port = network.port(layout, instance, card)?;
+        let mut vpc = json!({
+            "directory": layout.network(card.vpc.as_str()),
+            "port": port,
+        });
+        if card.id == instance.interfaces.first()?.id {
+            vpc["door"] = json!(layout.door_socket(instance.id.as_str()));
+        }
+        Some(json!({ "network": { "vpc": vpc } }))
+    });
+    cards.collect()
 }
 
 /// A volume, as a disk of a machine. Its name is the volume's id, its serial

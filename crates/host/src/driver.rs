@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
+use machine_protocol::vpc::PortConfig;
 use tokio::net::UnixListener;
 
 /// A volume that is to exist.
@@ -134,8 +135,6 @@ pub struct Inventory {
     pub machines: Vec<String>,
     /// Volumes.
     pub volumes: Vec<String>,
-    /// Contents, by name.
-    pub contents: Vec<String>,
 }
 
 /// What may be done about a step that was not taken.
@@ -256,8 +255,13 @@ pub trait Driver: Send + Sync + 'static {
         &self,
         machine: &str,
         nic: usize,
-        port: &serde_json::Value,
+        port: &PortConfig,
     ) -> Result<(), DriverError>;
+
+    /// Whether it is of any use to call [`Self::configure_nic`].
+    fn takes_ports(&self) -> bool {
+        true
+    }
 
     /// The socket at which a machine's metadata service is to listen; `None`:
     /// this host has no such thing.

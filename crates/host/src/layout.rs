@@ -57,6 +57,19 @@ impl Layout {
         self.machine(id).join(METADATA_SOCKET)
     }
 
+    /// The socket by which the owner reaches any port of a machine, past all
+    /// rules.
+    #[must_use]
+    pub fn door_socket(&self, id: &str) -> PathBuf {
+        self.machine(id).join(DOOR_SOCKET)
+    }
+
+    /// Where the cards of a network meet.
+    #[must_use]
+    pub fn network(&self, id: &str) -> PathBuf {
+        self.networks().join(id)
+    }
+
     /// The networks.
     #[must_use]
     pub fn networks(&self) -> PathBuf {
@@ -70,5 +83,7 @@ impl Layout {
     }
 }
 
+/// Name of the socket by which the owner reaches any port of a machine.
+pub const DOOR_SOCKET: &str = "port.sock";
 /// Name of the socket of a machine's metadata service in its directory.
 pub const METADATA_SOCKET: &str = "metadata.sock";

@@ -10,6 +10,7 @@ mod describe;
 mod driver;
 mod layout;
 mod metadata_service;
+mod ports;
 mod queue;
 mod real;
 mod reconcile;

@@ -7,6 +7,9 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// What is to be looked at only then does not keep a queue from being settled.
+const FAR: Duration = Duration::from_secs(120);
+
 /// What is looked at.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Key {
@@ -123,10 +126,13 @@ impl Queue {
         }
     }
 
-    /// Nothing waits or is worked on, now or later.
-    pub fn is_idle(&self) -> bool {
+    /// Nothing is worked on, and nothing waits for a moment that is near.
+    pub fn is_settled(&self) -> bool {
         let state = self.state.lock();
-        state.waiting.is_empty() && state.working.is_empty() && state.by_time.is_empty()
+        let far = Instant::now() + FAR;
+        state.waiting.is_empty()
+            && state.working.is_empty()
+            && state.by_time.first().is_none_or(|(at, _)| *at > far)
     }
 
     /// How many wait, now or later, and are worked on.
@@ -159,9 +165,9 @@ mod tests {
         queue.done(&key("a"));
         assert_eq!(queue.next().await, key("a"));
         queue.done(&key("a"));
-        assert!(!queue.is_idle());
+        assert!(!queue.is_settled());
         queue.done(&key("b"));
-        assert!(queue.is_idle());
+        assert!(queue.is_settled());
     }
 
     #[tokio::test(start_paused = true)]
@@ -171,6 +177,6 @@ mod tests {
         queue.add(key("a"));
         assert_eq!(queue.next().await, key("a"));
         queue.done(&key("a"));
-        assert!(queue.is_idle());
+        assert!(queue.is_settled());
     }
 }

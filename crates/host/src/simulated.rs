@@ -9,6 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
+use machine_protocol::vpc::PortConfig;
 use parking_lot::Mutex;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
@@ -30,6 +31,8 @@ pub struct SimulatedConfig {
     pub failures: u32,
     /// Guests power off when the button is pressed.
     pub guests_listen: bool,
+    /// Network cards are told of their networks, which is much work at scale.
+    pub takes_ports: bool,
 }
 
 impl Default for SimulatedConfig {
@@ -40,6 +43,7 @@ impl Default for SimulatedConfig {
             delay: Duration::ZERO,
             failures: 0,
             guests_listen: true,
+            takes_ports: true,
         }
     }
 }
@@ -49,7 +53,6 @@ impl Default for SimulatedConfig {
 pub struct Simulated {
     config: SimulatedConfig,
     state: Arc<Mutex<State>>,
-    changed: UnboundedSender<String>,
 }
 
 #[derive(Default)]
@@ -58,6 +61,8 @@ struct State {
     machines: BTreeMap<String, Machine>,
     volumes: BTreeMap<String, VolumeSpec>,
     contents: BTreeSet<String>,
+    /// To the daemon that adopted the host last.
+    changed: Option<UnboundedSender<String>>,
 }
 
 struct Machine {
@@ -65,7 +70,7 @@ struct Machine {
     end: Option<MachineEnd>,
     disks: BTreeSet<String>,
     /// Last configurations of its network cards.
-    nics: BTreeMap<usize, serde_json::Value>,
+    nics: BTreeMap<usize, PortConfig>,
 }
 
 impl Machine {
@@ -85,25 +90,22 @@ impl Simulated {
         let (changed, changes) = mpsc::unbounded_channel();
         let state = State {
             random: config.seed,
+            changed: Some(changed),
             ..State::default()
         };
         let host = Self {
             config,
             state: Arc::new(Mutex::new(state)),
-            changed,
         };
         (host, changes)
     }
 
-    /// The same host for another daemon.
+    /// The same host for another daemon, which is told of changes from now on.
     #[must_use]
     pub fn adopted(&self) -> (Self, UnboundedReceiver<String>) {
         let (changed, changes) = mpsc::unbounded_channel();
-        let host = Self {
-            changed,
-            ..self.clone()
-        };
-        (host, changes)
+        self.state.lock().changed = Some(changed);
+        (self.clone(), changes)
     }
 
     /// Puts contents into the library.
@@ -129,14 +131,27 @@ impl Simulated {
 
     /// The last configuration of a network card of a machine.
     #[must_use]
-    pub fn nic(&self, machine: &str, nic: usize) -> Option<serde_json::Value> {
+    pub fn nic(&self, machine: &str, nic: usize) -> Option<PortConfig> {
         let state = self.state.lock();
         state.machines.get(machine)?.nics.get(&nic).cloned()
     }
 
+    /// All that is there: machines, volumes and contents.
+    #[must_use]
+    pub fn left(&self) -> (Inventory, Vec<String>) {
+        let state = self.state.lock();
+        let inventory = Inventory {
+            machines: state.machines.keys().cloned().collect(),
+            volumes: state.volumes.keys().cloned().collect(),
+        };
+        (inventory, state.contents.iter().cloned().collect())
+    }
+
     fn tell(&self, machine: &str) {
-        // Without a receiver the daemon is gone.
-        let _ = self.changed.send(machine.to_owned());
+        if let Some(changed) = &self.state.lock().changed {
+            // Without a receiver the daemon is gone.
+            let _ = changed.send(machine.to_owned());
+        }
     }
 
     /// Takes a step: with its delay, and perhaps with a failure.
@@ -205,7 +220,6 @@ impl Driver for Simulated {
             Ok(Inventory {
                 machines: state.machines.keys().cloned().collect(),
                 volumes: state.volumes.keys().cloned().collect(),
-                contents: state.contents.iter().cloned().collect(),
             })
         };
         self.step("listing", "everything", list).await
@@ -341,7 +355,7 @@ impl Driver for Simulated {
         &self,
         machine: &str,
         nic: usize,
-        port: &serde_json::Value,
+        port: &PortConfig,
     ) -> Result<(), DriverError> {
         let configure = |state: &mut State| {
             if let Some(machine) = state.running(machine) {
@@ -351,6 +365,10 @@ impl Driver for Simulated {
         };
         let doing = "configuring the network card of";
         self.step(doing, machine, configure).await
+    }
+
+    fn takes_ports(&self) -> bool {
+        self.config.takes_ports
     }
 
     async fn metadata_listener(&self, _: &str) -> Result<Option<UnixListener>, DriverError> {

@@ -163,11 +163,12 @@ fn nth(cidr: Ipv4Net, number: u32) -> Ipv4Addr {
     Ipv4Addr::from(u32::from(cidr.network()).wrapping_add(number))
 }
 
-/// The MAC of the card that has a private address: 02:86 and the address.
+/// The MAC of the card that has a private address: 0a:48 and the address, which
+/// every member of its network derives.
 #[must_use]
 pub fn mac_of(address: Ipv4Addr) -> [u8; 6] {
     let [a, b, c, d] = address.octets();
-    [0x02, 0x86, a, b, c, d]
+    [0x0a, 0x48, a, b, c, d]
 }
 
 /// What joins a VPC to the world.
@@ -297,6 +298,6 @@ mod tests {
         assert_eq!(free.collect::<Vec<_>>(), (4..15).collect::<Vec<_>>());
         assert_eq!(subnet.assignable(), 11);
         assert_eq!(subnet.gateway(), Ipv4Addr::new(10, 1, 4, 1));
-        assert_eq!(mac_of(subnet.gateway()), [2, 0x86, 10, 1, 4, 1]);
+        assert_eq!(mac_of(subnet.gateway()), [0x0a, 0x48, 10, 1, 4, 1]);
     }
 }

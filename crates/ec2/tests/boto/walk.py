@@ -141,7 +141,7 @@ refused("InvalidInstanceID.NotFound", ec2.describe_instances, InstanceIds=["i-01
 assert ec2.describe_volumes()["Volumes"] == [], ec2.describe_volumes()["Volumes"]
 
 # Presigned, and with a clock that is wrong.
-url = ec2.generate_presigned_url("describe_regions")
+url = ec2.generate_presigned_url("describe_regions", HttpMethod="GET")
 import urllib.request  # noqa: E402
 
 assert b"us-east-1" in urllib.request.urlopen(url).read()

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use control::{Plane, Refusal};
 use host::{Driver, Layout, Patience, Real, RealConfig, Reconciler};
@@ -20,6 +21,9 @@ use crate::cli;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::state_directory;
+
+/// Between two looks at what expires.
+const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
 /// Why there is no daemon.
 #[derive(Debug, thiserror::Error)]
@@ -151,6 +155,7 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
         directory: daemon.layout.root().display().to_string(),
         source,
     })?;
+    serving.spawn(keep_house(daemon.clone()));
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
     notify::tell("READY=1");
     signals.next().await;
@@ -161,6 +166,19 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     // Each step may be left at any point: the next daemon takes it up.
     reconciling.abort();
     Ok(())
+}
+
+/// Does what is due at its time, until the daemon ends.
+async fn keep_house(daemon: Daemon) {
+    loop {
+        if let Err(error) = daemon.plane.keep_house().await {
+            tracing::error!(%error, "keeping house");
+        }
+        tokio::select! {
+            () = tokio::time::sleep(HOUSEKEEPING) => {}
+            () = daemon.ended() => return,
+        }
+    }
 }
 
 fn patience(arguments: &cli::Daemon) -> Patience {

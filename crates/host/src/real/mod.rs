@@ -2,6 +2,7 @@
 
 mod directory;
 mod process;
+mod volumes;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use machine_protocol::launch::{Launch, RUNS};
+use machine_protocol::vpc::PortConfig;
 use machine_protocol::{Request, RunState};
 use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -48,6 +50,7 @@ pub struct RealConfig {
 /// A host of processes and files.
 pub struct Real {
     config: RealConfig,
+    files: volumes::Files,
     changed: UnboundedSender<String>,
     /// Machines whose events are followed.
     followed: Arc<Mutex<HashSet<String>>>,
@@ -61,9 +64,11 @@ impl Real {
     /// The directories cannot be made.
     pub fn new(config: RealConfig) -> std::io::Result<(Self, UnboundedReceiver<String>)> {
         directory::make(&config.layout.machines())?;
+        let files = volumes::Files::open(&config.layout).map_err(std::io::Error::other)?;
         let (changed, changes) = mpsc::unbounded_channel();
         let real = Self {
             config,
+            files,
             changed,
             followed: Arc::default(),
         };
@@ -175,7 +180,7 @@ impl Driver for Real {
     async fn inventory(&self) -> Result<Inventory, DriverError> {
         Ok(Inventory {
             machines: directory::list(&self.config.layout.machines()).await?,
-            ..Inventory::default()
+            volumes: self.files.ids().await?,
         })
     }
 
@@ -338,12 +343,20 @@ impl Driver for Real {
     async fn configure_nic(
         &self,
         machine: &str,
-        _nic: usize,
-        _port: &serde_json::Value,
+        nic: usize,
+        port: &PortConfig,
     ) -> Result<(), DriverError> {
         let directory = self.directory(machine)?;
         let doing = "configuring the network card of";
-        Err(refused_by(doing, &directory, "this holm cannot yet"))
+        let Some(mut client) = self.connect(doing, &directory).await? else {
+            return Ok(());
+        };
+        let request = Request::ConfigureNic {
+            nic: u32::try_from(nic).unwrap_or(u32::MAX),
+            port: Box::new(port.clone()),
+        };
+        let told = client.ask(&request).await.map(drop);
+        told.map_err(|error| refused(doing, &directory, &error))
     }
 
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {
@@ -356,29 +369,25 @@ impl Driver for Real {
     }
 
     async fn ensure_volume(&self, volume: &VolumeSpec) -> Result<VolumeFile, DriverError> {
-        Err(no_volumes(&volume.id))
+        self.files.ensure(volume).await
     }
 
     async fn remove_volume(&self, volume: &str) -> Result<(), DriverError> {
-        Err(no_volumes(volume))
+        self.files.remove(volume).await
     }
 
     async fn snapshot_volume(
         &self,
         volume: &str,
-        _snapshot: &str,
+        snapshot: &str,
         _machine: Option<&str>,
     ) -> Result<Content, DriverError> {
-        Err(no_volumes(volume))
+        self.files.snapshot(volume, snapshot).await
     }
 
     async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
-        Err(no_volumes(name))
+        self.files.remove_content(name).await
     }
-}
-
-fn no_volumes(id: &str) -> DriverError {
-    DriverError::refused("making", id, "this holm has no volumes yet")
 }
 
 fn refused(doing: &'static str, directory: &Directory, error: &ControlError) -> DriverError {

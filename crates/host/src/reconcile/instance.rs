@@ -16,6 +16,8 @@ use crate::driver::{Facts, MachineEnd, Observed};
 const LIVED: Duration = Duration::from_secs(60);
 /// Between two looks at what does not say when it is done.
 pub(super) const LOOK: Duration = Duration::from_millis(250);
+/// Between two looks at a machine that says nothing.
+const SEEN: Duration = Duration::from_secs(300);
 /// Its guest, or whoever asked for a stop, wanted it.
 const BY_USER: &str = "Client.UserInitiatedShutdown";
 const BY_GUEST: &str = "Client.InstanceInitiatedShutdown";
@@ -30,7 +32,7 @@ impl Reconciler {
         };
         let instance = &found.record;
         match (instance.desired, instance.state) {
-            (_, InstanceState::Terminated) => self.terminated(instance).await,
+            (_, InstanceState::Terminated) => Ok(Next::Wait),
             (Desired::Terminated, _) | (_, InstanceState::ShuttingDown) => {
                 self.terminate(instance).await
             }
@@ -175,7 +177,11 @@ impl Reconciler {
                 if instance.reboots_wanted > instance.reboots_done {
                     return self.shut_down(id, number, false, self.patience.stop).await;
                 }
-                self.attachments(instance, Some(&facts)).await
+                match self.attachments(instance, Some(&facts)).await? {
+                    // Its end is told; should that be missed, it is seen.
+                    Next::Wait => Ok(Next::After(SEEN)),
+                    next => Ok(next),
+                }
             }
             Observed::Starting { number: n } if n == number => Ok(Next::After(LOOK)),
             Observed::Ended { number: n, end } if n == number => {
@@ -292,27 +298,10 @@ impl Reconciler {
         }
         self.pressed.lock().remove(id);
         self.metadata.lock().remove(id);
+        self.told.lock().remove(id);
         self.driver.remove(id).await?;
         self.plane.instance_gone(&instance.id).await?;
         Ok(Next::Again)
-    }
-
-    /// Gone: its record is for a while.
-    async fn terminated(&self, instance: &Instance) -> Result<Next, StepError> {
-        let shown = Timestamp::now().since(instance.state_since);
-        if let Some(left) = self.patience.terminated_kept.checked_sub(shown)
-            && !left.is_zero()
-        {
-            return Ok(Next::After(left));
-        }
-        let id = instance.id.as_str();
-        self.plane
-            .transact(|batch| {
-                batch.discard::<Instance>(id);
-                Ok(())
-            })
-            .await?;
-        Ok(Next::Wait)
     }
 
     /// What was asked of an instance cannot be done; whether that could be

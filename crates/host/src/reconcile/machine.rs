@@ -36,7 +36,8 @@ impl Reconciler {
             files.push(self.volume_file(disk.volume.as_str()).await?);
         }
         self.serve_metadata(id).await?;
-        let launch = describe::launch(&self.plane, &self.layout, instance, number, &files);
+        let ports = self.driver.takes_ports();
+        let launch = describe::launch(&self.plane, &self.layout, instance, number, &files, ports);
         self.driver.launch(id, &launch).await?;
         Ok(Next::Again)
     }

@@ -5,6 +5,7 @@
 //! It keeps nothing in memory that a restart would miss.
 
 mod attachments;
+mod cards;
 mod image;
 mod instance;
 mod machine;
@@ -40,8 +41,6 @@ pub struct Patience {
     pub terminate: Duration,
     /// How many steps in a row may fail before what was asked for is given up.
     pub attempts: u32,
-    /// How long terminated instances are still shown.
-    pub terminated_kept: Duration,
     /// How long volumes without a record are kept.
     pub orphans_kept: Duration,
     /// How many records are worked on at once.
@@ -54,7 +53,6 @@ impl Default for Patience {
             stop: Duration::from_secs(120),
             terminate: Duration::from_secs(20),
             attempts: 8,
-            terminated_kept: Duration::from_secs(3600),
             orphans_kept: Duration::from_secs(24 * 3600),
             workers: 32,
         }
@@ -103,6 +101,8 @@ pub struct Reconciler {
     /// When the power button of a machine was first and last pressed, by its
     /// start.
     pressed: Mutex<HashMap<String, Pressed>>,
+    /// What network cards were told.
+    told: Mutex<cards::Told>,
     /// Metadata services of machines.
     metadata: Mutex<HashMap<String, JoinSet<()>>>,
 }
@@ -139,14 +139,15 @@ impl Reconciler {
             queue: Queue::default(),
             failures: Mutex::default(),
             pressed: Mutex::default(),
+            told: Mutex::default(),
             metadata: Mutex::default(),
         })
     }
 
-    /// Nothing is to be done, now or later.
+    /// Nothing is to be done, now or soon.
     #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.queue.is_idle()
+    pub fn is_settled(&self) -> bool {
+        self.queue.is_settled()
     }
 
     /// How many records wait for a look, now or later.
@@ -178,6 +179,7 @@ impl Reconciler {
                 machines.queue.add(Key::Instance(machine));
             }
         });
+        tasks.spawn(self.clone().tell_cards());
         let orphans = self.clone();
         tasks.spawn(async move { orphans.remove_orphans().await });
         let workers = Arc::new(Semaphore::new(self.patience.workers.max(1)));

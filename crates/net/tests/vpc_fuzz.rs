@@ -1,0 +1,324 @@
+//! Frames that no honest guest and no honest member would send to a port:
+//! nothing panics, nobody speaks with another's address, and nothing comes in
+//! that no rule and no flow lets in.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fuzzing::{Fuzz, Input};
+use machine_protocol::vpc::{Cidr, HostName, PortConfig, Protocol, Rule, mac_of};
+use net::switch::{Switch, SwitchName};
+use net::vpc::VpcNetwork;
+use net::{Abilities, Checksum, Link, Network, Offload, Segmentation};
+use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpProtocol, Ipv4Packet, TcpPacket};
+
+const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 4);
+const PEER: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 9);
+const FAR: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 5);
+
+const WORDS: [&[u8]; 14] = [
+    b"\x08\x00",
+    b"\x86\xdd",
+    b"\x08\x06",
+    &[10, 0, 1, 4],
+    &[10, 0, 1, 9],
+    &[10, 0, 2, 5],
+    &[10, 0, 0, 2],
+    &[169, 254, 169, 254],
+    &[255, 255, 255, 255],
+    &[0, 22],
+    &[0, 53],
+    &[0, 67],
+    &[0x45, 0, 0, 40],
+    &[0x63, 0x82, 0x53, 0x63, 53, 1, 1],
+];
+
+fn config() -> PortConfig {
+    let block = |text: &str| text.parse::<Cidr>().unwrap();
+    let mut config = PortConfig::new(GUEST, block("10.0.1.0/24"), vec![block("10.0.0.0/16")]);
+    config.domain = Some("ec2.internal".into());
+    config.names = vec![HostName {
+        name: "db".into(),
+        addresses: vec![FAR.into()],
+    }];
+    config.ingress = vec![Rule::ports(
+        Protocol::TCP,
+        22,
+        22,
+        vec![block("10.0.1.0/24")],
+    )];
+    // Nothing leaves this host.
+    config.egress = vec![Rule::all(Protocol::All, vec![block("10.0.0.0/16")])];
+    config
+}
+
+/// The head of a frame that comes close to what is taken.
+fn frame(input: &mut Input<'_>, from_guest: bool) -> Vec<u8> {
+    let shape = input.u8();
+    let (own, other) = (
+        GUEST,
+        input.pick(&[PEER, FAR, PEER, Ipv4Addr::new(8, 8, 8, 8)]),
+    );
+    let (from, to) = if from_guest {
+        (own, other)
+    } else {
+        (other, own)
+    };
+    let special = [
+        Ipv4Addr::new(10, 0, 1, 1),
+        Ipv4Addr::new(10, 0, 0, 2),
+        Ipv4Addr::BROADCAST,
+    ];
+    let to = if shape & 0x30 == 0x30 {
+        input.pick(&special)
+    } else {
+        to
+    };
+    let mut out = Vec::new();
+    out.extend(mac_of(to));
+    out.extend(mac_of(from));
+    let length = usize::from(input.u8()) + 20;
+    let body = input.bytes(length);
+    match shape & 7 {
+        0 => return body.to_vec(),
+        1 => {
+            out.extend([8, 6]);
+            out.extend(body);
+            return out;
+        }
+        2 => {
+            out.extend([0x86, 0xdd]);
+            out.extend(body);
+            return out;
+        }
+        _ => out.extend([8, 0]),
+    }
+    let protocol = input.pick(&[6, 17, 1, 6, 17, 50]);
+    let total = (20 + body.len()) as u16;
+    let mut header = vec![0x45, 0];
+    header.extend(total.to_be_bytes());
+    header.extend([0, 7]);
+    header.extend(input.pick(&[[0x40, 0], [0x40, 0], [0x20, 0], [0, 1], [0x20, 9]]));
+    header.extend([input.pick(&[64, 1, 0]), protocol, 0, 0]);
+    header.extend(from.octets());
+    header.extend(to.octets());
+    let mut ip = Ipv4Packet::new_unchecked(&mut header);
+    ip.fill_checksum();
+    out.extend(header);
+    out.extend(body);
+    out
+}
+
+fn drain(link: &mut dyn Link, mut seen: impl FnMut(&[u8])) {
+    link.turn(Instant::now());
+    for _ in 0..10_000 {
+        let Some(frame) = link.incoming().unwrap() else {
+            return;
+        };
+        seen(frame.bytes);
+        link.consume();
+    }
+    panic!("frames without end");
+}
+
+/// What left by the switch is the guest's own.
+fn honest(frame: &[u8]) {
+    let ethernet = EthernetFrame::new_checked(frame).unwrap();
+    assert_eq!(ethernet.src_addr().0, mac_of(GUEST));
+    assert_eq!(
+        ethernet.ethertype(),
+        EthernetProtocol::Ipv4,
+        "only IP crosses"
+    );
+    let ip = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
+    assert_eq!(ip.src_addr(), GUEST);
+    assert!(ip.verify_checksum());
+    let to = ip.dst_addr();
+    assert_eq!(ethernet.dst_addr().0, mac_of(to));
+    assert!(to.octets().starts_with(&[10, 0]) && to != GUEST, "{to}");
+}
+
+/// What came in by the switch is allowed, or answers the guest.
+fn allowed(frame: &[u8], spoken: &[(IpAddr, u8)]) -> u8 {
+    let ethernet = EthernetFrame::new_checked(frame).unwrap();
+    if ethernet.ethertype() != EthernetProtocol::Ipv4 {
+        return 1;
+    }
+    let ip = Ipv4Packet::new_checked(ethernet.payload()).unwrap();
+    let from = ip.src_addr();
+    // The gateway's and the name server's own.
+    if from == Ipv4Addr::new(10, 0, 1, 1) || from == Ipv4Addr::new(10, 0, 0, 2) {
+        return 2;
+    }
+    assert_eq!(ip.dst_addr(), GUEST);
+    assert_eq!(ethernet.src_addr().0, mac_of(from));
+    let near = from.octets().starts_with(&[10, 0, 1]);
+    let ssh = near
+        && ip.next_header() == IpProtocol::Tcp
+        && ip.frag_offset() == 0
+        && TcpPacket::new_unchecked(ip.payload()).dst_port() == 22;
+    let follows = near && ip.frag_offset() > 0 && ip.next_header() == IpProtocol::Tcp;
+    let answer = spoken.iter().any(|(to, _)| *to == IpAddr::V4(from));
+    let error = ip.next_header() == IpProtocol::Icmp && !spoken.is_empty();
+    assert!(ssh || follows || answer || error, "{ip}");
+    3
+}
+
+#[test]
+fn a_port_between_a_bad_guest_and_bad_members() {
+    let directory = tempfile::tempdir().unwrap();
+    let network = VpcNetwork::new(directory.path(), config()).unwrap();
+    let mut port = network.open(1).unwrap().remove(0);
+    let mut raw = member(directory.path());
+    for _ in 0..20 {
+        // Hellos.
+        drain(&mut *port, |_| {});
+        drain(&mut *raw, |_| {});
+    }
+    let fuzz = Fuzz {
+        name: "vpc",
+        crate_directory: env!("CARGO_MANIFEST_DIR"),
+        scratch: env!("CARGO_TARGET_TMPDIR"),
+        words: &WORDS,
+        longest: 1200,
+    };
+    let mut spoken = Vec::new();
+    fuzz.run(|bytes| {
+        let mut input = Input::new(bytes);
+        let mut behaviour = Vec::new();
+        for _ in 0..8 {
+            if input.is_empty() {
+                break;
+            }
+            let from_guest = input.u8() & 1 == 0;
+            let frame = frame(&mut input, from_guest);
+            let offload = offload(&mut input);
+            if from_guest {
+                let sent = port.transmit(&offload, &frame).unwrap();
+                behaviour.push(sent as u8);
+            } else {
+                raw.transmit(&offload, &frame).unwrap();
+            }
+            drain(&mut *raw, |frame| {
+                honest(frame);
+                let ip = Ipv4Packet::new_unchecked(&frame[14..]);
+                let flow = (IpAddr::V4(ip.dst_addr()), 0);
+                if !spoken.contains(&flow) {
+                    spoken.push(flow);
+                }
+            });
+            drain(&mut *port, |frame| behaviour.push(allowed(frame, &spoken)));
+        }
+        let m = network.metrics();
+        let counts = m.iter().map(|(_, n)| u64::BITS - n.leading_zeros());
+        (behaviour, counts.collect::<Vec<_>>())
+    });
+    let m = network.metrics();
+    assert!(
+        m.dropped_spoofed > 0 && m.dropped_ingress > 0 && m.vpc_sent_packets > 0,
+        "{m:?}"
+    );
+    assert!(m.tracked_now <= 16_384);
+}
+
+fn offload(input: &mut Input<'_>) -> Offload {
+    let mut offload = Offload::default();
+    if input.u8() & 3 == 0 {
+        let (start, offset) = (input.u16(), input.u16());
+        offload.checksum = Checksum::Partial { start, offset };
+        let size = input.u16().max(1);
+        offload.segmentation = input.pick(&[
+            Segmentation::None,
+            Segmentation::Tcp4 { size },
+            Segmentation::Udp { size },
+        ]);
+    }
+    offload
+}
+
+/// A member of the switch without any port before it.
+fn member(directory: &Path) -> Box<dyn Link> {
+    let name: SwitchName = "raw".parse().unwrap();
+    let switch = Switch::at(directory, &name, 1500).unwrap();
+    let mut link = switch.open(1).unwrap().remove(0);
+    link.set_guest_abilities(Abilities {
+        partial_checksum: true,
+        tcp4: true,
+        tcp6: true,
+        udp: true,
+    });
+    link
+}
+
+/// Rules change under a running flow, and other VPCs hear nothing.
+#[test]
+fn rules_change_live_and_vpcs_are_apart() {
+    let directory = tempfile::tempdir().unwrap();
+    let network = VpcNetwork::new(directory.path(), config()).unwrap();
+    let mut port = network.open(1).unwrap().remove(0);
+    let mut raw = member(directory.path());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let mut stranger = member(elsewhere.path());
+    let start = Instant::now();
+    let mut passes = |network: &VpcNetwork, port_number: u16, source: u16| {
+        let segment = syn(PEER, GUEST, source, port_number);
+        raw.transmit(&Offload::default(), &segment).unwrap();
+        let mut seen = 0;
+        let before = network.metrics();
+        loop {
+            drain(&mut *port, |frame| seen += usize::from(frame == segment));
+            drain(&mut *raw, |_| {});
+            drain(&mut *stranger, |_| panic!("another VPC's frame"));
+            let now = network.metrics();
+            if seen > 0 || now.dropped_ingress > before.dropped_ingress {
+                return seen > 0;
+            }
+            if start.elapsed() > Duration::from_secs(60) {
+                panic!("neither passed nor dropped");
+            }
+            // Until both have said hello, frames may be lost.
+            raw.transmit(&Offload::default(), &segment).unwrap();
+        }
+    };
+    assert!(passes(&network, 22, 1000));
+    assert!(!passes(&network, 80, 1000));
+    let mut other = config();
+    other.ingress = vec![Rule::ports(
+        Protocol::TCP,
+        80,
+        80,
+        vec!["0.0.0.0/0".parse().unwrap()],
+    )];
+    network.configure(other.clone()).unwrap();
+    assert!(passes(&network, 80, 1001));
+    assert!(passes(&network, 22, 1000), "a tracked flow goes on");
+    assert!(!passes(&network, 22, 1002));
+    // A configuration that is refused changes nothing.
+    let mut bad = other.clone();
+    bad.address = PEER;
+    assert!(network.configure(bad).is_err());
+    other.version = 9;
+    assert!(network.configure(other).is_err());
+    assert!(passes(&network, 80, 1003));
+    let saved = network.save();
+    let again = VpcNetwork::new(elsewhere.path(), config()).unwrap();
+    again.restore(saved).unwrap();
+    assert!(again.metrics().tracked_now >= 3);
+}
+
+fn syn(from: Ipv4Addr, to: Ipv4Addr, source: u16, destination: u16) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend(mac_of(to));
+    out.extend(mac_of(from));
+    out.extend([8, 0]);
+    let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
+    ip.extend(from.octets());
+    ip.extend(to.octets());
+    Ipv4Packet::new_unchecked(&mut ip).fill_checksum();
+    out.extend(ip);
+    out.extend(source.to_be_bytes());
+    out.extend(destination.to_be_bytes());
+    out.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    out
+}
