@@ -6,16 +6,7 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// A program the work needs, the Debian package that has it, and what for.
-pub struct Need {
-    /// Program looked for on the search path (and in the sbin directories), or
-    /// an absolute path of a file.
-    pub program: &'static str,
-    /// Debian package.
-    pub package: &'static str,
-    /// Completes "needed to ...".
-    pub purpose: &'static str,
-}
+pub use images::recipe::Need;
 
 /// Makes sure that every program is there; installs what is missing if it may.
 ///

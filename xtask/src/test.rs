@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 
 use crate::host::{self, Need};
@@ -121,25 +121,85 @@ pub fn test(arguments: &Test) -> Result<ExitCode> {
         image::make(Name::Debian, false)?;
         image::make(Name::DebianDisk, false)?;
         eprintln!("xtask: images: {:.0?}", start.elapsed());
-        // Guests measure time and idleness: not all at once.
-        stage(
-            "end-to-end tests on real guests",
-            &[
-                "test",
-                "--release",
-                "-p",
-                "holm",
-                "--test",
-                "*",
-                "--",
-                "--test-threads=2",
-            ],
-        )?;
+        guests()?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn stage(name: &str, arguments: &[&str]) -> Result<()> {
+/// End-to-end tests that are one long story each, mostly on one CPU: all of
+/// them go at once, and measure nothing that others could disturb.
+const STORIES: &[&str] = &["e2e_kvm", "e2e_work"];
+
+fn guests() -> Result<()> {
+    let names = test_names()?;
+    let (stories, others): (Vec<&str>, Vec<&str>) = names
+        .iter()
+        .map(String::as_str)
+        .partition(|name| STORIES.contains(name));
+    let arguments = |names: &[&str]| -> Vec<String> {
+        let mut words = vec!["test".to_owned(), "--release".into(), "-p".into()];
+        words.push("holm".into());
+        for name in names {
+            words.extend(["--test".to_owned(), (*name).to_owned()]);
+        }
+        // Guests measure time and idleness: not all at once.
+        words.extend(["--".to_owned(), "--test-threads=2".into()]);
+        words
+    };
+    stage("end-to-end tests on real guests", &arguments(&others))?;
+    let start = Instant::now();
+    eprintln!(
+        "xtask: long end-to-end tests, at once: {}",
+        stories.join(", ")
+    );
+    let ended = std::thread::scope(|scope| {
+        let start = |name: &&str| {
+            let words = arguments(&[name]);
+            scope.spawn(move || host::cargo().args(words).output())
+        };
+        let running: Vec<_> = stories.iter().map(start).collect();
+        let joined = running.into_iter().map(|thread| thread.join());
+        joined.collect::<Vec<_>>()
+    });
+    let mut failed = Vec::new();
+    for (name, ended) in stories.iter().zip(ended) {
+        let output = ended.map_err(|_| anyhow!("the thread of {name} ended"))?;
+        let output = output.with_context(|| format!("starting {name}"))?;
+        for text in [&output.stderr, &output.stdout] {
+            println!("{}", String::from_utf8_lossy(text));
+        }
+        if !output.status.success() {
+            failed.push(*name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("long end-to-end tests failed: {}", failed.join(", "));
+    }
+    eprintln!(
+        "xtask: long end-to-end tests: passed in {:.0?}",
+        start.elapsed()
+    );
+    Ok(())
+}
+
+/// The end-to-end tests that there are.
+fn test_names() -> Result<Vec<String>> {
+    let directory = host::root().join("crates/holm/tests");
+    let failed = || format!("listing {}", directory.display());
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&directory).with_context(failed)? {
+        let path = entry.with_context(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "rs")
+            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
+        {
+            names.push(name.to_owned());
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+fn stage(name: &str, arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<()> {
     let start = Instant::now();
     eprintln!("xtask: {name}");
     host::run(host::cargo().args(arguments)).with_context(|| name.to_owned())?;

@@ -12,6 +12,7 @@ use crate::background;
 use crate::disk_images;
 use crate::disk_option;
 use crate::exit_code;
+use crate::image_library;
 use crate::named;
 use crate::network;
 use crate::peripherals;
@@ -61,6 +62,11 @@ pub enum Command {
     /// Example: holm disk create --backing debian.img web1.qcow2
     #[command(subcommand)]
     Disk(disk_images::Command),
+    /// Builds, imports, lists, checks, exports and removes images
+    ///
+    /// Example: holm image build debian
+    #[command(subcommand)]
+    Image(image_library::Command),
     /// Runs a program in a machine, through qemu-guest-agent in the guest
     ///
     /// Output comes while the program runs; the status is the program's, or 128 and the number
@@ -254,8 +260,8 @@ pub struct Machine {
 /// `holm run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// Image made by `cargo xtask image` or a directory with an image.json (debian, ./my-image),
-    /// or a whole-disk image or block device (disk.img)
+    /// Image of the library (`holm image ls`) or made by `cargo xtask image`, or a directory with an
+    /// image.json (debian, web@2, ./my-image), or a whole-disk image or block device (disk.img)
     #[arg(value_name = "IMAGE|DISK", required_unless_present = "kernel")]
     pub image: Option<String>,
 

@@ -8,6 +8,8 @@ use std::path::{Component, Path, PathBuf};
 use disk::Format;
 use serde::Deserialize;
 
+use crate::image_library;
+
 /// The only version of `image.json` so far.
 const VERSION: u32 = 1;
 /// No description is this long.
@@ -43,8 +45,8 @@ pub struct Template {
 pub enum ImageError {
     /// No directory of this name.
     #[error(
-        "there is no image {name:?}: neither a directory with an image.json, nor a disk, nor made \
-         by `cargo xtask image` (looked in {looked})"
+        "there is no image {name:?}: neither in the library (`holm image ls`), nor a directory with \
+         an image.json, nor a disk, nor made by `cargo xtask image` (looked in {looked})"
     )]
     Missing {
         /// As given.
@@ -52,6 +54,9 @@ pub enum ImageError {
         /// The directory of made images.
         looked: String,
     },
+    /// The library has it, and it cannot be used.
+    #[error("{0}")]
+    Library(String),
     /// The description cannot be read.
     #[error("reading {path}: {error}")]
     Unreadable {
@@ -130,6 +135,12 @@ impl Target {
     /// [`ImageError`].
     pub fn find(name: &str, images: Option<&Path>) -> Result<Self, ImageError> {
         match Image::find(name, images) {
+            Err(missing @ ImageError::Missing { .. }) if !Path::new(name).exists() => {
+                match library(name)? {
+                    Some(file) => Ok(Self::Image(Image::of_library(file))),
+                    None => Err(missing),
+                }
+            }
             // What it is, the disk's reader tells better than this.
             Err(ImageError::Missing { .. }) if Path::new(name).exists() && !is_directory(name) => {
                 Ok(Self::Disk(name.into()))
@@ -139,11 +150,30 @@ impl Target {
     }
 }
 
+/// The disk of an image of the library.
+fn library(name: &str) -> Result<Option<PathBuf>, ImageError> {
+    image_library::find(name).map_err(|e| ImageError::Library(e.to_string()))
+}
+
 fn is_directory(name: &str) -> bool {
     Path::new(name).is_dir()
 }
 
 impl Image {
+    /// A disk of the library, which starts by what it holds.
+    fn of_library(file: PathBuf) -> Self {
+        Self {
+            kernel: None,
+            initrd: None,
+            cmdline: String::new(),
+            disks: vec![Template {
+                file,
+                format: Format::Raw,
+                readonly: false,
+            }],
+        }
+    }
+
     /// Finds an image by its name, or by the path of its directory.
     ///
     /// # Errors

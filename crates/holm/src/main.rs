@@ -16,6 +16,7 @@ mod exit_code;
 mod failure;
 mod guest;
 mod image;
+mod image_library;
 mod machine_process;
 mod named;
 mod network;
@@ -52,6 +53,7 @@ fn main() -> ! {
         Command::Run(run) => run::run(run),
         Command::BootEntries(entries) => boot_entries::run(entries),
         Command::Disk(command) => disk_images::run(command),
+        Command::Image(command) => image_library::run(command),
         Command::Exec(arguments) => agent::exec(arguments),
         Command::Cp(arguments) => agent::copy(arguments),
         Command::Balloon(arguments) => agent::balloon(arguments),

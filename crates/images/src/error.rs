@@ -75,6 +75,26 @@ pub enum ImagesError {
         /// The one that is known.
         known: u64,
     },
+    /// A download that did not come.
+    #[error("downloading {url}: {why}")]
+    Fetch {
+        /// From where, without what could be secret.
+        url: String,
+        /// Why not.
+        why: String,
+    },
+    /// A file that is not what it was said to be.
+    #[error(
+        "{file} has the checksum {found}, not {wanted}: it is damaged or another file; nothing was imported"
+    )]
+    Checksum {
+        /// The file or URL.
+        file: String,
+        /// What it has.
+        found: String,
+        /// What was told.
+        wanted: String,
+    },
     /// What is imported or asked for does not fit.
     #[error("{0}")]
     Refused(String),

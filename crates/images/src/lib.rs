@@ -11,17 +11,20 @@
 
 mod digest;
 mod error;
+mod export;
 mod files;
 mod foreign;
 mod import;
 mod library;
+pub mod recipe;
 mod staging;
 mod volumes;
 
 pub use digest::{Digest, DigestError};
 pub use error::ImagesError;
+pub use export::export_disk;
 pub use foreign::{ForeignFormat, ImportFormat, Vhd, Vmdk};
-pub use import::ImportOptions;
+pub use import::{Checksum, Compression, ImportOptions, Location, Stage, StageProgress};
 pub use library::{
     Health, Library, Manifest, NameRecord, NameVersion, Pruned, Reference, Stored, Target,
 };

@@ -1,72 +1,32 @@
-//! Image `debian-disk`: Debian bookworm as people run it, on a whole disk that
-//! starts by its own GRUB configuration, with ssh, cloud-init and the guest
-//! agent.
+//! Image `debian-disk`: the Debian that `holm image build` builds, with what
+//! tests and benchmarks use.
 
-use std::fs;
 use std::path::Path;
 
 use anyhow::Result;
+use images::recipe::{Apt, BASE_PACKAGES, Build, Recipe};
 
-use super::{Made, apt::Apt, debian};
-use crate::host::{self, Need};
+use super::Made;
 
-pub(super) const RECIPE: &[&[u8]] = &[
-    include_bytes!("debian.rs"),
-    include_bytes!("debian_disk.rs"),
-    CONFIGURE.as_bytes(),
-    include_bytes!("../../images/debian-disk/assemble"),
-    include_bytes!("../../images/debian/console-size.service"),
-    include_bytes!("../../images/console-size"),
-];
-const CONFIGURE: &str = include_str!("../../images/debian-disk/configure");
-pub(super) const PACKAGES: &[&str] = &[
-    "ca-certificates",
-    "cloud-guest-utils",
-    "cloud-init",
-    "curl",
-    "dbus",
-    "e2fsprogs",
-    "ethtool",
-    "fdisk",
-    "fio",
-    "grub-common",
-    "grub2-common",
-    "initramfs-tools",
-    "iperf3",
-    "iproute2",
-    "iputils-ping",
-    "kmod",
-    "less",
-    "openssh-client",
-    "openssh-server",
-    "procps",
-    "python3-minimal",
-    "qemu-guest-agent",
-    "sudo",
-    "systemd",
-    "systemd-resolved",
-    "systemd-sysv",
-    "udev",
-    "zstd",
-];
-pub(super) const NEEDS: &[Need] = &[
-    Need {
-        program: "sfdisk",
-        package: "fdisk",
-        purpose: "make the partitions of the guest's disk",
-    },
-    Need {
-        program: "mkfs.vfat",
-        package: "dosfstools",
-        purpose: "make the guest's EFI system partition",
-    },
-];
+/// What is made.
+pub(super) fn recipe() -> Result<Recipe> {
+    let text = include_str!("../../images/debian-disk.toml");
+    Ok(Recipe::parse(text, "debian-disk.toml", Path::new(""))?)
+}
+
+/// All packages that it names.
+pub(super) fn packages(recipe: &Recipe) -> Vec<&str> {
+    let own = recipe.packages.iter().map(String::as_str);
+    BASE_PACKAGES.iter().copied().chain(own).collect()
+}
 
 pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
-    let tree = debian::install_any(apt, PACKAGES, Some(CONFIGURE), directory)?;
-    let recipe = host::root().join("xtask/images/debian-disk");
-    debian::with_ids(&recipe, "assemble", &tree, directory)?;
-    fs::remove_file(&tree)?;
+    let build = Build {
+        recipe: &recipe()?,
+        apt,
+        directory,
+    };
+    build.run(&mut |step| eprintln!("xtask: {step}"))?;
     Ok(Made {
         kernel: false,
         cmdline: "",

@@ -5,7 +5,6 @@
 //! to `.store/DIGEST`, which holds the files and `image.json` (version 1; read
 //! by `holm run`): an image in use is never changed under its user.
 
-mod apt;
 mod cpio;
 mod debian;
 mod debian_disk;
@@ -20,14 +19,12 @@ use clap::ValueEnum;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use images::recipe::{Apt, BASE_NEEDS, Build, KERNEL, SUITE};
+
 use crate::host;
-use apt::Apt;
 
 pub use cpio::Archive;
 pub use tiny::base;
-
-/// Metapackage of the kernel of all images.
-const KERNEL: &str = "linux-image-cloud-amd64";
 
 /// The images that can be made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -78,14 +75,11 @@ pub fn make(name: Name, force: bool) -> Result<PathBuf> {
         },
     ])?;
     if name != Name::Tiny {
-        host::ensure(debian::NEEDS)?;
-    }
-    if name == Name::DebianDisk {
-        host::ensure(debian_disk::NEEDS)?;
+        host::ensure(BASE_NEEDS)?;
     }
     let images = host::cache()?.join("images");
     let link = images.join(name.as_str());
-    let apt = Apt::open(force)?;
+    let apt = apt(force)?;
     let digest = digest(name, &apt)?;
     let stored = images.join(".store").join(&digest);
     if !force && stored.join("image.json").is_file() {
@@ -131,7 +125,7 @@ pub fn make(name: Name, force: bool) -> Result<PathBuf> {
 /// If the package cannot be had.
 pub fn busybox(path: &Path) -> Result<()> {
     let unpacked = path.with_extension("unpacked");
-    Apt::open(false)?.unpack("busybox-static", &unpacked)?;
+    apt(false)?.unpack("busybox-static", &unpacked)?;
     fs::copy(unpacked.join("bin/busybox"), path).context("copying busybox")?;
     fs::remove_dir_all(&unpacked).context("removing the unpacked package")
 }
@@ -142,18 +136,32 @@ pub fn busybox(path: &Path) -> Result<()> {
 /// # Errors
 /// If a package cannot be had.
 pub fn unpack(packages: &[&str], into: &Path) -> Result<()> {
-    let apt = Apt::open(false)?;
+    let apt = apt(false)?;
     packages
         .iter()
-        .try_for_each(|package| apt.unpack(package, into))
+        .try_for_each(|package| Ok(apt.unpack(package, into)?))
+}
+
+/// The packages of the guests' release.
+fn apt(refresh: bool) -> Result<Apt> {
+    Ok(Apt::open(
+        &host::cache()?.join("apt"),
+        SUITE,
+        None,
+        refresh,
+    )?)
 }
 
 /// SHA-256 over all that determines the image's content.
 fn digest(name: Name, apt: &Apt) -> Result<String> {
+    let recipe = debian_disk::recipe()?;
+    let text = Build::text(&recipe);
+    let disk: [&[u8]; 2] = [include_bytes!("debian_disk.rs"), text.as_bytes()];
+    let disk_packages = debian_disk::packages(&recipe);
     let (files, packages) = match name {
         Name::Tiny => (tiny::RECIPE, tiny::PACKAGES),
         Name::Debian => (debian::RECIPE, debian::PACKAGES),
-        Name::DebianDisk => (debian_disk::RECIPE, debian_disk::PACKAGES),
+        Name::DebianDisk => (&disk[..], disk_packages.as_slice()),
     };
     let mut hash = Sha256::new();
     for file in files {

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use images::recipe::{self, Apt, KERNEL};
 
 use super::cpio::Archive;
-use super::{KERNEL, Made, apt::Apt, starting_with};
+use super::{Made, starting_with};
 
 pub(super) const RECIPE: &[&[u8]] = &[
     include_bytes!("tiny.rs"),
@@ -15,7 +16,7 @@ pub(super) const RECIPE: &[&[u8]] = &[
     include_bytes!("../../images/tiny/init"),
     CONSOLE_SIZE,
 ];
-const CONSOLE_SIZE: &[u8] = include_bytes!("../../images/console-size");
+const CONSOLE_SIZE: &[u8] = recipe::CONSOLE_SIZE.as_bytes();
 pub(super) const PACKAGES: &[&str] = &["busybox-static"];
 
 /// What the guest loads, in the order in which they need each other.

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 pub use arguments::Command;
 use arguments::{Check, Commit, Compare, Convert, Create, InfoOf, Rebase, Resize, SizeChange};
-use progress::Meter;
+pub use progress::Meter;
 
 use crate::cli::Output;
 use crate::console::terminal;
@@ -44,7 +44,7 @@ struct Answer<T> {
     answer: T,
 }
 
-fn print_json(answer: impl Serialize) {
+pub fn print_json(answer: impl Serialize) {
     let answer = Answer { version: 1, answer };
     // Data without maps of odd keys always has a form.
     let text = serde_json::to_string_pretty(&answer).unwrap_or_default();
@@ -138,12 +138,12 @@ fn info(arguments: &InfoOf) -> Result<u8, Failure> {
 }
 
 /// A text without what could work on the terminal.
-fn printable(text: &str) -> String {
+pub fn printable(text: &str) -> String {
     bootdisk::isolated::printable(text).to_string()
 }
 
 /// A size for people, exact in bytes too.
-fn people(bytes: u64) -> String {
+pub fn people(bytes: u64) -> String {
     for (shift, unit) in [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")] {
         if bytes >= 1 << shift {
             let tenths = (u128::from(bytes) * 10) >> shift;

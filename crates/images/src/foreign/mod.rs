@@ -4,6 +4,7 @@
 mod bytes;
 mod vhd;
 mod vmdk;
+mod write;
 
 use std::fs::File;
 use std::path::Path;
@@ -14,6 +15,7 @@ use crate::ImagesError;
 
 pub use vhd::Vhd;
 pub use vmdk::Vmdk;
+pub(crate) use write::{write_new, write_vhd, write_vmdk};
 
 pub use disk::ForeignFormat;
 

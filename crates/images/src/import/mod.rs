@@ -1,6 +1,10 @@
 //! Bringing disks into the library.
 
+mod bring;
+mod checksum;
+mod fetch;
 mod source;
+mod unpack;
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -14,7 +18,12 @@ use crate::library::{self, DISK, Library};
 use crate::staging::{self, Staging};
 use crate::{Digest, ImagesError, ImportFormat, Manifest, Progress, files};
 
-pub(crate) use source::{Source, open, open_trusted};
+pub use bring::{Location, Stage, StageProgress};
+pub use checksum::Checksum;
+pub(crate) use source::Source;
+use source::open;
+pub(crate) use source::open_trusted;
+pub use unpack::Compression;
 
 /// What is noted of an image when it is imported.
 #[derive(Clone, Debug, Default)]

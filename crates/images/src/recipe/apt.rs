@@ -6,59 +6,80 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result, bail};
+use super::program::{RecipeError, output};
+use crate::files::write_whole;
 
-use crate::host;
-
-/// The release the images are made of.
+/// The release the images are made of, unless a recipe says otherwise.
 pub const SUITE: &str = "bookworm";
-/// Releases that a Debian host's sources may name instead.
-const OTHER_SUITES: [&str; 6] = ["stable", "trixie", "forky", "testing", "sid", "bullseye"];
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+/// Releases that a Debian host's sources may name.
+const SUITES: [&str; 7] = [
+    "stable", "bookworm", "trixie", "forky", "testing", "sid", "bullseye",
+];
+/// The keys that packages are checked with, of the host and in the guest.
+pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Age at which package lists are fetched again.
 const STALE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A private apt.
+#[derive(Debug)]
 pub struct Apt {
     directory: PathBuf,
+    suite: String,
 }
 
 impl Apt {
-    /// Prepares the private state; fetches the package lists if they are
-    /// missing, a week old, or `refresh` asks for it.
+    /// Prepares the private state in `directory`; fetches the package lists if
+    /// they are missing, a week old, or `refresh` asks for it. Packages come
+    /// from `mirror`, or from where the host's own do.
     ///
     /// # Errors
     /// If the host has no Debian sources, or the lists cannot be had at all.
-    pub fn open(refresh: bool) -> Result<Self> {
+    pub fn open(
+        directory: &Path,
+        suite: &str,
+        mirror: Option<&str>,
+        refresh: bool,
+    ) -> Result<Self, RecipeError> {
         let apt = Self {
-            directory: host::cache()?.join("apt"),
+            directory: directory.to_path_buf(),
+            suite: suite.into(),
         };
+        let failed = |e| RecipeError::host(directory, "prepare", e);
         for part in ["lists/partial", "cache/archives/partial"] {
-            let path = apt.directory.join(part);
-            fs::create_dir_all(&path).with_context(|| format!("making {}", path.display()))?;
+            fs::create_dir_all(apt.directory.join(part)).map_err(failed)?;
         }
-        let sources = host_sources()?;
+        let sources = match mirror {
+            Some(mirror) => of_mirror(mirror, suite)?,
+            None => host_sources(suite)?,
+        };
         let unchanged = fs::read_to_string(apt.sources()).is_ok_and(|old| old == sources);
-        fs::write(apt.sources(), &sources)?;
-        fs::write(apt.directory.join("status"), "")?;
+        write_whole(&apt.sources(), sources.as_bytes()).map_err(failed)?;
+        fs::write(apt.directory.join("status"), "").map_err(failed)?;
         let stamp = apt.directory.join("updated");
         let age = fs::metadata(&stamp)
             .and_then(|m| m.modified())
             .ok()
             .and_then(|t| SystemTime::now().duration_since(t).ok());
         if refresh || !unchanged || age.is_none_or(|a| a > STALE) {
-            match host::output(apt.command("apt-get").args(["-q", "-y", "update"])) {
-                Ok(_) => fs::write(&stamp, "")?,
+            match output(apt.command("apt-get").args(["-q", "-y", "update"])) {
+                Ok(_) => fs::write(&stamp, "").map_err(failed)?,
                 Err(error) if unchanged && age.is_some() => {
-                    eprintln!("xtask: going on with old package lists: {error:#}");
+                    tracing::warn!("going on with old package lists: {error}");
                 }
-                Err(error) => return Err(error.context("fetching the package lists")),
+                Err(error) => return Err(error),
             }
         }
         Ok(apt)
     }
 
+    /// The release.
+    #[must_use]
+    pub fn suite(&self) -> &str {
+        &self.suite
+    }
+
     /// The sources as a one-line-style file, for mmdebstrap.
+    #[must_use]
     pub fn sources(&self) -> PathBuf {
         self.directory.join("sources.list")
     }
@@ -88,8 +109,8 @@ impl Apt {
     ///
     /// # Errors
     /// If one does not exist.
-    pub fn versions(&self, packages: &[&str]) -> Result<Vec<(String, String)>> {
-        let text = host::output(
+    pub fn versions(&self, packages: &[&str]) -> Result<Vec<(String, String)>, RecipeError> {
+        let text = output(
             self.command("apt-cache")
                 .env("LC_ALL", "C")
                 .arg("policy")
@@ -100,7 +121,12 @@ impl Apt {
             .map(|package| {
                 candidate(&text, package)
                     .map(|version| ((*package).to_owned(), version))
-                    .with_context(|| format!("the host's package sources have no {package}"))
+                    .ok_or_else(|| {
+                        RecipeError::Sources(format!(
+                            "the package sources have no {package} for {}",
+                            self.suite
+                        ))
+                    })
             })
             .collect()
     }
@@ -109,8 +135,8 @@ impl Apt {
     ///
     /// # Errors
     /// If there is none.
-    pub fn dependency(&self, package: &str) -> Result<String> {
-        let text = host::output(
+    pub fn dependency(&self, package: &str) -> Result<String, RecipeError> {
+        let text = output(
             self.command("apt-cache")
                 .env("LC_ALL", "C")
                 .args(["depends", package]),
@@ -118,14 +144,15 @@ impl Apt {
         text.lines()
             .find_map(|line| line.trim().strip_prefix("Depends: "))
             .map(str::to_owned)
-            .with_context(|| format!("package {package} depends on nothing"))
+            .ok_or_else(|| RecipeError::Sources(format!("package {package} depends on nothing")))
     }
 
     /// Downloads a package (once per version) and unpacks it into `into`.
     ///
     /// # Errors
     /// If apt or dpkg-deb fail.
-    pub fn unpack(&self, package: &str, into: &Path) -> Result<()> {
+    pub fn unpack(&self, package: &str, into: &Path) -> Result<(), RecipeError> {
+        let failed = |e| RecipeError::host(into, "unpack a package to", e);
         let (_, version) = self.versions(&[package])?.remove(0);
         let kept = self
             .directory
@@ -135,20 +162,21 @@ impl Apt {
             let scratch = self
                 .directory
                 .join(format!("download-{}", std::process::id()));
-            fs::create_dir_all(&scratch)?;
+            fs::create_dir_all(&scratch).map_err(failed)?;
             let mut download = self.command("apt-get");
             download
                 .current_dir(&scratch)
                 .args(["-q", "download", package]);
-            host::output(&mut download)?;
-            let deb = fs::read_dir(&scratch)?
+            output(&mut download)?;
+            let deb = fs::read_dir(&scratch)
+                .map_err(failed)?
                 .filter_map(|entry| Some(entry.ok()?.path()))
-                .find(|path| path.extension().is_some_and(|e| e == "deb"))
-                .with_context(|| format!("apt-get downloaded no file for {package}"))?;
-            fs::rename(deb, &kept)?;
-            fs::remove_dir_all(&scratch)?;
+                .find(|path| path.extension().is_some_and(|e| e == "deb"));
+            let missing = || RecipeError::Sources(format!("apt-get brought no file for {package}"));
+            fs::rename(deb.ok_or_else(missing)?, &kept).map_err(failed)?;
+            fs::remove_dir_all(&scratch).map_err(failed)?;
         }
-        host::output(Command::new("dpkg-deb").arg("-x").args([&kept, into]))?;
+        output(Command::new("dpkg-deb").arg("-x").args([&kept, into]))?;
         Ok(())
     }
 }
@@ -165,8 +193,20 @@ fn candidate(policy: &str, package: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
-/// The host's sources of Debian itself, as one-line entries of [`SUITE`].
-fn host_sources() -> Result<String> {
+/// The sources of a mirror of Debian. Security updates are not on mirrors.
+fn of_mirror(mirror: &str, suite: &str) -> Result<String, RecipeError> {
+    let plain = mirror.bytes().all(|b| b.is_ascii_graphic() && b != b'[');
+    if !plain || !mirror.contains(":/") {
+        let text = format!("{mirror:?} is no address of a Debian mirror");
+        return Err(RecipeError::Sources(text));
+    }
+    let lines = [suite.to_owned(), format!("{suite}-updates")]
+        .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"));
+    Ok(lines.concat())
+}
+
+/// The host's sources of Debian itself, as one-line entries of a release.
+fn host_sources(suite: &str) -> Result<String, RecipeError> {
     let mut files = vec![PathBuf::from("/etc/apt/sources.list")];
     if let Ok(entries) = fs::read_dir("/etc/apt/sources.list.d") {
         files.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
@@ -178,26 +218,27 @@ fn host_sources() -> Result<String> {
             continue;
         };
         match file.extension().and_then(|e| e.to_str()) {
-            Some("list") => lines.extend(text.lines().filter_map(one_line)),
-            Some("sources") => lines.extend(text.split("\n\n").flat_map(stanza)),
+            Some("list") => lines.extend(text.lines().filter_map(|line| one_line(line, suite))),
+            Some("sources") => {
+                lines.extend(text.split("\n\n").flat_map(|text| stanza(text, suite)))
+            }
             _ => {}
         }
     }
     lines.sort();
     lines.dedup();
-    if !lines
-        .iter()
-        .any(|line| line.ends_with(&format!(" {SUITE} main")))
-    {
-        bail!(
-            "/etc/apt names no source of Debian {SUITE} (component main): images are made from the \
-             host's own package sources, so add one there"
-        );
+    let end = format!(" {suite} main");
+    if !lines.iter().any(|line| line.ends_with(&end)) {
+        return Err(RecipeError::Sources(
+            "/etc/apt names no source of Debian (component main): images are made from the host's \
+             own package sources, so add one there, or give one with --mirror"
+                .into(),
+        ));
     }
     Ok(lines.join("\n") + "\n")
 }
 
-fn one_line(line: &str) -> Option<String> {
+fn one_line(line: &str, wanted: &str) -> Option<String> {
     let line = line.trim();
     let rest = line.strip_prefix("deb ")?.trim_start();
     let rest = match rest.strip_prefix('[') {
@@ -209,10 +250,10 @@ fn one_line(line: &str) -> Option<String> {
     if !words.any(|component| component == "main") {
         return None;
     }
-    entry(uri, suite)
+    entry(uri, suite, wanted)
 }
 
-fn stanza(text: &str) -> Vec<String> {
+fn stanza(text: &str, wanted: &str) -> Vec<String> {
     let field = |name: &str| -> Vec<&str> {
         text.lines()
             .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
@@ -228,30 +269,38 @@ fn stanza(text: &str) -> Vec<String> {
     let suites = field("Suites");
     field("URIs")
         .iter()
-        .flat_map(|uri| suites.iter().filter_map(|suite| entry(uri, suite)))
+        .flat_map(|uri| suites.iter().filter_map(|suite| entry(uri, suite, wanted)))
         .collect()
 }
 
-/// An entry for [`SUITE`] if this is a source of Debian (not of a third
-/// party): suites of other releases are replaced.
-fn entry(uri: &str, suite: &str) -> Option<String> {
+/// An entry for the release that is wanted, if this is a source of Debian (not
+/// of a third party): suites of other releases are replaced.
+fn entry(uri: &str, suite: &str, wanted: &str) -> Option<String> {
     let (release, pocket) = match suite.split_once('-') {
         Some((release, pocket)) => (release, format!("-{pocket}")),
         None => (suite, String::new()),
     };
-    let known = release == SUITE || OTHER_SUITES.contains(&release);
-    let wanted = matches!(pocket.as_str(), "" | "-security" | "-updates");
-    if !known || !wanted || !uri.contains("debian") {
+    let known = release == wanted || SUITES.contains(&release);
+    let taken = matches!(pocket.as_str(), "" | "-security" | "-updates");
+    if !known || !taken || !uri.contains("debian") {
         return None;
     }
     Some(format!(
-        "deb [signed-by={KEYRING}] {uri} {SUITE}{pocket} main"
+        "deb [signed-by={KEYRING}] {uri} {wanted}{pocket} main"
     ))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{candidate, one_line, stanza};
+    use super::{candidate, of_mirror};
+
+    fn one_line(line: &str) -> Option<String> {
+        super::one_line(line, "bookworm")
+    }
+
+    fn stanza(text: &str) -> Vec<String> {
+        super::stanza(text, "bookworm")
+    }
 
     #[test]
     fn sources_of_both_styles_become_entries_of_the_suite() {
@@ -277,6 +326,18 @@ mod tests {
             stanza("Types: deb\nURIs: http://mirror/debian\nSuites: bookworm\nComponents: main\nEnabled: no\n")
                 .is_empty()
         );
+    }
+
+    #[test]
+    fn a_mirror_is_an_address() {
+        let sources = of_mirror("http://mirror/debian", "trixie").unwrap();
+        assert!(
+            sources.contains(" http://mirror/debian trixie main\n"),
+            "{sources}"
+        );
+        for bad in ["", "mirror", "http://a b/", "[x] http://a/"] {
+            assert!(of_mirror(bad, "trixie").is_err(), "{bad}");
+        }
     }
 
     #[test]
