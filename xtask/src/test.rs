@@ -77,6 +77,11 @@ const NEEDS: &[Need] = &[
         package: "gdb",
         purpose: "debug a guest from outside",
     },
+    Need {
+        program: "promtool",
+        package: "prometheus",
+        purpose: "check what /metrics says",
+    },
 ];
 
 #[derive(Args)]

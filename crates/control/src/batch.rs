@@ -1,6 +1,6 @@
 //! What a transaction writes, and what must hold for it.
 
-use store::{Change, Expect, Found, Record, Records, Write};
+use store::{Change, Expect, Found, Record, Records, Revision, Write};
 
 use crate::Refusal;
 
@@ -79,6 +79,11 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.change.writes.is_empty()
+    }
+
+    /// The document of this key must be at this revision.
+    pub(crate) fn at(&mut self, key: &str, revision: Revision) {
+        self.expect(key.to_owned(), Expect::At(revision));
     }
 
     fn expect(&mut self, key: String, expect: Expect) {

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod access_keys;
+mod api_tokens;
 mod batch;
 mod bootstrap;
 mod caller;
@@ -18,6 +19,7 @@ mod gateways;
 mod housekeeping;
 mod idempotency;
 mod images;
+mod instance_types;
 mod instances;
 mod key_pairs;
 mod launch;
@@ -36,6 +38,7 @@ mod volumes;
 mod vpcs;
 
 pub use access_keys::NewAccessKey;
+pub use api_tokens::NewApiToken;
 pub use batch::Batch;
 pub use caller::Caller;
 pub use idempotency::Token;

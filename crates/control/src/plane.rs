@@ -7,7 +7,7 @@ use model::{
     AccountId, Image, Instance, InternetGateway, KeyPair, Operation, RouteTable, SecurityGroup,
     Site, Snapshot, Subnet, Volume, Vpc,
 };
-use store::{Found, Revision, Store, StoreError};
+use store::{Found, Record, Records, Revision, Store, StoreError};
 use tokio::sync::{Mutex, MutexGuard};
 
 use crate::batch::Batch;
@@ -25,6 +25,8 @@ pub struct Plane {
     view: Arc<View>,
     /// Held by who counts what an account has before it takes more.
     counting: Arc<Mutex<()>>,
+    /// Key of a record and the revision at which it must be.
+    expected: Option<(String, Revision)>,
 }
 
 /// A noun that belongs to an account.
@@ -107,6 +109,7 @@ impl Plane {
             view: View::open(store.clone()).await?,
             store,
             counting: Arc::default(),
+            expected: None,
         };
         plane.bootstrap().await?;
         Ok(plane)
@@ -116,6 +119,16 @@ impl Plane {
     #[must_use]
     pub fn view(&self) -> &View {
         &self.view
+    }
+
+    /// This plane for one operation, which is done only if a record is still at
+    /// the revision that its caller has seen; otherwise [`Refusal::Stale`].
+    #[must_use]
+    pub fn expecting<T: Record>(&self, id: &str, revision: Revision) -> Self {
+        Self {
+            expected: Some((Records::<T>::key(id), revision)),
+            ..self.clone()
+        }
     }
 
     /// The view, to be kept.
@@ -198,13 +211,24 @@ impl Plane {
         for attempt in 0..ATTEMPTS {
             let mut batch = Batch::default();
             let result = build(&mut batch)?;
-            if batch.is_empty() {
+            if batch.is_empty() && self.expected.is_none() {
                 return Ok(result);
+            }
+            if let Some((key, revision)) = &self.expected {
+                batch.at(key, *revision);
             }
             match self.store.commit(batch.into_change()).await {
                 Ok(revision) => {
                     self.view.reached(revision).await;
                     return Ok(result);
+                }
+                Err(StoreError::Conflict { key, found })
+                    if self
+                        .expected
+                        .as_ref()
+                        .is_some_and(|(k, at)| *k == key && found != Some(*at)) =>
+                {
+                    return Err(Refusal::Stale { key, found });
                 }
                 Err(StoreError::Conflict { found, .. }) => {
                     self.catch_up(found, attempt).await;

@@ -38,6 +38,8 @@ pub enum Kind {
     Interface,
     /// An access key.
     AccessKey,
+    /// A token of the REST interface.
+    ApiToken,
     /// A zone.
     Zone,
     /// An operation.
@@ -67,6 +69,7 @@ impl Kind {
             Self::Association => "association",
             Self::Interface => "network interface",
             Self::AccessKey => "access key",
+            Self::ApiToken => "token",
             Self::Zone => "availability zone",
             Self::Operation => "operation",
             Self::Resource => "resource",
@@ -175,6 +178,14 @@ pub enum Refusal {
     /// A client token came again with another request.
     #[error("the client token {0} was used with other parameters; use a new one for a new request")]
     TokenMismatch(String),
+    /// It is not at the revision that its caller has seen.
+    #[error("{key} was changed meanwhile; read it again")]
+    Stale {
+        /// Kind and id, as `volume/vol-…`.
+        key: String,
+        /// Its revision now; `None`: it is gone.
+        found: Option<store::Revision>,
+    },
     /// Others wrote the same again and again.
     #[error("the same was changed by others at that moment; try again")]
     Busy,

@@ -5,9 +5,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use model::{
-    AccessKey, Account, Claim, Done, Event, Image, Instance, InstanceType, InternetGateway,
-    KeyPair, Operation, Quotas, RouteTable, SecurityGroup, Site, Snapshot, Subnet, TagPolicy,
-    Volume, Vpc,
+    AccessKey, Account, ApiToken, Claim, Done, Event, Image, Instance, InstanceType,
+    InternetGateway, KeyPair, Operation, Quotas, RouteTable, SecurityGroup, Site, Snapshot, Subnet,
+    TagPolicy, Volume, Vpc,
 };
 use parking_lot::RwLock;
 use store::{Document, Found, Record, RecordError, Records, Revision, Store, StoreError};
@@ -71,6 +71,7 @@ macro_rules! tables {
 tables! {
     access_keys: AccessKey,
     accounts: Account,
+    api_tokens: ApiToken,
     claims: Claim,
     done: Done,
     events: Event,

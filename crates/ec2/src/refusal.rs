@@ -38,7 +38,7 @@ impl From<Refusal> for Error {
             Refusal::NoAddress(_) => Self::new("InsufficientFreeAddressesInSubnet", message),
             Refusal::Overlap(..) => Self::new("InvalidSubnet.Conflict", message),
             Refusal::TokenMismatch(_) => Self::new("IdempotentParameterMismatch", message),
-            Refusal::Busy => {
+            Refusal::Busy | Refusal::Stale { .. } => {
                 Self::new("Unavailable", message).with_status(StatusCode::SERVICE_UNAVAILABLE)
             }
             Refusal::Record(_) | Refusal::Store(_) => {

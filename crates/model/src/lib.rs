@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod access_key;
+mod api_token;
 mod id;
 mod image;
 mod instance;
@@ -24,6 +25,7 @@ mod tag_policy;
 mod volume;
 
 pub use access_key::AccessKey;
+pub use api_token::ApiToken;
 pub use id::{
     AccountId, AllocationId, AssociationId, DhcpOptionsId, EventId, ImageId, InstanceId,
     InterfaceAttachmentId, InterfaceId, InternetGatewayId, KeyPairId, NetworkAclId, OperationId,

@@ -7,13 +7,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use control::Refusal;
 use host::{Driver, Layout};
 use model::InstanceId;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
-use super::{Daemon, DaemonError};
+use super::{Daemon, DaemonError, rest};
 use crate::cli;
 
 /// Time for answers that are being given when the daemon ends.
@@ -126,23 +125,22 @@ async fn tcp(what: &str, option: &str, address: SocketAddr) -> Result<TcpListene
 /// Serves all doors until the daemon ends.
 ///
 /// # Errors
-/// What is stored lacks the site.
+/// What the doors need is not there.
 pub fn serve(
     daemon: &Daemon,
     listeners: Listeners,
     serving: &mut JoinSet<()>,
-) -> Result<(), Refusal> {
+) -> Result<(), DaemonError> {
     let Listeners { api, api_tcp, ec2 } = listeners;
+    rest::serve(daemon, api, api_tcp, &ec2, serving)?;
     let consoles = Box::new(Consoles(daemon.driver.clone()));
-    let door = Arc::new(ec2::Door::new(daemon.plane.clone(), consoles)?);
+    let door = ec2::Door::new(daemon.plane.clone(), consoles);
+    let door = door.map_err(|source| DaemonError::Records {
+        directory: daemon.layout.root().display().to_string(),
+        source,
+    })?;
     let ended = daemon.clone();
-    serving.spawn(async move { ec2::serve(ec2, door, ended.ended()).await });
-    // The crate `api` serves these; until it does, nobody is answered.
-    let ended = daemon.clone();
-    serving.spawn(async move {
-        ended.ended().await;
-        drop((api, api_tcp));
-    });
+    serving.spawn(async move { ec2::serve(ec2, Arc::new(door), ended.ended()).await });
     Ok(())
 }
 

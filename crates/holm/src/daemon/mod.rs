@@ -2,6 +2,7 @@
 
 mod doors;
 mod notify;
+mod rest;
 
 use std::fs;
 use std::io;
@@ -151,10 +152,7 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let reconciling = tokio::spawn(reconciler.run(changes));
     let mut serving = JoinSet::new();
-    doors::serve(&daemon, listeners, &mut serving).map_err(|source| DaemonError::Records {
-        directory: daemon.layout.root().display().to_string(),
-        source,
-    })?;
+    doors::serve(&daemon, listeners, &mut serving)?;
     serving.spawn(keep_house(daemon.clone()));
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
     notify::tell("READY=1");

@@ -1,0 +1,117 @@
+//! What `/metrics` tells Prometheus.
+
+use std::time::Duration;
+
+use control::View;
+use model::{Instance, Volume};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry,
+};
+
+/// What the interface counts about itself.
+#[derive(Clone)]
+pub struct Metrics {
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    /// Requests that are being answered.
+    pub in_flight: IntGauge,
+    /// Requests refused because their caller asks too often.
+    pub limited: IntCounter,
+    /// Watches that are open.
+    pub watches: IntGauge,
+    instances: IntGaugeVec,
+    volumes: IntGaugeVec,
+}
+
+impl Metrics {
+    /// The counters, in a registry.
+    ///
+    /// # Errors
+    /// [`prometheus::Error`] if the registry has them already.
+    pub fn register(registry: &Registry) -> prometheus::Result<Self> {
+        let metrics = Self {
+            requests: IntCounterVec::new(
+                Opts::new(
+                    "holm_api_requests_total",
+                    "Requests answered, by method, path and status.",
+                ),
+                &["method", "path", "status"],
+            )?,
+            duration: HistogramVec::new(
+                HistogramOpts::new(
+                    "holm_api_request_duration_seconds",
+                    "Time from a request's header to its answer's.",
+                )
+                .buckets(vec![0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]),
+                &["method", "path"],
+            )?,
+            in_flight: IntGauge::new(
+                "holm_api_requests_in_flight",
+                "Requests that are being answered.",
+            )?,
+            limited: IntCounter::new(
+                "holm_api_requests_limited_total",
+                "Requests refused because their caller asks too often.",
+            )?,
+            watches: IntGauge::new("holm_api_watches", "Watches that are open.")?,
+            instances: IntGaugeVec::new(
+                Opts::new("holm_instances", "Instances, by state."),
+                &["state"],
+            )?,
+            volumes: IntGaugeVec::new(Opts::new("holm_volumes", "Volumes, by state."), &["state"])?,
+        };
+        registry.register(Box::new(metrics.requests.clone()))?;
+        registry.register(Box::new(metrics.duration.clone()))?;
+        registry.register(Box::new(metrics.in_flight.clone()))?;
+        registry.register(Box::new(metrics.limited.clone()))?;
+        registry.register(Box::new(metrics.watches.clone()))?;
+        registry.register(Box::new(metrics.instances.clone()))?;
+        registry.register(Box::new(metrics.volumes.clone()))?;
+        Ok(metrics)
+    }
+
+    /// Counts an answer.
+    pub fn answered(&self, method: &str, path: &str, status: u16, took: Duration) {
+        let status = status.to_string();
+        let labels = [method, path, status.as_str()];
+        self.requests.with_label_values(&labels).inc();
+        self.timer(method, path).observe(took.as_secs_f64());
+    }
+
+    /// Counts what there is.
+    pub fn count(&self, view: &View) {
+        self.instances.reset();
+        for found in view.all::<Instance>() {
+            let state = [found.record.state.name()];
+            self.instances.with_label_values(&state).inc();
+        }
+        self.volumes.reset();
+        for found in view.all::<Volume>() {
+            let state = [found.record.state.name()];
+            self.volumes.with_label_values(&state).inc();
+        }
+    }
+
+    fn timer(&self, method: &str, path: &str) -> Histogram {
+        self.duration.with_label_values(&[method, path])
+    }
+}
+
+/// Subtracts one when it goes.
+pub struct Held(IntGauge);
+
+impl Held {
+    /// Adds one now.
+    #[must_use]
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}

@@ -1,0 +1,170 @@
+//! Keys with which people log in.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use control::{KeyMaterial, NewKeyPair, Plane};
+use model::{KeyPair, KeyType, Tags};
+use serde::{Deserialize, Serialize};
+use store::Found;
+use utoipa::ToSchema;
+
+use crate::App;
+use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader};
+use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::problem::{Code, Problem};
+
+/// A key with which people log in.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct KeyPairView {
+    /// Its id.
+    #[schema(example = "key-0123456789abcdef0")]
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Kind of key.
+    #[schema(example = "ed25519")]
+    pub kind: String,
+    /// The public key in OpenSSH's form.
+    pub public_key: String,
+    /// As EC2 forms it.
+    pub fingerprint: String,
+    /// When it was asked for.
+    #[schema(format = DateTime)]
+    pub created: String,
+    /// What its owner wrote on it.
+    pub tags: Tags,
+}
+
+impl Shown for KeyPair {
+    type View = KeyPairView;
+
+    fn show(_: &Plane, found: &Found<Self>) -> KeyPairView {
+        let pair = &found.record;
+        KeyPairView {
+            id: pair.id.to_string(),
+            name: pair.name.clone(),
+            kind: pair.kind.name().into(),
+            public_key: pair.public_key.clone(),
+            fingerprint: pair.fingerprint.clone(),
+            created: pair.meta.created.to_string(),
+            tags: pair.meta.tags.clone(),
+        }
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            name: Some(&self.name),
+            state: None,
+            tags: Some(&self.meta.tags),
+        }
+    }
+}
+
+/// A key pair that is to be made or imported.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewKeyPairBody {
+    /// Its name.
+    pub name: String,
+    /// The public key in OpenSSH's form; a new pair is made if missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub public_key: Option<String>,
+    /// Kind of a new pair: `ed25519` (if missing) or `rsa`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<String>,
+    /// What is written on it.
+    #[serde(default)]
+    pub tags: Tags,
+}
+
+/// A key pair that was made.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MadeKeyPair {
+    /// It.
+    #[serde(flatten)]
+    pub pair: KeyPairView,
+    /// The private key of a new pair, in PEM. It is given once, and not kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub private_key: Option<String>,
+}
+
+fn material(body: &NewKeyPairBody) -> Result<KeyMaterial, Problem> {
+    match (&body.public_key, body.kind.as_deref()) {
+        (Some(key), None) => Ok(KeyMaterial::Public(key.clone())),
+        (None, None | Some("ed25519")) => Ok(KeyMaterial::Generate(KeyType::Ed25519)),
+        (None, Some("rsa")) => Ok(KeyMaterial::Generate(KeyType::Rsa)),
+        (Some(_), Some(_)) => Err(Problem::new(
+            Code::InvalidValue,
+            "kind: a public key that is given has its kind",
+        )),
+        (None, Some(kind)) => Err(Problem::new(
+            Code::InvalidValue,
+            format!("kind: there is no kind {kind:?} of keys"),
+        )
+        .next("choose ed25519 or rsa")),
+    }
+}
+
+/// Lists key pairs
+#[utoipa::path(get, path = "/v1/key-pairs", operation_id = "list_key_pairs", tag = "keys",
+    params(PageQuery),
+    responses((status = 200, description = "A page of them", body = Listing<KeyPairView>)))]
+pub async fn list(
+    State(app): State<App>,
+    Reader(caller): Reader,
+    InQuery(query): InQuery<PageQuery>,
+) -> Result<Json<Listing<KeyPairView>>, Problem> {
+    listing::list::<KeyPair>(&app.plane, &caller, &query)
+}
+
+/// Makes a key pair, or imports a public key
+#[utoipa::path(post, path = "/v1/key-pairs", operation_id = "create_key_pair", tag = "keys",
+    request_body = NewKeyPairBody,
+    responses((status = 201, description = "It is there", body = MadeKeyPair)))]
+pub async fn create(
+    State(app): State<App>,
+    Admin(caller): Admin,
+    Body(body): Body<NewKeyPairBody>,
+) -> Result<Response, Problem> {
+    let new = NewKeyPair {
+        material: material(&body)?,
+        name: body.name,
+        tags: body.tags,
+    };
+    let (made, private_key) = app.plane.create_key_pair(&caller, new).await?;
+    let found = app.plane.find::<KeyPair>(&caller, &made.id)?;
+    let pair = KeyPair::show(&app.plane, &found);
+    let place = [(header::LOCATION, format!("/v1/key-pairs/{}", made.id))];
+    let made = Json(MadeKeyPair { pair, private_key });
+    Ok((StatusCode::CREATED, place, made).into_response())
+}
+
+/// Shows a key pair
+#[utoipa::path(get, path = "/v1/key-pairs/{key_pair_id}", operation_id = "get_key_pair", tag = "keys",
+    params(("key_pair_id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "It", body = KeyPairView), (status = 304, description = "It is as If-None-Match says")))]
+pub async fn get(
+    State(app): State<App>,
+    Reader(caller): Reader,
+    InPath(id): InPath<String>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    listing::get::<KeyPair>(&app.plane, &caller, &id, &headers)
+}
+
+/// Removes a key pair; machines that have its key keep it
+#[utoipa::path(delete, path = "/v1/key-pairs/{key_pair_id}", operation_id = "delete_key_pair", tag = "keys",
+    params(("key_pair_id" = String, Path, description = "Its id")),
+    responses((status = 204, description = "It is gone, or will be in a moment")))]
+pub async fn delete(
+    State(app): State<App>,
+    Admin(caller): Admin,
+    InPath(id): InPath<String>,
+    expected: IfMatch,
+) -> Result<StatusCode, Problem> {
+    let plane = app.expecting::<KeyPair>(&id, expected);
+    plane.delete_key_pair(&caller, &listing::id(&id)?).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
