@@ -39,7 +39,11 @@ pub fn ensure(needs: &[Need]) -> Result<()> {
     Ok(())
 }
 
-fn install(packages: &[&str]) -> Result<()> {
+/// Installs Debian packages.
+///
+/// # Errors
+/// Names the command to type where this process may not.
+pub fn install(packages: &[&str]) -> Result<()> {
     let by_hand = format!(
         "apt-get install --no-install-recommends {}",
         packages.join(" ")

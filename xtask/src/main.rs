@@ -9,6 +9,7 @@ mod image;
 mod soak;
 mod test;
 mod up;
+mod venv;
 
 use std::process::ExitCode;
 
@@ -41,6 +42,8 @@ enum Task {
     ///
     /// Example: cargo xtask soak --minutes 10
     Soak(soak::Soak),
+    /// Makes the Python environment with the clients of EC2 that tests use
+    Venv,
     /// Makes a guest image if its recipe or packages have changed
     ///
     /// Example: cargo xtask image debian --force
@@ -69,6 +72,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => return test::test(&arguments),
         Task::Bench(arguments) => return bench::bench(&arguments),
         Task::Soak(arguments) => return soak::soak(&arguments),
+        Task::Venv => drop(venv::ensure()?),
         Task::Image { name, force } => {
             println!("{}", image::make(name, force)?.display());
         }

@@ -8,7 +8,7 @@ use clap::Args;
 
 use crate::host::{self, Need};
 use crate::image::{self, Name};
-use crate::up;
+use crate::{up, venv};
 
 /// What the tests use beside what building takes.
 const NEEDS: &[Need] = &[
@@ -108,6 +108,7 @@ pub struct Test {
 pub fn test(arguments: &Test) -> Result<ExitCode> {
     host::ensure(up::BUILD_NEEDS)?;
     host::ensure(NEEDS)?;
+    venv::ensure()?;
     stage("format", &["fmt", "--all", "--check"])?;
     stage(
         "lints",

@@ -7,7 +7,7 @@ use model::{
     RouteTarget, Subnet, SubnetId, Tags, Vpc, VpcId, check_tags,
 };
 
-use crate::{Caller, Kind, Plane, Refusal};
+use crate::{Caller, Kind, Plane, Refusal, Token};
 
 impl Plane {
     /// Makes a route table.
@@ -20,8 +20,26 @@ impl Plane {
         vpc: &VpcId,
         tags: Tags,
     ) -> Result<RouteTable, Refusal> {
+        self.create_route_table_once(caller, vpc, tags, None).await
+    }
+
+    /// Makes a route table, with the same token one only.
+    ///
+    /// # Errors
+    /// As [`Self::create_route_table`]; [`Refusal::TokenMismatch`].
+    pub async fn create_route_table_once(
+        &self,
+        caller: &Caller,
+        vpc: &VpcId,
+        tags: Tags,
+        token: Option<&Token>,
+    ) -> Result<RouteTable, Refusal> {
         check_tags(&tags).map_err(|e| Refusal::invalid("tags", e))?;
         self.transact(|batch| {
+            if let Some(made) = self.done(caller, "CreateRouteTable", token)? {
+                let id = made.first().map_or("", String::as_str);
+                return Ok(self.own::<RouteTable>(caller, id)?.record.clone());
+            }
             let network = self.own::<Vpc>(caller, vpc)?;
             let table = RouteTable {
                 id: RouteTableId::random(),
@@ -33,6 +51,8 @@ impl Plane {
             };
             batch.unchanged(&network);
             batch.create(table.id.as_str(), &table)?;
+            let made = vec![table.id.to_string()];
+            batch.note(caller, "CreateRouteTable", token, made)?;
             Ok(table)
         })
         .await

@@ -2,6 +2,7 @@
 //! wire has; and the table of docs/ec2.md against both.
 
 mod support;
+mod table;
 
 use std::collections::BTreeSet;
 
@@ -828,10 +829,39 @@ async fn end(client: &Client, (vpc, subnet, group): (&str, &str, &str), instance
     client.ok("DeleteVpc", &[("VpcId", vpc)]).await;
     client.ok("DeleteKeyPair", &[("KeyName", "mine")]).await;
     client.ok("DeregisterImage", &[("ImageId", ami)]).await;
+    default_again(client).await;
+}
+
+/// The default VPC can go, and come again.
+async fn default_again(client: &Client) {
     assert_eq!(
         client.code("CreateDefaultVpc", &[]).await,
         "DefaultVpcAlreadyExists"
     );
+    let vpc = client
+        .ok("DescribeVpcs", &[])
+        .await
+        .text("vpcSet/item/vpcId");
+    for instance in client.plane.view().all::<Instance>() {
+        if !instance.record.is_terminated() {
+            let of = [("InstanceId.1", instance.id.as_str())];
+            client.ok("TerminateInstances", &of).await;
+        }
+    }
+    settle(client).await;
+    let subnets = client.ok("DescribeSubnets", &[]).await;
+    let subnet = subnets.text("subnetSet/item/subnetId");
+    client.ok("DeleteSubnet", &[("SubnetId", &subnet)]).await;
+    let gateways = client.ok("DescribeInternetGateways", &[]).await;
+    let gateway = gateways.text("internetGatewaySet/item/internetGatewayId");
+    let of = ("InternetGatewayId", gateway.as_str());
+    client
+        .ok("DetachInternetGateway", &[of, ("VpcId", &vpc)])
+        .await;
+    client.ok("DeleteInternetGateway", &[of]).await;
+    client.ok("DeleteVpc", &[("VpcId", &vpc)]).await;
+    let made = client.ok("CreateDefaultVpc", &[]).await;
+    assert_eq!(made.text("vpc/isDefault"), "true");
 }
 
 async fn walk(client: &Client) {
@@ -884,13 +914,13 @@ async fn every_filter(client: &Client) {
 async fn all_actions_answer_as_the_wire_has_it() {
     let client = Client::new().await;
     walk(&client).await;
-    // Where the default VPC is, there can be no other.
-    let seen: BTreeSet<String> = client.produced.lock().unwrap().keys().cloned().collect();
+    let produced = client.produced.lock().unwrap().clone();
     let missing: Vec<_> = ec2::actions::all()
-        .map(|h| h.name)
-        .filter(|name| !seen.contains(*name) && *name != "CreateDefaultVpc")
+        .map(|handler| handler.name)
+        .filter(|name| !produced.contains_key(*name))
         .collect();
     assert!(missing.is_empty(), "no test does {missing:?}");
+    table::check(&produced);
 }
 
 #[test]

@@ -18,6 +18,7 @@ pub const ACTIONS: &[Handler] = &[
         name: "CreateRouteTable",
         understood: &[
             "VpcId",
+            "ClientToken",
             "TagSpecification.N.ResourceType",
             "TagSpecification.N.Tag.N.Key",
             "TagSpecification.N.Tag.N.Value",
@@ -219,10 +220,11 @@ fn show(call: &Call<'_>, element: Element, table: &RouteTable) -> Element {
 async fn create(call: &Call<'_>) -> Reply {
     let vpc: VpcId = call.parameters.require_id("VpcId")?;
     let tags = specified(&call.parameters, &["route-table"], "route-table")?;
+    let token = call.token()?;
     call.dry_run()?;
     let table = call
         .plane()
-        .create_route_table(&call.caller, &vpc, tags)
+        .create_route_table_once(&call.caller, &vpc, tags, token.as_ref())
         .await?;
     Ok(vec![show(call, Element::new("routeTable"), &table)])
 }

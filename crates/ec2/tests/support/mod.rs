@@ -1,4 +1,5 @@
 //! A door on a store of its own, and a client that signs.
+#![allow(dead_code, reason = "each test uses a part")]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -150,6 +151,11 @@ impl Client {
             _directory: directory,
             produced: std::sync::Mutex::default(),
         }
+    }
+
+    /// Id and secret of its access key.
+    pub fn credentials(&self) -> (&str, &str) {
+        (&self.key.id, &self.key.secret)
     }
 
     /// Names and values as a form, with the action.

@@ -4,9 +4,11 @@ use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
-use host::Layout;
+use host::{Driver, Layout};
+use model::InstanceId;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
@@ -131,11 +133,31 @@ pub fn serve(
 ) -> Result<(), DaemonError> {
     let Listeners { api, api_tcp, ec2 } = listeners;
     rest::serve(daemon, api, api_tcp, &ec2, serving)?;
-    // The crate `ec2` serves this; until it does, nobody is answered.
+    let consoles = Box::new(Consoles(daemon.driver.clone()));
+    let door = ec2::Door::new(daemon.plane.clone(), consoles);
+    let door = door.map_err(|source| DaemonError::Records {
+        directory: daemon.layout.root().display().to_string(),
+        source,
+    })?;
     let ended = daemon.clone();
-    serving.spawn(async move {
-        ended.ended().await;
-        drop(ec2);
-    });
+    serving.spawn(async move { ec2::serve(ec2, Arc::new(door), ended.ended()).await });
     Ok(())
+}
+
+/// What machines' consoles said, as EC2 gives it out.
+struct Consoles(Arc<dyn Driver>);
+
+/// Most bytes of a console that EC2 gives out.
+const CONSOLE_MAX: usize = 64 << 10;
+
+#[async_trait::async_trait]
+impl ec2::Consoles for Consoles {
+    async fn read(&self, instance: &InstanceId) -> io::Result<Option<ec2::Console>> {
+        let log = self.0.console_log(instance.as_str(), CONSOLE_MAX).await;
+        let output = log.map_err(io::Error::other)?;
+        Ok((!output.is_empty()).then(|| ec2::Console {
+            output,
+            at: SystemTime::now(),
+        }))
+    }
 }
