@@ -1,8 +1,11 @@
 //! `holm daemon`: the machines of a state directory, and the doors to them.
 
 mod doors;
+mod library;
 mod notify;
 mod rest;
+
+pub use doors::API_SOCKET;
 
 use std::fs;
 use std::io;
@@ -154,6 +157,7 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let mut serving = JoinSet::new();
     doors::serve(&daemon, listeners, &mut serving)?;
     serving.spawn(keep_house(daemon.clone()));
+    serving.spawn(library::follow(daemon.clone()));
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
     notify::tell("READY=1");
     signals.next().await;
