@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ const B: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 5);
 const LEASE: &str = "printf '#!/bin/sh\\n[ $1 = bound ] || exit 0\\n\
     ip addr add $ip/$mask dev $interface\\nip route add default via $router\\n\
     echo nameserver $dns > /etc/resolv.conf\\necho search $domain >> /etc/resolv.conf\\n' > /tmp/lease\n\
-    chmod +x /tmp/lease; ip link set lo up; ip link set eth0 up; udhcpc -n -q -f -i eth0 -s /tmp/lease";
+    chmod +x /tmp/lease; ip link set lo up; echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up; udhcpc -n -q -f -i eth0 -s /tmp/lease";
 
 /// A machine `tiny` in a VPC.
 struct Node {
@@ -60,6 +60,13 @@ impl Node {
         let leased = self.run(LEASE);
         let own = format!("lease of {} obtained from", self.port.address);
         assert!(leased.contains(&own), "{leased}");
+        // The image has no client for DHCPv6; the route is advertised.
+        let v6 = self.port.ipv6.unwrap();
+        self.run(&format!("ip -6 addr add {v6}/128 dev eth0"));
+        self.run(
+            "for i in $(seq 200); do ip -6 route | grep -q ^default && break; usleep 100000; done; \
+             ip -6 route | grep ^default",
+        );
     }
 
     fn begin(&mut self, command: &str) {
@@ -122,6 +129,11 @@ impl Node {
         self.tries(&format!("ping -c 2 -W 1 {to} | grep 'ttl='")).1
     }
 
+    /// Whether a ping is lost on its way, or its answer.
+    fn loses(&mut self, to: &str) -> bool {
+        !self.tries(&format!("ping -c 1 -W 1 {to}")).1
+    }
+
     fn off(mut self) {
         self.console.send("poweroff -f\n").unwrap();
         let (status, _) = self.console.finish(SOON).unwrap();
@@ -141,11 +153,13 @@ fn port(runtime: &Path, address: Ipv4Addr, name: &str) -> PortConfig {
     let [a, b, c, _] = address.octets();
     let subnet = block(&format!("{a}.{b}.{c}.0/24"));
     let mut port = PortConfig::new(address, subnet, vec![block("10.0.0.0/16")]);
+    port.vpc.push(block("fd00:86::/56"));
+    port.ipv6 = Some(six(address));
     port.domain = Some("ec2.internal".into());
     port.names = [("a", A), ("b", B)]
         .map(|(name, address)| HostName {
             name: name.into(),
-            addresses: vec![address.into()],
+            addresses: vec![address.into(), six(address).into()],
         })
         .into();
     port.metadata = Some(MetadataPort {
@@ -154,6 +168,21 @@ fn port(runtime: &Path, address: Ipv4Addr, name: &str) -> PortConfig {
     });
     port.egress = vec![all("0.0.0.0/0")];
     port
+}
+
+/// The IPv6 address beside an IPv4 address, in the /64 of its subnet.
+fn six(address: Ipv4Addr) -> Ipv6Addr {
+    let [_, _, subnet, host] = address.octets();
+    Ipv6Addr::new(
+        0xfd00,
+        0x86,
+        0,
+        subnet.into(),
+        0,
+        0,
+        0,
+        0x100 + u16::from(host),
+    )
 }
 
 /// A metadata service that knows nothing but whose it is.
@@ -230,19 +259,31 @@ fn machines_of_a_vpc_live_by_their_rules() {
 }
 
 fn between_machines(a: &mut Node, b: &mut Node, c: &mut Node) {
-    let ping = a.run("ping -c 3 -W 5 10.0.2.5");
+    let ping = a.run("ping -c 2 -W 5 10.0.2.5");
     assert!(ping.contains("ttl=63"), "routed between subnets: {ping}");
-    assert!(!b.pings("10.0.1.4"), "a lets no pings in");
+    assert!(b.loses("10.0.1.4"), "a lets no pings in");
     assert!(a.dropped("ingress") > 0);
-    assert!(!c.pings("10.0.2.5"), "another VPC");
+    assert!(c.loses("10.0.2.5"), "another VPC");
 
     // Spoofed: another address, and another card.
     b.change(|port| port.ingress.push(all("10.0.0.0/16")));
     assert!(c.port.ingress == [all("0.0.0.0/0")] && a.pings("10.0.2.5"));
-    let spoof = "ip addr add 10.0.1.77/32 dev eth0; ping -c 2 -W 1 -I 10.0.1.77 10.0.2.5";
+    let spoof = "ip addr add 10.0.1.77/32 dev eth0; ping -c 1 -W 1 -I 10.0.1.77 10.0.2.5";
     assert!(!a.tries(spoof).1);
     assert!(a.dropped("spoofed") > 0);
     a.run("ip addr del 10.0.1.77/32 dev eth0");
+    let to_b = format!("ping6 -c 2 -W 5 {}", six(B));
+    assert!(
+        !a.tries(&to_b.replace("-c 2 -W 5", "-c 1 -W 1")).1,
+        "egress is IPv4 alone"
+    );
+    a.change(|port| port.egress.push(all("::/0")));
+    b.change(|port| {
+        port.ingress
+            .push(Rule::all(Protocol::ICMPV6, vec![Cidr::one(six(A).into())]))
+    });
+    let ping = a.run(&to_b);
+    assert!(ping.contains("ttl=63"), "{ping}");
 
     // A connection that is open goes on when its rule is gone; none begins.
     b.begin("rm -f /tmp/got; (sleep 600 | nc -l -p 7000 > /tmp/got &) ; sleep 1");
@@ -253,8 +294,8 @@ fn between_machines(a: &mut Node, b: &mut Node, c: &mut Node) {
     let got =
         "for i in $(seq 50); do grep -q two /tmp/got && break; usleep 100000; done; cat /tmp/got";
     assert_eq!(b.run(got), "one\ntwo\n");
-    assert!(!a.pings("10.0.2.5"), "the rule is gone");
-    let (_, connected) = a.tries("nc -w 2 10.0.2.5 7000 < /dev/null");
+    assert!(a.loses("10.0.2.5"), "the rule is gone");
+    let (_, connected) = a.tries("nc -w 1 10.0.2.5 7000 < /dev/null");
     assert!(!connected);
 }
 
@@ -270,6 +311,10 @@ fn names_and_metadata(runtime: &Path, a: &mut Node, b: &mut Node) {
     metadata(runtime, "b");
     assert_eq!(a.run(ask), "I am a\n");
     assert_eq!(b.run(ask), "I am b\n");
+    assert_eq!(
+        a.run(&ask.replace("169.254.169.254", "fd00:ec2::254")),
+        "I am a\n"
+    );
 }
 
 /// A server of the host stands for the world, by the gateway's address.
@@ -283,7 +328,7 @@ fn out_of_the_vpc(a: &mut Node) {
     });
     let (said, out) = a.tries("nc -w 20 198.51.100.1 80 2>&1 < /dev/null");
     assert!(!out && said.contains("unreachable"), "{said}");
-    let host = format!("echo GET / | nc -w 3 10.0.1.1 {web} | grep outside");
+    let host = format!("echo GET / | nc -w 2 10.0.1.1 {web} | grep outside");
     assert!(!a.tries(&host).1, "the host is not reachable");
     a.change(|port| {
         port.internet = true;

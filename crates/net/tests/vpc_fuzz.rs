@@ -37,6 +37,8 @@ const WORDS: [&[u8]; 14] = [
 fn config() -> PortConfig {
     let block = |text: &str| text.parse::<Cidr>().unwrap();
     let mut config = PortConfig::new(GUEST, block("10.0.1.0/24"), vec![block("10.0.0.0/16")]);
+    config.ipv6 = Some("fd00:0:0:1::4".parse().unwrap());
+    config.vpc.push(block("fd00::/56"));
     config.domain = Some("ec2.internal".into());
     config.names = vec![HostName {
         name: "db".into(),
@@ -305,6 +307,43 @@ fn rules_change_live_and_vpcs_are_apart() {
     let again = VpcNetwork::new(elsewhere.path(), config()).unwrap();
     again.restore(saved).unwrap();
     assert!(again.metrics().tracked_now >= 3);
+}
+
+/// Port 22 where the host does not let it be bound, or a program of the host
+/// has it.
+#[test]
+fn a_low_port_that_is_taken_answers_by_the_side() {
+    let directory = tempfile::tempdir().unwrap();
+    let public = Ipv4Addr::from(0x7f58_0000 | (std::process::id() & 0xffff));
+    // An unprivileged test cannot have it either.
+    let _taken = std::net::TcpListener::bind((public, 1001));
+    let mut config = config();
+    config.public = Some(public);
+    config.ingress = vec![Rule::ports(
+        Protocol::TCP,
+        1001,
+        1001,
+        vec!["0.0.0.0/0".parse().unwrap()],
+    )];
+    let network = VpcNetwork::new(directory.path(), config.clone()).unwrap();
+    let mut hint = String::new();
+    for _ in 0..2 {
+        let report = network.report(0);
+        let ports: Vec<_> = report
+            .published
+            .iter()
+            .map(|p| (p.port, p.host_port))
+            .collect();
+        assert_eq!(ports, [(1001, 11_001)]);
+        hint = report.unpublished[0].reason.clone();
+        assert!(hint.contains("answers at port 11001 instead"), "{hint}");
+        std::net::TcpStream::connect((public, 11_001)).unwrap();
+        network.configure(config.clone()).unwrap();
+    }
+    config.ingress.clear();
+    network.configure(config).unwrap();
+    assert!(network.report(0).published.is_empty(), "{hint}");
+    assert!(std::net::TcpStream::connect((public, 11_001)).is_err());
 }
 
 fn syn(from: Ipv4Addr, to: Ipv4Addr, source: u16, destination: u16) -> Vec<u8> {

@@ -7,7 +7,7 @@ mod report;
 mod rule;
 
 pub use cidr::{Cidr, CidrError};
-pub use report::{PortReport, PublishedPort, UnpublishedPort};
+pub use report::{BY_THE_SIDE, PortReport, PublishedPort, UnpublishedPort};
 pub use rule::{Protocol, ProtocolError, Rule};
 
 use std::collections::BTreeMap;
@@ -240,8 +240,11 @@ impl PortConfig {
         if let Some(public) = self.public.filter(|public| !public.is_loopback()) {
             return wrong("public", public.to_string(), "an address of 127.0.0.0/8");
         }
-        if let Some(v6) = self.ipv6.filter(|v6| !self.is_in_vpc((*v6).into())) {
-            return wrong("ipv6", v6.to_string(), "part of an IPv6 block of `vpc`");
+        let fits =
+            |v6: Ipv6Addr| self.is_in_vpc(v6.into()) && u128::from(v6) & u128::from(u64::MAX) > 3;
+        if let Some(v6) = self.ipv6.filter(|v6| !fits(*v6)) {
+            let why = "part of an IPv6 block of `vpc`, and not among the first four of its /64";
+            return wrong("ipv6", v6.to_string(), why);
         }
         if let Some(metadata) = &self.metadata {
             if !(1..=64).contains(&metadata.hop_limit) {

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Protocol;
 
+/// How much further a port answers that cannot be bound: port 22 at 10022.
+pub const BY_THE_SIDE: u16 = 10_000;
+
 /// A card in a VPC, as its machine describes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PortReport {
@@ -30,12 +33,15 @@ pub struct PortReport {
 pub struct PublishedPort {
     /// TCP or UDP.
     pub protocol: Protocol,
-    /// The same at both ends.
+    /// The guest's port.
     pub port: u16,
+    /// The port of the public address: the same, or [`BY_THE_SIDE`] more where
+    /// the host does not let it be bound.
+    pub host_port: u16,
 }
 
 /// A port that rules open for the host's clients, but that does not answer at
-/// the public address.
+/// the public address under its own number.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UnpublishedPort {
     /// TCP or UDP.

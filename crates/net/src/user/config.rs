@@ -190,6 +190,9 @@ pub struct UserConfig {
     /// The network's one card: DHCP gives [`Subnet4::guest`] to it and nothing
     /// to others, and no other address is a guest's. `None`: any card.
     pub only_card: Option<Mac>,
+    /// The one IPv6 address of that card, given by DHCPv6; without it guests make
+    /// addresses of their own in the advertised prefix.
+    pub guest6: Option<Ipv6Addr>,
     /// Length of DHCP leases, in seconds.
     pub lease: u32,
     /// Name servers; `None`: the host's `/etc/resolv.conf`, read again when
@@ -219,6 +222,7 @@ impl Default for UserConfig {
             search: None,
             more_dns: Vec::new(),
             only_card: None,
+            guest6: None,
             lease: 86_400,
             resolvers: None,
             reach: Reach::default(),
@@ -260,6 +264,9 @@ impl UserConfig {
         match address {
             IpAddr::V4(a) if self.only_card.is_some() => a == self.v4.guest,
             IpAddr::V4(a) => self.v4.is_guest(a),
+            IpAddr::V6(a) if self.only_card.is_some() && !a.is_unicast_link_local() => {
+                self.guest6 == Some(a)
+            }
             IpAddr::V6(a) => self.v6.is_some_and(|v6| v6.is_guest(a)),
         }
     }

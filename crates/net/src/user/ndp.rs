@@ -87,10 +87,13 @@ pub fn advertise_later(context: &mut Context) {
 
 fn advertise(context: &mut Context, v6: Subnet6) {
     // A host without IPv6 leads nowhere: no default route then.
-    let leads = context.config.reach != Reach::Nothing && nat::host_has_ipv6();
+    // A network with one address gives it by DHCPv6, and leads to others of its own.
+    let managed = context.config.guest6.is_some();
+    let leads = managed || context.config.reach != Reach::Nothing && nat::host_has_ipv6();
     let route = if leads { ROUTE_LIFE } else { 0 };
     let mac: Mac = context.mac();
-    let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, 64, 0];
+    let flags = if managed { 0xc0 } else { 0 };
+    let mut message = vec![ROUTER_ADVERTISEMENT, 0, 0, 0, 64, flags];
     message.extend(route.to_be_bytes());
     message.extend([0; 8]);
     // Source link-layer address.
@@ -99,12 +102,14 @@ fn advertise(context: &mut Context, v6: Subnet6) {
     // MTU.
     message.extend([5, 1, 0, 0]);
     message.extend(u32::from(context.config.mtu).to_be_bytes());
-    // Prefix: on the link, for addresses.
-    message.extend([3, 4, 64, 0xc0]);
-    message.extend(LIFE.to_be_bytes());
-    message.extend(LIFE.to_be_bytes());
-    message.extend([0; 4]);
-    message.extend(v6.network.octets());
+    if !managed {
+        // Prefix: on the link, for addresses.
+        message.extend([3, 4, 64, 0xc0]);
+        message.extend(LIFE.to_be_bytes());
+        message.extend(LIFE.to_be_bytes());
+        message.extend([0; 4]);
+        message.extend(v6.network.octets());
+    }
     if context.config.reach != Reach::Nothing {
         // Recursive name server.
         message.extend([25, 3, 0, 0]);

@@ -16,7 +16,7 @@ use super::fragment::Reassembly;
 use super::icmp::Echo;
 use super::network::Shared;
 use super::wire::{Ethernet, Ip, Mac, Tcp, Udp, checksum, kind, protocol};
-use super::{arp, dhcp, echo, ndp, tcp, udp};
+use super::{arp, dhcp, dhcp6, echo, ndp, tcp, udp};
 use crate::{Abilities, Checksum, Frame, Link, LinkError, Offload, Segmentation, Sent};
 
 /// Most events taken from the kernel at once.
@@ -79,7 +79,11 @@ impl UserLink {
 
     /// Goes on with another configuration; what is open stays open.
     pub(crate) fn set_config(&mut self, config: UserConfig) {
+        let other = config.v6 != self.context.config.v6;
         self.context.config = config;
+        if other {
+            ndp::advertise_later(&mut self.context);
+        }
     }
 
     /// What all its protocols share.
@@ -199,6 +203,13 @@ impl UserLink {
                 }
                 let mut leases = self.shared.leases.lock();
                 dhcp::answer(&mut self.context, &mut leases, ethernet.source, udp.payload);
+                true
+            }
+            protocol::UDP if dhcp6::is_for_server(ip) => {
+                if self.context.config.is_guest(ip.source) {
+                    self.learn(ip.source, ethernet.source);
+                }
+                dhcp6::hear(&mut self.context, ip);
                 true
             }
             protocol::ICMPV6 if ndp::is_for_router(ip) => {

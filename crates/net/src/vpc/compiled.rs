@@ -169,7 +169,8 @@ impl Compiled {
                 guest: config.address,
                 ..Subnet4::new(network, config.subnet.prefix())
             },
-            v6: None,
+            v6: self.subnet6(),
+            guest6: config.ipv6,
             mtu: config.mtu,
             hostname: config.hostname.clone(),
             search: Some(config.domain.clone().into_iter().collect()),

@@ -16,7 +16,7 @@ use super::track::Outcome;
 use crate::switch::SwitchLink;
 use crate::user::UserLink;
 use crate::user::wire::{ETHERNET, Ethernet, Ip, Udp, checksum, kind, protocol, put};
-use crate::user::{arp, icmp};
+use crate::user::{arp, dhcp6, icmp, ndp};
 use crate::{Abilities, Frame, Link, LinkError, MacAddress, Offload, Sent};
 
 /// Frames of others that are thrown away at once, so that the guest's own get
@@ -106,6 +106,9 @@ impl VpcLink {
         // The guest's card is known before it speaks.
         let neighbours = &mut self.gateway.context().neighbours;
         neighbours.learn(port.config.address.into(), port.mac);
+        if let Some(v6) = port.config.ipv6 {
+            neighbours.learn(v6.into(), port.mac);
+        }
         self.port = port;
     }
 
@@ -162,7 +165,7 @@ impl VpcLink {
     }
 
     fn judge_ip(&mut self, ethernet: &Ethernet<'_>, ip: &Ip<'_>) -> Option<Step> {
-        if is_dhcp(&self.port, ip) {
+        if is_dhcp(&self.port, ip) || self.is_of_the_link(ip) {
             return Some(Step::Gateway);
         }
         let group = match ip.destination {
@@ -181,13 +184,27 @@ impl VpcLink {
             Way::Port if self.answer_name(ip) => Step::Taken,
             Way::Port => Step::Gateway,
             Way::Member(card) => return self.leave(ip, card),
-            Way::Out if self.port.config.internet && ip.source.is_ipv4() => Step::Gateway,
+            Way::Out if self.port.config.internet => Step::Gateway,
             Way::Out => {
                 self.tell_no_route(ip);
                 self.drop_for(|c| &c.dropped_no_route)
             }
             Way::Nowhere => self.drop_for(|c| &c.dropped_no_route),
         })
+    }
+
+    /// Whether a packet is of IPv6's own protocols on the link, which end at
+    /// the gateway: neighbour discovery, DHCPv6, and what has the gateway's
+    /// link-local address.
+    fn is_of_the_link(&self, ip: &Ip<'_>) -> bool {
+        let (IpAddr::V6(from), IpAddr::V6(to)) = (ip.source, ip.destination) else {
+            return false;
+        };
+        let local = from.is_unicast_link_local() || from.is_unspecified();
+        let own = local || self.port.is_guest(ip.source);
+        let discovery = ip.protocol == protocol::ICMPV6 && ndp::is_for_router(ip);
+        let here = discovery || dhcp6::is_for_server(ip) || local && self.port.is_own(to.into());
+        self.port.config.ipv6.is_some() && own && here
     }
 
     /// A packet for another member: asks the rules.

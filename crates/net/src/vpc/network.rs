@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use machine_protocol::vpc::{PortConfig, PortReport, Protocol, PublishedPort, UnpublishedPort};
+use machine_protocol::vpc::{
+    BY_THE_SIDE, PortConfig, PortReport, Protocol, PublishedPort, UnpublishedPort,
+};
 use parking_lot::{Mutex, RwLock};
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,10 @@ use crate::{Link, LinkError, Network};
 
 /// Version of [`PortState`] that this program writes.
 const VERSION: u32 = 1;
+
+/// Ports below are often not for everybody to bind, and then answer by the
+/// side.
+const PRIVILEGED: u16 = 1024;
 
 /// What a port keeps over a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,7 +143,7 @@ impl VpcNetwork {
         let compiled = Arc::clone(&self.shared.current.read());
         let wanted = publish::wanted(&compiled);
         published.open.retain(|(port, publication)| {
-            let keep = wanted.ports.contains(port)
+            let keep = wanted.ports.contains(&(port.protocol, port.port))
                 && compiled
                     .config
                     .public
@@ -152,24 +158,44 @@ impl VpcNetwork {
         let Some(public) = compiled.config.public else {
             return;
         };
-        for port in wanted.ports {
-            if published.open.iter().any(|(open, _)| *open == port) {
+        for (protocol, port) in wanted.ports {
+            let open = published.open.iter();
+            let mut open = open.filter(|(open, _)| (open.protocol, open.port) == (protocol, port));
+            let beside = open.next().map(|(open, _)| open.host_port);
+            if beside == Some(port) {
                 continue;
             }
-            let publication = Publication {
-                host: (public, port.port).into(),
-                guest: port.port,
-                udp: port.protocol == Protocol::UDP,
+            let mut opened = |host_port| {
+                let (udp, host) = (protocol == Protocol::UDP, (public, host_port).into());
+                let publication = Publication {
+                    host,
+                    guest: port,
+                    udp,
+                };
+                self.user.publish(publication)?;
+                let one = PublishedPort {
+                    protocol,
+                    port,
+                    host_port,
+                };
+                published.open.push((one, publication));
+                Ok::<_, UserError>(())
             };
-            match self.user.publish(publication) {
-                Ok(_) => published.open.push((port, publication)),
-                Err(error) => published.left.push(UnpublishedPort {
-                    protocol: port.protocol,
-                    port: port.port,
-                    last: port.port,
-                    reason: reason(&error),
-                }),
+            let Err(error) = opened(port) else {
+                continue;
+            };
+            let mut reason = reason(&error);
+            let side = port.checked_add(BY_THE_SIDE).filter(|_| port < PRIVILEGED);
+            let side = beside.or_else(|| side.filter(|side| opened(*side).is_ok()));
+            if let Some(side) = side {
+                reason = format!("{reason}; it answers at port {side} instead");
             }
+            published.left.push(UnpublishedPort {
+                protocol,
+                port,
+                last: port,
+                reason,
+            });
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use machine_protocol::vpc::{Protocol, PublishedPort, UnpublishedPort};
+use machine_protocol::vpc::{Protocol, UnpublishedPort};
 
 use super::compiled::Compiled;
 
@@ -23,7 +23,7 @@ const USUAL_UDP: [u16; 6] = [53, 123, 500, 1194, 4500, 51_820];
 /// Ports to be listened at, and ranges that are not as a whole.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    pub ports: Vec<PublishedPort>,
+    pub ports: Vec<(Protocol, u16)>,
     pub left: Vec<UnpublishedPort>,
 }
 
@@ -47,7 +47,7 @@ pub fn wanted(port: &Compiled) -> Wanted {
             };
             let mut left = !all;
             for port in range {
-                let one = PublishedPort { protocol, port };
+                let one = (protocol, port);
                 if ports.contains(&one) {
                     continue;
                 }
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn ports_that_the_host_may_reach_are_published_within_bounds() {
-        let ports = |wanted: &Wanted| -> Vec<u16> { wanted.ports.iter().map(|p| p.port).collect() };
+        let ports = |wanted: &Wanted| -> Vec<u16> { wanted.ports.iter().map(|p| p.1).collect() };
         let some = of(vec![
             tcp(22, 22, "0.0.0.0/0"),
             tcp(80, 81, "127.0.0.0/8"),
