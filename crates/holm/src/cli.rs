@@ -16,6 +16,7 @@ use crate::image_library;
 use crate::named;
 use crate::network;
 use crate::peripherals;
+use crate::plane;
 use crate::restore;
 use crate::snapshot;
 use crate::state_store;
@@ -29,6 +30,11 @@ pub const MOST_MEMORY: u64 = arch::layout::MAX_RAM;
 #[derive(Parser, Debug)]
 #[command(name = "holm", version, max_term_width = 100)]
 pub struct Arguments {
+    /// State directory of the daemon that is meant (--state /srv/holm); $HOLM_STATE unless given, else
+    /// /var/lib/holm for root and ~/.local/state/holm for others
+    #[arg(long, value_name = "DIR", global = true, help_heading = "Daemon")]
+    pub state: Option<PathBuf>,
+
     /// What to do
     #[command(subcommand)]
     pub command: Command,
@@ -208,6 +214,93 @@ pub enum Command {
     ///   holm restore /srv/snapshots/web1-monday --clone --name web2 --publish 2223:22
     #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
     Restore(Box<restore::Restore>),
+    /// Makes machines that a daemon keeps, and tells how they come up
+    ///
+    /// They exist until `holm rm`, whatever becomes of this command and of the daemon.
+    ///
+    /// Examples:
+    ///   holm create debian
+    ///   holm create debian --name web1 --type t3.small --key mine --user-data setup.sh
+    ///   holm create debian --count 3 --ttl 2h
+    #[command(verbatim_doc_comment, after_help = exit_code::PLANE_HELP)]
+    Create(Box<plane::instances::Create>),
+    /// Starts machines of a daemon that are stopped
+    ///
+    /// Example: holm start web1
+    #[command(after_help = exit_code::PLANE_HELP)]
+    Start(plane::instances::Start),
+    /// Restarts the guests of machines of a daemon
+    ///
+    /// Example: holm reboot web1
+    #[command(after_help = exit_code::PLANE_HELP)]
+    Reboot(plane::instances::Machines),
+    /// Removes machines of a daemon for good, with the disks that go with them
+    ///
+    /// Example: holm rm web1
+    #[command(after_help = exit_code::PLANE_HELP)]
+    Rm(plane::instances::Remove),
+    /// Prints what the console of a daemon's machine printed, or how far its boot came
+    ///
+    /// Examples:
+    ///   holm logs web1
+    ///   holm logs web1 --boot
+    #[command(verbatim_doc_comment, after_help = exit_code::PLANE_HELP)]
+    Logs(plane::instances::Logs),
+    /// Logs in to a machine of a daemon, or runs a command there, by ssh
+    ///
+    /// Needs no port of this host and no rule of a security group. The status is that of ssh.
+    ///
+    /// Examples:
+    ///   holm ssh web1
+    ///   holm ssh -i mine.pem admin@web1 -- uptime
+    #[command(verbatim_doc_comment, after_help = exit_code::PLANE_HELP)]
+    Ssh(plane::ssh::Ssh),
+    /// Makes, lists, attaches and removes volumes
+    ///
+    /// Example: holm volume create --name data --size 20G
+    #[command(subcommand)]
+    Volume(plane::volumes::Command),
+    /// Makes, lists and removes networks and subnets
+    ///
+    /// Example: holm net ls
+    #[command(subcommand)]
+    Net(plane::networks::Net),
+    /// Says what may come to machines and go from them: security groups
+    ///
+    /// Example: holm sg allow default 22
+    #[command(subcommand)]
+    Sg(plane::networks::Group),
+    /// Makes, imports, lists and removes key pairs and access keys
+    ///
+    /// Example: holm key create mine
+    #[command(subcommand)]
+    Key(plane::keys::Command),
+    /// Makes, lists and removes tokens for the REST interface's TCP port
+    ///
+    /// Example: holm token create dashboard
+    #[command(subcommand)]
+    Token(plane::keys::Tokens),
+    /// Makes, lists and removes sizes of machines
+    ///
+    /// Example: holm type ls
+    #[command(subcommand)]
+    Type(plane::sizes::Types),
+    /// Shows and changes how much there may be
+    ///
+    /// Example: holm quota ls
+    #[command(subcommand)]
+    Quota(plane::sizes::Quotas),
+    /// Prints the shell lines that point the AWS tools here, or a configuration for ssh
+    ///
+    /// Examples:
+    ///   eval "$(holm env)" && aws ec2 describe-instances
+    ///   holm env --ssh-config > ~/.ssh/holm.config
+    #[command(verbatim_doc_comment, after_help = exit_code::PLANE_HELP)]
+    Env(plane::env::Env),
+    /// Prints what a shell needs to complete commands
+    ///
+    /// Example: source <(holm completion bash)
+    Completion(plane::completion::Completion),
     /// Says what this host offers and which CPU engine `auto` takes, and why
     ///
     /// Example: holm doctor -o json

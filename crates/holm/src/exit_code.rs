@@ -68,6 +68,15 @@ pub const CONTROL_HELP: &str = "Exit status:
   18   internal failure
   28   no machine of that name runs, or it refused";
 
+/// The table for commands that ask a daemon.
+pub const PLANE_HELP: &str = "Exit status:
+  0    done
+  2    wrong command line
+  10   it took longer than --timeout; it goes on
+  14   a file of this host cannot be read or written
+  18   internal failure
+  28   no daemon answers, there is no such thing, or it refused";
+
 /// The table for `holm console`.
 pub const CONSOLE_HELP: &str = "Exit status:
   0    the console was left, or the machine has ended

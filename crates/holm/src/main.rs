@@ -21,6 +21,7 @@ mod machine_process;
 mod named;
 mod network;
 mod peripherals;
+mod plane;
 mod restore;
 mod run;
 mod snapshot;
@@ -44,6 +45,9 @@ fn main() -> ! {
         std::process::exit(i32::from(bootdisk::isolated::serve()));
     }
     let arguments = Arguments::parse();
+    if let Some(state) = &arguments.state {
+        state_directory::name(state);
+    }
     console::terminal::restore_on_panic();
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_env("HOLM_LOG").unwrap_or_else(|_| "warn".into()))
@@ -76,6 +80,21 @@ fn main() -> ! {
         Command::Attach(arguments) => named::disks::attach(arguments),
         Command::Detach(arguments) => named::disks::detach(arguments),
         Command::Grow(arguments) => named::disks::grow(arguments),
+        Command::Create(arguments) => plane::instances::create(arguments),
+        Command::Start(arguments) => plane::instances::start(arguments),
+        Command::Reboot(machines) => plane::instances::reboot(machines),
+        Command::Rm(arguments) => plane::instances::remove(arguments),
+        Command::Logs(arguments) => plane::instances::logs(arguments),
+        Command::Ssh(arguments) => plane::ssh::run(arguments),
+        Command::Volume(command) => plane::volumes::run(command),
+        Command::Net(command) => plane::networks::net(command),
+        Command::Sg(command) => plane::networks::group(command),
+        Command::Key(command) => plane::keys::run(command),
+        Command::Token(command) => plane::keys::tokens(command),
+        Command::Type(command) => plane::sizes::types(command),
+        Command::Quota(command) => plane::sizes::quotas(command),
+        Command::Env(arguments) => plane::env::run(arguments),
+        Command::Completion(arguments) => plane::completion::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
         Command::Daemon(arguments) => daemon::run(arguments),
         Command::State(command) => state_store::run(command),

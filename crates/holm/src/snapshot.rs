@@ -11,6 +11,7 @@ use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::named::{self, client::Client};
+use crate::plane;
 
 /// `holm snapshot`.
 #[derive(Subcommand, Debug)]
@@ -32,6 +33,16 @@ pub enum Command {
     /// Example: holm snapshot disk web1 data /srv/snapshots/data.img
     #[command(after_help = exit_code::CONTROL_HELP)]
     Disk(CopyDisk),
+    /// Lists the snapshots of volumes that a daemon keeps
+    ///
+    /// Example: holm snapshot ls
+    #[command(after_help = exit_code::PLANE_HELP)]
+    Ls(plane::form::Output),
+    /// Removes a snapshot of a volume that a daemon keeps
+    ///
+    /// Example: holm snapshot rm snap-0123456789abcdef0
+    #[command(after_help = exit_code::PLANE_HELP)]
+    Rm(plane::keys::Name),
     /// Shows what a snapshot is: its machine, host files that it needs, sizes
     ///
     /// Example: holm snapshot show /srv/snapshots/web1-monday
@@ -106,6 +117,8 @@ pub fn run(command: &Command) -> u8 {
     match command {
         Command::Create(arguments) => create(arguments),
         Command::Disk(arguments) => copy_disk(arguments),
+        Command::Ls(output) => plane::volumes::snapshots(*output),
+        Command::Rm(name) => plane::volumes::remove_snapshot(name),
         Command::Show(arguments) => report(show(arguments)),
         Command::Check(arguments) => report(check(arguments)),
     }

@@ -1,14 +1,25 @@
 //! Which state directory is meant.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// Environment variable that names it.
 pub const VARIABLE: &str = "HOLM_STATE";
+
+/// What `--state` before a subcommand says.
+static NAMED: OnceLock<PathBuf> = OnceLock::new();
+
+/// Notes what `--state` before a subcommand says.
+pub fn name(path: &Path) {
+    // It is said once, before anybody asks.
+    let _ = NAMED.set(path.to_path_buf());
+}
 
 /// The state directory as an absolute path: the one given, else `HOLM_STATE`,
 /// else `/var/lib/holm` for root, and `$XDG_STATE_HOME/holm` or
 /// `~/.local/state/holm` for others.
 pub fn resolve(given: Option<&Path>) -> PathBuf {
+    let given = given.or_else(|| NAMED.get().map(PathBuf::as_path));
     let path = given.map_or_else(usual, Path::to_path_buf);
     std::path::absolute(&path).unwrap_or(path)
 }

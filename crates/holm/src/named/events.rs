@@ -14,6 +14,7 @@ use super::place;
 use crate::cli::Output;
 use crate::console::terminal;
 use crate::exit_code;
+use crate::plane;
 
 /// Pause between looks for machines that were started.
 const LOOK: Duration = Duration::from_millis(500);
@@ -36,6 +37,14 @@ pub struct Arguments {
 
 /// Prints the events of one machine or of all.
 pub fn run(arguments: &Arguments) -> u8 {
+    let kept = |name: &String| match place::stands_alone(name) {
+        true => None,
+        false => plane::instances::known(name).map(|kept| kept.id),
+    };
+    if let Some(id) = arguments.name.as_ref().and_then(kept) {
+        let printed = plane::records::events(Some(&id), arguments.follow, arguments.output);
+        return plane::finish(printed);
+    }
     let printed = match (&arguments.name, arguments.follow) {
         (Some(name), follow) => of_one(name, follow, &mut |e| print(name, e, arguments.output)),
         (None, false) => of_all(arguments.output),

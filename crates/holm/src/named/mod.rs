@@ -15,6 +15,7 @@ use machine_protocol::{Description, DiskReport, Request, RunState};
 use crate::cli::Output;
 use crate::console::terminal;
 use crate::exit_code;
+use crate::plane::{self, form};
 use client::{Client, ControlError};
 
 /// Time between looks whether a machine has ended.
@@ -66,7 +67,7 @@ pub struct Stop {
     pub force: bool,
 }
 
-/// Lists the running machines.
+/// Lists the running machines, and those that a daemon keeps.
 pub fn list(arguments: &List) -> u8 {
     let names = match place::names() {
         Ok(names) => names,
@@ -75,6 +76,7 @@ pub fn list(arguments: &List) -> u8 {
             return exit_code::INTERNAL;
         }
     };
+    let kept = plane::instances::all().unwrap_or_default();
     // Who does not answer has been killed, or is just ending.
     let machines: Vec<(String, Description)> = names
         .into_iter()
@@ -85,13 +87,18 @@ pub fn list(arguments: &List) -> u8 {
         .collect();
     match arguments.output {
         Output::Json => {
-            let all: Vec<_> = machines
-                .iter()
-                .map(|(name, d)| with_name(name, d))
-                .collect();
-            print_json(&all);
+            let alone = machines.iter().map(|(name, d)| with_name(name, d));
+            let kept = kept.iter().filter_map(|i| serde_json::to_value(i).ok());
+            print_json(&alone.chain(kept).collect::<Vec<_>>());
         }
         Output::Text => {
+            if !kept.is_empty() {
+                form::out(&plane::instances::list_text(&kept));
+                if machines.is_empty() {
+                    return exit_code::SUCCESS;
+                }
+                println!("\nNot kept by the daemon:");
+            }
             println!(
                 "{:<20} {:<8} {:<6} {:>4} {:>10} {:>8} {:>7}",
                 "NAME", "STATE", "ENGINE", "CPUS", "MEMORY", "UPTIME", "PID"
@@ -115,6 +122,15 @@ pub fn list(arguments: &List) -> u8 {
 /// Shows one machine.
 pub fn show(arguments: &Show) -> u8 {
     let name = &arguments.machine.name;
+    if !place::stands_alone(name)
+        && let Some(kept) = plane::instances::known(name)
+    {
+        match arguments.output {
+            Output::Json => print_json(&kept),
+            Output::Text => form::out(&plane::instances::show_text(&kept)),
+        }
+        return exit_code::SUCCESS;
+    }
     finish(
         Client::connect(name)
             .and_then(|mut c| c.describe())
@@ -170,6 +186,13 @@ pub fn ask(machine: &Named, request: &Request) -> u8 {
 
 /// Shuts a machine down: by its power button, and by force if that is in vain.
 pub fn stop(arguments: &Stop) -> u8 {
+    let name = &arguments.machine.name;
+    if !place::stands_alone(name)
+        && let Some(kept) = plane::instances::known(name)
+    {
+        let stopped = plane::instances::stop(&kept, arguments.force, arguments.wait);
+        return plane::finish(stopped.map(|text| terminal::say(&text)));
+    }
     finish(try_stop(arguments).map(|text| terminal::say(&text)))
 }
 

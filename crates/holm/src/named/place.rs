@@ -5,7 +5,11 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use host::Layout;
+
 use crate::failure::Failure;
+use crate::plane::instances;
+use crate::state_directory;
 
 /// Longest name: a Unix socket's path must hold it.
 const NAME_MAX: usize = 48;
@@ -46,15 +50,36 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// Whether a machine of this name runs that no daemon keeps.
+pub fn stands_alone(name: &str) -> bool {
+    machines().join(name).exists()
+}
+
+/// A file of a machine: of one that runs alone, else of one that a daemon
+/// keeps.
+fn file(name: &str, file: &str) -> PathBuf {
+    let alone = machines().join(name).join(file);
+    if stands_alone(name) {
+        return alone;
+    }
+    let layout = Layout::new(state_directory::resolve(None));
+    let kept = layout.machine(name).join(file);
+    if kept.exists() {
+        return kept;
+    }
+    let known = instances::known(name);
+    known.map_or(alone, |i| layout.machine(&i.id).join(file))
+}
+
 /// The control socket of a machine.
 pub fn control(name: &str) -> PathBuf {
-    machines().join(name).join("control.sock")
+    file(name, "control.sock")
 }
 
 /// The agent's socket of a machine: of this name, or at this path.
 pub fn agent(machine: &Path) -> PathBuf {
     match machine.to_str().filter(|text| name(text).is_ok()) {
-        Some(named) if !machine.exists() => machines().join(named).join("agent.sock"),
+        Some(named) if !machine.exists() => file(named, "agent.sock"),
         _ => machine.to_owned(),
     }
 }

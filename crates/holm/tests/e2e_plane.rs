@@ -1,0 +1,270 @@
+//! The command line's nouns, with a daemon and a guest of `tiny`.
+
+mod common;
+#[path = "daemon/site.rs"]
+#[allow(dead_code, reason = "only the disk is of use here")]
+mod site;
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Instant;
+
+use serde_json::Value;
+
+/// A daemon and a state directory of its own.
+struct Plane {
+    daemon: Option<Child>,
+    directory: tempfile::TempDir,
+}
+
+impl Plane {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut plane = Self {
+            daemon: None,
+            directory,
+        };
+        let disk = site::disk(plane.directory.path());
+        let disk = disk.to_str().unwrap().to_owned();
+        plane.ok(&["image", "import", &disk, "tiny"]);
+        plane.start();
+        plane
+    }
+
+    fn start(&mut self) {
+        let daemon = ["daemon", "--ec2", "127.0.0.1:0", "--grace", "1s"];
+        let child = self.command(&daemon).spawn().unwrap();
+        self.daemon = Some(child);
+        let start = Instant::now();
+        loop {
+            let answers = self.run(&["ls", "-o", "json"]).status.success()
+                && self.run(&["quota", "ls"]).status.success();
+            if answers {
+                return;
+            }
+            assert!(start.elapsed() < common::SOON, "the daemon answers");
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = common::holm();
+        let state = self.directory.path().join("state");
+        command
+            .args(arguments)
+            .env("HOLM_STATE", state)
+            .current_dir(self.directory.path());
+        command
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        let command = &mut self.command(arguments);
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    /// What it printed; it must succeed.
+    fn ok(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr);
+        let code = output.status.code();
+        assert_eq!(code, Some(0), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let printed = self.ok(&[arguments, &["-o", "json"]].concat());
+        serde_json::from_str(&printed).unwrap()
+    }
+
+    /// What it said; it must end with this status.
+    fn refused(&self, arguments: &[&str], code: i32) -> String {
+        let output = self.run(arguments);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {error}");
+        error
+    }
+
+    fn until(&self, what: &str, test: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !test() {
+            assert!(start.elapsed() < common::BOOT, "not in time: {what}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+}
+
+impl Drop for Plane {
+    fn drop(&mut self) {
+        // Its machines would go on without it.
+        if let Ok(Value::Array(all)) =
+            serde_json::from_slice(&self.run(&["ls", "-o", "json"]).stdout)
+        {
+            for id in all.iter().filter_map(|i| i["id"].as_str()) {
+                self.run(&["rm", "--force", id]);
+            }
+        }
+        if let Some(daemon) = &mut self.daemon {
+            let _ = daemon.kill();
+            let _ = daemon.wait();
+        }
+    }
+}
+
+#[test]
+fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
+    let plane = Plane::new();
+    plane.until("the image is offered", || {
+        let output = plane.run(&["create", "tiny", "--count", "21"]);
+        assert_eq!(output.status.code(), Some(2));
+        let output = plane.run(&["create", "tiny", "--type", "none", "--wait", "made"]);
+        String::from_utf8_lossy(&output.stderr).contains("instance type")
+    });
+    let error = plane.refused(&["create", "nothing"], 28);
+    assert!(error.contains("nothing"), "{error}");
+
+    plane.ok(&[
+        "type", "create", "lab.tiny", "--cpus", "1", "--memory", "192M",
+    ]);
+    let create = [
+        "create", "tiny", "--name", "web1", "--type", "lab.tiny", "--wait", "running",
+    ];
+    let made = plane.json(&create);
+    let id = made[0]["id"].as_str().unwrap().to_owned();
+    assert_eq!(made[0]["state"], "running");
+    let listed = plane.ok(&["ls"]);
+    assert!(listed.contains("web1") && listed.contains(&id), "{listed}");
+    let shown = plane.ok(&["show", "web1"]);
+    assert!(shown.contains("192 MiB") && shown.contains(&id), "{shown}");
+    plane.until("it has booted", || {
+        plane.ok(&["logs", "web1"]).contains("HOLM-READY")
+    });
+    // What a machine that runs alone can do, it can, too.
+    plane.ok(&["pause", "web1"]);
+    plane.ok(&["resume", &id]);
+    assert!(plane.ok(&["metrics", "web1"]).contains("# TYPE"));
+    let events = plane.ok(&["events", "web1"]);
+    assert!(events.contains("instance-"), "{events}");
+
+    let volume = plane.ok(&["volume", "create", "--name", "data", "--size", "1G"]);
+    plane.until("the volume is made", || {
+        plane.ok(&["volume", "ls"]).contains("available")
+    });
+    plane.ok(&["volume", "snapshot", "data", "--description", "monday"]);
+    assert!(plane.ok(&["snapshot", "ls"]).contains("monday"));
+    plane.until("the snapshot is made", || {
+        plane.ok(&["snapshot", "ls"]).contains("completed")
+    });
+    plane.ok(&["volume", "rm", volume.trim()]);
+
+    let error = plane.refused(&["start", "nobody"], 28);
+    assert!(error.contains("holm ls"), "{error}");
+    plane.ok(&["stop", "web1", "--force"]);
+    assert_eq!(plane.json(&["show", "web1"])["state"], "stopped");
+    plane.ok(&["start", "web1"]);
+    plane.ok(&["rm", "web1"]);
+    plane.refused(&["ssh", "web1"], 28);
+}
+
+#[test]
+fn keys_groups_and_networks_are_made_and_removed() {
+    let plane = Plane::new();
+    let directory = plane.directory.path();
+    plane.ok(&["key", "create", "mine"]);
+    let pem = directory.join("mine.pem");
+    let mode = fs::metadata(&pem).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    assert!(fs::read_to_string(&pem).unwrap().contains("PRIVATE KEY"));
+    plane.refused(&["key", "create", "mine"], 14);
+    assert!(plane.ok(&["key", "ls"]).contains("mine"));
+    plane.ok(&["key", "rm", "mine"]);
+
+    plane.ok(&["sg", "create", "web"]);
+    plane.ok(&["sg", "allow", "web", "22", "8000-8099", "53/udp", "icmp"]);
+    plane.ok(&["sg", "allow", "web", "5432", "--from", "web"]);
+    let group = plane.json(&["sg", "show", "web"]);
+    let rules = group["rules"].as_array().unwrap();
+    let inward: Vec<_> = rules
+        .iter()
+        .filter(|r| r["direction"] == "ingress")
+        .collect();
+    assert_eq!(inward.len(), 5, "{group}");
+    plane.ok(&["sg", "revoke", "web", inward[0]["id"].as_str().unwrap()]);
+    let error = plane.refused(&["sg", "allow", "web", "53/udp"], 28);
+    assert!(error.contains("already"), "{error}");
+    plane.refused(&["sg", "allow", "web", "ssh"], 2);
+    plane.ok(&["sg", "rm", "web"]);
+
+    plane.ok(&["net", "create", "lab", "--cidr", "10.9.0.0/16"]);
+    plane.ok(&[
+        "net",
+        "subnet",
+        "lab",
+        "--cidr",
+        "10.9.1.0/24",
+        "--name",
+        "front",
+    ]);
+    assert!(plane.ok(&["net", "ls"]).contains("10.9.1.0/24"));
+    let error = plane.refused(&["net", "rm", "lab"], 28);
+    assert!(error.contains("in use"), "{error}");
+    plane.ok(&["net", "rm", "front"]);
+    plane.ok(&["net", "rm", "lab"]);
+
+    plane.ok(&["quota", "set", "vpcs", "1"]);
+    let error = plane.refused(&["net", "create", "more", "--cidr", "10.8.0.0/16"], 28);
+    assert!(error.contains("holm quota"), "{error}");
+    let yaml = plane.ok(&["quota", "ls", "-o", "yaml"]);
+    assert!(yaml.contains("name: vpcs"), "{yaml}");
+
+    let env = plane.ok(&["env"]);
+    let value = |name: &str| {
+        let line = env
+            .lines()
+            .find_map(|l| l.strip_prefix(&format!("export {name}=")));
+        line.unwrap_or_else(|| panic!("{name} in {env}")).to_owned()
+    };
+    assert!(value("AWS_ENDPOINT_URL").starts_with("http://127.0.0.1:"));
+    assert!(value("AWS_ACCESS_KEY_ID").starts_with("AKIA"));
+    assert_eq!(env, plane.ok(&["env"]), "the key is made once");
+    plane.ok(&["key", "access", "rm", &value("AWS_ACCESS_KEY_ID")]);
+    assert_ne!(env, plane.ok(&["env"]), "and anew when it was removed");
+    assert!(plane.ok(&["completion", "bash"]).contains("complete -F"));
+}
+
+#[test]
+fn without_a_daemon_it_is_said_what_to_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let run = |state: &Path, arguments: &[&str]| {
+        let output = common::holm()
+            .args(arguments)
+            .env("HOLM_STATE", state)
+            .output();
+        let output = output.unwrap();
+        assert_eq!(output.status.code(), Some(28), "{arguments:?}");
+        BufReader::new(&output.stderr[..])
+            .lines()
+            .next()
+            .unwrap()
+            .unwrap()
+    };
+    let long = directory.path().join("d".repeat(120));
+    fs::create_dir(&long).unwrap();
+    for state in [directory.path(), &long] {
+        for command in ["ls", "rm", "start", "key", "volume"] {
+            let arguments: &[&str] = match command {
+                "ls" => &["net", "ls"],
+                "key" => &["key", "ls"],
+                "volume" => &["volume", "ls"],
+                other => &[other, "web1"],
+            };
+            let said = run(state, arguments);
+            assert!(
+                said.contains("holm daemon") && said.contains("--state"),
+                "{said}"
+            );
+        }
+    }
+}
