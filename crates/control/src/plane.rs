@@ -1,8 +1,11 @@
 //! The plane: a store, a view of it, and transactions.
 
+use std::collections::HashMap;
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::Ipv4Net;
 use model::{
     AccountId, Image, Instance, InternetGateway, KeyPair, Operation, RouteTable, SecurityGroup,
     Site, Snapshot, Subnet, Volume, Vpc,
@@ -25,6 +28,9 @@ pub struct Plane {
     view: Arc<View>,
     /// Held by who counts what an account has before it takes more.
     counting: Arc<Mutex<()>>,
+    /// Where a free address of each block is looked for next: the same is not
+    /// given out again at once, and a search is short.
+    next_addresses: Arc<parking_lot::Mutex<HashMap<String, u64>>>,
     /// Key of a record and the revision at which it must be.
     expected: Option<(String, Revision)>,
 }
@@ -109,6 +115,7 @@ impl Plane {
             view: View::open(store.clone()).await?,
             store,
             counting: Arc::default(),
+            next_addresses: Arc::default(),
             expected: None,
         };
         plane.bootstrap().await?;
@@ -275,6 +282,27 @@ impl Plane {
             }
             None => tokio::time::sleep(pause).await,
         }
+    }
+
+    /// A free address of a block, which `pool` names.
+    pub(crate) fn free_address(
+        &self,
+        pool: &str,
+        block: Ipv4Net,
+        is_free: impl Fn(Ipv4Addr) -> bool,
+    ) -> Option<Ipv4Addr> {
+        let size = 1_u64 << (32 - u64::from(block.prefix_len().min(32)));
+        let first = u32::from(block.network());
+        let mut next = self.next_addresses.lock();
+        let start = next.get(pool).copied().unwrap_or_default();
+        let (number, found) = (0..size).find_map(|step| {
+            let number = (start + step) % size;
+            let offset = u32::try_from(number).ok()?;
+            let address = Ipv4Addr::from(first.checked_add(offset)?);
+            is_free(address).then_some((number, address))
+        })?;
+        next.insert(pool.to_owned(), number + 1);
+        Some(found)
     }
 
     /// Keeps others from taking what is counted against quotas meanwhile.

@@ -195,11 +195,10 @@ impl Plane {
                 });
             }
             Some(wanted) => wanted,
-            None => subnet
-                .cidr
-                .hosts()
-                .filter(|candidate| subnet.is_assignable(*candidate))
-                .find(|candidate| is_free(*candidate, taken))
+            None => self
+                .free_address(subnet.id.as_str(), subnet.cidr, |candidate| {
+                    subnet.is_assignable(candidate) && is_free(candidate, taken)
+                })
                 .ok_or_else(|| Refusal::NoAddress(format!("the subnet {}", subnet.id)))?,
         };
         taken.push(chosen);
@@ -218,13 +217,16 @@ impl Plane {
         holder: &str,
         taken: &mut Vec<Ipv4Addr>,
     ) -> Result<Ipv4Addr, Refusal> {
-        // The first address of a pool would be mistaken for its network.
-        let chosen = pool
-            .hosts()
-            .skip(1)
-            .find(|candidate| {
-                !taken.contains(candidate) && self.view().get::<Claim>(public(*candidate)).is_none()
-            })
+        // The first addresses of a pool would be mistaken for its network.
+        let second = u32::from(pool.network()).saturating_add(1);
+        let usable = |a: Ipv4Addr| u32::from(a) > second && a != pool.broadcast();
+        let is_free = |candidate: Ipv4Addr| {
+            usable(candidate)
+                && !taken.contains(&candidate)
+                && self.view().get::<Claim>(public(candidate)).is_none()
+        };
+        let chosen = self
+            .free_address("public", pool, is_free)
             .ok_or_else(|| Refusal::NoAddress(format!("the public pool {pool}")))?;
         taken.push(chosen);
         let holder = Claim {

@@ -19,6 +19,7 @@ use crate::peripherals;
 use crate::plane;
 use crate::restore;
 use crate::snapshot;
+use crate::state_store;
 
 /// Least memory of a machine, in bytes.
 pub const LEAST_MEMORY: u64 = 2 << 20;
@@ -315,6 +316,9 @@ pub enum Command {
     ///   holm daemon --state /srv/holm --ec2 127.0.0.1:4781
     #[command(verbatim_doc_comment, after_help = exit_code::DAEMON_HELP)]
     Daemon(Daemon),
+    /// Backs up, restores and checks the store of a state directory
+    #[command(subcommand)]
+    State(state_store::Command),
     /// Runs the machine of a directory of `holm daemon`; started by the daemon
     #[command(hide = true)]
     Machine(Machine),

@@ -40,6 +40,13 @@ pub const DAEMON_HELP: &str = "Exit status:
   14   the state directory's store is damaged, or of a newer holm
   16   another daemon has the state directory, or the host refuses something";
 
+/// The table for `holm state`.
+pub const STATE_HELP: &str = "Exit status:
+  0    done, and nothing is wrong
+  2    wrong command line
+  14   the store or the file is missing, damaged, or of a newer holm
+  30   faults were found";
+
 /// The table for `holm disk`.
 pub const DISK_HELP: &str = "Exit status:
   0    done; nothing found, images are equal

@@ -26,6 +26,7 @@ mod restore;
 mod run;
 mod snapshot;
 mod state_directory;
+mod state_store;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -96,6 +97,7 @@ fn main() -> ! {
         Command::Completion(arguments) => plane::completion::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
         Command::Daemon(arguments) => daemon::run(arguments),
+        Command::State(command) => state_store::run(command),
         Command::Machine(arguments) => machine_process::run(&arguments.directory),
     }))
     .unwrap_or(exit_code::INTERNAL);

@@ -104,8 +104,20 @@ impl ControlClient {
     /// # Errors
     /// [`ControlError`].
     pub async fn ask(&mut self, request: &Request) -> Result<Reply, ControlError> {
+        self.ask_long(request, PATIENCE).await
+    }
+
+    /// Asks for something that takes long.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub async fn ask_long(
+        &mut self,
+        request: &Request,
+        patience: Duration,
+    ) -> Result<Reply, ControlError> {
         self.send(request).await?;
-        match self.receive(PATIENCE).await? {
+        match self.receive(patience).await? {
             Reply::Error { message, .. } => Err(ControlError::Refused(message)),
             reply => Ok(reply),
         }

@@ -3,7 +3,7 @@
 use control::Plane;
 use machine_protocol::launch::{Engine, LAUNCH_VERSION, Launch};
 use metadata::SmbiosIdentity;
-use model::Instance;
+use model::{BlockDevice, Instance};
 use serde_json::{Value, json};
 
 use crate::driver::VolumeFile;
@@ -27,13 +27,17 @@ pub fn launch(
 ) -> Launch {
     let id = instance.id.as_str();
     let identity = SmbiosIdentity::of(id);
+    let is_root = |disk: &BlockDevice| disk.device == instance.root_device;
+    let root = instance.disks.iter().position(is_root).unwrap_or_default();
+    let mut ports_left = PORTS;
     let disks = instance.disks.iter().zip(files).enumerate();
     let disks: Vec<Value> = disks
         .map(|(index, (device, file))| {
             let mut disk = disk(device.volume.as_str(), file);
             // The root disk is there for good; the others can be detached.
-            let port = (index > 0).then(|| PORTS.start() + index - 1);
-            if let Some(port) = port.filter(|port| PORTS.contains(port)) {
+            if index != root
+                && let Some(port) = ports_left.next()
+            {
                 disk["port"] = port.into();
             }
             disk
@@ -48,7 +52,7 @@ pub fn launch(
             "version": 1,
             "cpus": instance.cpus,
             "memory": instance.memory,
-            "boot": { "disk": { "disk": 0, "console": "console=ttyS0" } },
+            "boot": { "disk": { "disk": root, "console": "console=ttyS0" } },
             "disks": disks,
             "nics": if ports { nics(plane, layout, instance) } else { Vec::new() },
             "peripherals": { "agent": true, "balloon": true },

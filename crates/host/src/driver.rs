@@ -1,11 +1,13 @@
 //! What is done on a host, step by step.
 
 use std::path::PathBuf;
+use std::time::SystemTime;
 
 use async_trait::async_trait;
 use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
 use machine_protocol::vpc::PortConfig;
+use provisioning::BootProgress;
 use tokio::net::UnixListener;
 
 /// A volume that is to exist.
@@ -269,6 +271,17 @@ pub trait Driver: Send + Sync + 'static {
     /// # Errors
     /// [`DriverError`].
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError>;
+
+    /// How far the guest of a machine that was started at this time has come;
+    /// `None`: this host cannot know.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn boot_progress(
+        &self,
+        machine: &str,
+        started: SystemTime,
+    ) -> Result<Option<BootProgress>, DriverError>;
 
     /// The end of what the console of a machine has printed, at most `most`
     /// bytes; empty if there is none.

@@ -9,6 +9,7 @@ mod control_client;
 mod describe;
 mod driver;
 mod layout;
+mod library;
 mod metadata_service;
 mod ports;
 mod queue;
@@ -22,6 +23,7 @@ pub use driver::{
     VolumeSource, VolumeSpec,
 };
 pub use layout::Layout;
+pub use library::adopt_images;
 pub use real::{Real, RealConfig};
 pub use reconcile::{Patience, Reconciler};
 pub use simulated::{Simulated, SimulatedConfig};

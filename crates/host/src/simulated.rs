@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
 use machine_protocol::vpc::PortConfig;
 use parking_lot::Mutex;
+use provisioning::BootProgress;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
@@ -372,6 +373,14 @@ impl Driver for Simulated {
     }
 
     async fn metadata_listener(&self, _: &str) -> Result<Option<UnixListener>, DriverError> {
+        Ok(None)
+    }
+
+    async fn boot_progress(
+        &self,
+        _: &str,
+        _: SystemTime,
+    ) -> Result<Option<BootProgress>, DriverError> {
         Ok(None)
     }
 

@@ -46,7 +46,12 @@ struct Scene {
 impl Scene {
     /// What there is before, made by a daemon without fault.
     async fn before(ask: Ask) -> Self {
-        let world = World::new(SimulatedConfig::default()).await;
+        // What cards are told is computed anew after each death: `cards.rs`.
+        let config = SimulatedConfig {
+            takes_ports: false,
+            ..SimulatedConfig::default()
+        };
+        let world = World::new(config).await;
         let mut scene = Self {
             world,
             instance: None,

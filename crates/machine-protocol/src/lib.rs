@@ -117,6 +117,15 @@ pub enum Request {
         /// Its new capacity in bytes.
         size: u64,
     },
+    /// Copies a disk as it is at one instant to a new file, while the machine
+    /// runs: [`Reply::DiskCopied`], which may take long. Of an image that
+    /// builds on others the copy builds on the same.
+    CopyDisk {
+        /// Its name.
+        disk: String,
+        /// Absolute path of the copy, which must not exist.
+        file: String,
+    },
     /// Replaces the port of a network card in a VPC, at once and as a whole:
     /// [`Reply::NicConfigured`]. Flows that were tracked go on.
     ConfigureNic {
@@ -159,6 +168,11 @@ pub enum Reply {
     Attached {
         /// The name of the disk in the machine.
         disk: String,
+    },
+    /// To [`Request::CopyDisk`].
+    DiskCopied {
+        /// Format of the copy: `raw` or `qcow2`.
+        format: String,
     },
     /// To [`Request::ConfigureNic`].
     NicConfigured(PortReport),

@@ -11,6 +11,7 @@ mod board;
 mod control;
 mod control_socket;
 mod copy;
+mod copy_disk;
 pub mod description;
 mod events;
 mod gdb;

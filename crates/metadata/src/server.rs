@@ -92,7 +92,9 @@ async fn connection(stream: UnixStream, source: Arc<dyn Source>, pace: Arc<Pace>
         }
     });
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new())
+    // A client may have said all that it will, as `printf … | nc` does.
+    http.half_close(true)
+        .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIME)
         .max_buf_size(HEAD_BYTES)
         .max_headers(HEADERS);

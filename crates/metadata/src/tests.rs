@@ -57,6 +57,7 @@ impl Service {
         let mut stream = self.connect().await;
         // It may close in the middle of what it refuses.
         let _ = stream.write_all(request).await;
+        let _ = stream.shutdown().await;
         let mut answer = Vec::new();
         let _ = stream.read_to_end(&mut answer).await;
         String::from_utf8_lossy(&answer).into_owned()

@@ -308,7 +308,10 @@ pub struct Boot {
     /// Stages that began, in order.
     #[serde(default)]
     pub stages: Vec<BootStage>,
-    /// It is up: nothing more is awaited.
+    /// Nothing more is awaited: it is up, or stuck for good.
+    #[serde(default)]
+    pub over: bool,
+    /// It is up.
     #[serde(default)]
     pub ready: Option<Timestamp>,
     /// What went wrong, with its output.

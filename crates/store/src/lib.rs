@@ -17,4 +17,4 @@ pub use contract::{
 pub use contract::{KEY_MAX, PAGE_MAX, VALUE_MAX, WRITES_MAX};
 pub use error::StoreError;
 pub use records::{Found, Record, RecordError, Records};
-pub use sqlite::{CheckReport, SCHEMA_VERSION, Sqlite, check, restore};
+pub use sqlite::{CheckReport, SCHEMA_VERSION, Sqlite, backup, check, file, restore};

@@ -1,7 +1,6 @@
 //! `holm daemon`: the machines of a state directory, and the doors to them.
 
 mod doors;
-mod library;
 mod notify;
 mod rest;
 
@@ -16,6 +15,7 @@ use std::time::Duration;
 
 use control::{Plane, Refusal};
 use host::{Driver, Layout, Patience, Real, RealConfig, Reconciler};
+use images::Library;
 use store::{Sqlite, StoreError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -26,6 +26,9 @@ use crate::console::terminal;
 use crate::exit_code;
 use crate::state_directory;
 
+/// How often the store's lock is tried, and between two attempts.
+const LOCK_ATTEMPTS: u32 = 5;
+const LOCK_PAUSE: Duration = Duration::from_millis(200);
 /// Between two looks at what expires.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
@@ -128,13 +131,15 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     make(&layout.run())?;
     let directory = layout.root().display().to_string();
     // One daemon for each state directory: the store is locked.
-    let store = Sqlite::open(&layout.store()).map_err(|source| DaemonError::Store {
-        directory: directory.clone(),
-        source,
-    })?;
+    let store = open_store(&layout).await?;
     let plane = Plane::open(Arc::new(store)).await;
     let plane = plane.map_err(|source| DaemonError::Records { directory, source })?;
     let listeners = doors::listen(&layout, arguments).await?;
+    let library = Library::open(&layout.images());
+    let library = library.map_err(|e| DaemonError::Host {
+        doing: "opening the library of images".into(),
+        source: io::Error::other(e),
+    })?;
     let program = std::env::current_exe().map_err(DaemonError::host("finding this program"))?;
     let config = RealConfig {
         program,
@@ -157,7 +162,7 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let mut serving = JoinSet::new();
     doors::serve(&daemon, listeners, &mut serving)?;
     serving.spawn(keep_house(daemon.clone()));
-    serving.spawn(library::follow(daemon.clone()));
+    let adopting = tokio::spawn(host::adopt_images(daemon.plane.clone(), library));
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
     notify::tell("READY=1");
     signals.next().await;
@@ -167,7 +172,26 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     let _ = tokio::time::timeout(doors::GRACE, serving.join_all()).await;
     // Each step may be left at any point: the next daemon takes it up.
     reconciling.abort();
+    adopting.abort();
     Ok(())
+}
+
+/// A daemon that died a moment ago may have left the lock to a child that has
+/// not yet become another program.
+async fn open_store(layout: &Layout) -> Result<Sqlite, DaemonError> {
+    let mut attempts = 0;
+    loop {
+        match Sqlite::open(&layout.store()) {
+            Err(StoreError::InUse { .. }) if attempts < LOCK_ATTEMPTS => {
+                attempts += 1;
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            other => {
+                let directory = layout.root().display().to_string();
+                return other.map_err(|source| DaemonError::Store { directory, source });
+            }
+        }
+    }
 }
 
 /// Does what is due at its time, until the daemon ends.

@@ -6,10 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::{Caller, Plane, RegisterDisk, RegisterImage, RunInstances};
+use control::{Caller, CreateImage, Plane, RegisterDisk, RegisterImage, RunInstances};
 use host::{Driver, Layout, Observed, Patience, Real, RealConfig, Reconciler};
 use images::{ImportOptions, Library};
-use model::{Image, Instance, InstanceId, InstanceState, Tags};
+use model::{Image, ImageState, Instance, InstanceId, InstanceState, Tags};
 use store::Sqlite;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -79,11 +79,7 @@ impl Site {
             layout: layout.clone(),
         };
         let (driver, _) = Real::new(config).unwrap();
-        let library = Library::open(&layout.images()).unwrap();
-        let disk = disk(state.path());
-        let options = ImportOptions::default();
-        let digest = library.import(&disk, &options, &mut |_, _| {}).unwrap();
-        let image = register(&plane, &caller, &digest.to_string()).await;
+        let image = import(&layout, &plane, &caller, state.path()).await;
         Self {
             plane,
             caller,
@@ -114,7 +110,31 @@ impl Site {
     }
 
     pub async fn run(&self) -> InstanceId {
-        let new = RunInstances::new(self.image.id.clone(), "t2.nano");
+        self.run_of(&self.image).await
+    }
+
+    /// An image of an instance as it is now.
+    pub async fn image_of(&self, id: &InstanceId) -> Image {
+        let new = CreateImage {
+            instance: id.clone(),
+            name: "copy".into(),
+            description: String::new(),
+            tags: Tags::new(),
+            snapshot_tags: Tags::new(),
+        };
+        let image = self.plane.create_image(&self.caller, new).await.unwrap();
+        let now = || self.plane.view().get::<Image>(&image.id).unwrap();
+        let done = async || {
+            let now = now();
+            assert_ne!(now.record.state, ImageState::Failed, "{now:?}");
+            now.record.state == ImageState::Available
+        };
+        self.wait("the image", done).await;
+        now().record.clone()
+    }
+
+    pub async fn run_of(&self, image: &Image) -> InstanceId {
+        let new = RunInstances::new(image.id.clone(), "t2.nano");
         let launched = self.plane.run_instances(&self.caller, new, None).await;
         launched.unwrap().instances.remove(0).id
     }
@@ -174,6 +194,7 @@ impl Site {
             entries.unwrap_or_default()
         };
         assert_eq!(names(&self.layout.machines()), [""; 0]);
+        // The image that was made is a snapshot.
         assert_eq!(names(&self.layout.volumes()), ["snapshots"]);
         let left = names(&self.layout.networks());
         for network in left {
@@ -187,6 +208,34 @@ impl Site {
             assert!(!line.contains(state), "a process is left: {line}");
         }
     }
+}
+
+/// An image of `tiny`, made in a directory.
+pub async fn import(layout: &Layout, plane: &Plane, caller: &Caller, within: &Path) -> Image {
+    let library = Library::open(&layout.images()).unwrap();
+    let disk = disk(within);
+    let options = ImportOptions::default();
+    let digest = library.import(&disk, &options, &mut |_, _| {}).unwrap();
+    register(plane, caller, &digest.to_string()).await
+}
+
+/// Works with the store of a state directory that no daemon has.
+pub fn with_plane<T>(layout: &Layout, work: impl AsyncFnOnce(Plane, Caller) -> T) -> T {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let store = loop {
+            match Sqlite::open(&layout.store()) {
+                // By a child of a killed daemon that is about to become another program.
+                Err(store::StoreError::InUse { .. }) => {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                other => break other.unwrap(),
+            }
+        };
+        let plane = Plane::open(Arc::new(store)).await.unwrap();
+        let caller = Caller::owner(plane.site().unwrap().account);
+        work(plane, caller).await
+    })
 }
 
 async fn register(plane: &Plane, caller: &Caller, digest: &str) -> Image {

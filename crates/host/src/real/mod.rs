@@ -8,13 +8,14 @@ use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use machine_protocol::launch::{Launch, RUNS};
+use machine_protocol::launch::{AGENT_SOCKET, Launch, RUNS, SERIAL_LOG};
 use machine_protocol::vpc::PortConfig;
-use machine_protocol::{Request, RunState};
+use machine_protocol::{Reply, Request, RunState};
 use parking_lot::Mutex;
+use provisioning::BootProgress;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
@@ -35,6 +36,8 @@ const START: Duration = Duration::from_secs(60);
 const END: Duration = Duration::from_secs(5);
 /// How long a killed process may take to go: it may hold gigabytes.
 const GONE: Duration = Duration::from_secs(30);
+/// How long a copy of a disk may take.
+const COPY: Duration = Duration::from_secs(3600);
 /// Between two looks at a process that is about to go.
 const AGAIN: Duration = Duration::from_millis(20);
 
@@ -364,6 +367,24 @@ impl Driver for Real {
         Ok(Some(listener))
     }
 
+    async fn boot_progress(
+        &self,
+        machine: &str,
+        started: SystemTime,
+    ) -> Result<Option<BootProgress>, DriverError> {
+        let directory = self.directory(machine)?.path().to_owned();
+        let observe = move || {
+            provisioning::observe(provisioning::Places {
+                agent: &directory.join(AGENT_SOCKET),
+                serial: &directory.join(SERIAL_LOG),
+                started,
+            })
+        };
+        let observed = tokio::task::spawn_blocking(observe).await;
+        let wrong = |e| DriverError::again("watching the boot of", machine, e);
+        observed.map(Some).map_err(wrong)
+    }
+
     async fn console_log(&self, machine: &str, most: usize) -> Result<Vec<u8>, DriverError> {
         self.directory(machine)?.console_log(most).await
     }
@@ -380,13 +401,43 @@ impl Driver for Real {
         &self,
         volume: &str,
         snapshot: &str,
-        _machine: Option<&str>,
+        machine: Option<&str>,
     ) -> Result<Content, DriverError> {
+        let doing = "making a snapshot of";
+        if let Some(machine) = machine {
+            let directory = self.directory(machine)?;
+            if let Some(client) = self.connect(doing, &directory).await? {
+                let copy = |file| copy_disk(client, &directory, volume, file);
+                return self.files.snapshot_live(volume, snapshot, copy).await;
+            }
+        }
         self.files.snapshot(volume, snapshot).await
     }
 
     async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
         self.files.remove_content(name).await
+    }
+}
+
+async fn copy_disk(
+    mut client: ControlClient,
+    directory: &Directory,
+    disk: &str,
+    file: PathBuf,
+) -> Result<String, DriverError> {
+    let doing = "copying a disk of";
+    let request = Request::CopyDisk {
+        disk: disk.to_owned(),
+        file: file.display().to_string(),
+    };
+    match client.ask_long(&request, COPY).await {
+        Ok(Reply::DiskCopied { format }) => Ok(format),
+        Ok(_) => Err(failed(
+            doing,
+            directory,
+            &"it gave an answer to something else",
+        )),
+        Err(error) => Err(failed(doing, directory, &error)),
     }
 }
 

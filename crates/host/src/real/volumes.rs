@@ -1,5 +1,6 @@
 //! Volumes, snapshots and images, as files.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use images::{Digest, ImagesError, Library, Origin, Volumes};
@@ -78,6 +79,42 @@ impl Files {
             })
         };
         self.with("making a snapshot of", volume, keep).await
+    }
+
+    /// Of a volume that a machine uses, which `copy` asks to copy it to a file
+    /// and to say in which format.
+    pub async fn snapshot_live<F: Future<Output = Result<String, DriverError>>>(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        copy: impl FnOnce(PathBuf) -> F,
+    ) -> Result<Content, DriverError> {
+        let doing = "making a snapshot of";
+        let (of, id) = (volume.to_owned(), snapshot.to_owned());
+        let begin = move |inner: &Inner| {
+            if let Some(there) = inner.volumes.get_snapshot(&id)? {
+                return Ok(Err(Content {
+                    name: there.id,
+                    stored: there.allocated,
+                }));
+            }
+            inner.volumes.begin_capture(&of, &id).map(Ok)
+        };
+        let capture = match self.with(doing, volume, begin).await? {
+            Ok(capture) => capture,
+            Err(there) => return Ok(there),
+        };
+        let format = copy(capture.file()).await?;
+        let format = disk::Format::parse(&format);
+        let format = format.map_err(|e| DriverError::refused(doing, volume, e))?;
+        let finish = move |inner: &Inner| {
+            let made = inner.volumes.finish_capture(capture, format)?;
+            Ok(Content {
+                name: made.id,
+                stored: made.allocated,
+            })
+        };
+        self.with(doing, volume, finish).await
     }
 
     pub async fn remove_content(&self, name: &str) -> Result<(), DriverError> {

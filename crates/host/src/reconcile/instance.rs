@@ -116,9 +116,14 @@ impl Reconciler {
                     self.attached(batch, instance, disk)?;
                 }
                 let began = Timestamp(facts.since_ms);
-                if !instance.boot.stages.iter().any(|s| s.name == "machine") {
+                if !instance
+                    .boot
+                    .stages
+                    .iter()
+                    .any(|s| s.name == super::boot::MACHINE)
+                {
                     instance.boot.stages.push(BootStage {
-                        name: "machine".into(),
+                        name: super::boot::MACHINE.into(),
                         began,
                         ended: None,
                         failure: None,
@@ -177,11 +182,13 @@ impl Reconciler {
                 if instance.reboots_wanted > instance.reboots_done {
                     return self.shut_down(id, number, false, self.patience.stop).await;
                 }
-                match self.attachments(instance, Some(&facts)).await? {
-                    // Its end is told; should that be missed, it is seen.
-                    Next::Wait => Ok(Next::After(SEEN)),
-                    next => Ok(next),
+                let disks = self.attachments(instance, Some(&facts)).await?;
+                if matches!(disks, Next::Again) {
+                    return Ok(disks);
                 }
+                let boot = self.watch_boot(instance).await?;
+                // Its end is told; should that be missed, it is seen.
+                Ok(disks.sooner(boot).sooner(Next::After(SEEN)))
             }
             Observed::Starting { number: n } if n == number => Ok(Next::After(LOOK)),
             Observed::Ended { number: n, end } if n == number => {
@@ -299,6 +306,7 @@ impl Reconciler {
         self.pressed.lock().remove(id);
         self.metadata.lock().remove(id);
         self.told.lock().remove(id);
+        self.looked.lock().remove(id);
         self.driver.remove(id).await?;
         self.plane.instance_gone(&instance.id).await?;
         Ok(Next::Again)

@@ -5,6 +5,7 @@
 //! It keeps nothing in memory that a restart would miss.
 
 mod attachments;
+mod boot;
 mod cards;
 mod image;
 mod instance;
@@ -70,6 +71,17 @@ enum Next {
     After(Duration),
 }
 
+impl Next {
+    /// What comes first of two.
+    fn sooner(self, other: Self) -> Self {
+        match (self, other) {
+            (Self::Again, _) | (_, Self::Again) => Self::Again,
+            (Self::Wait, other) | (other, Self::Wait) => other,
+            (Self::After(a), Self::After(b)) => Self::After(a.min(b)),
+        }
+    }
+}
+
 /// A step that failed.
 #[derive(Debug, thiserror::Error)]
 enum StepError {
@@ -101,6 +113,8 @@ pub struct Reconciler {
     /// When the power button of a machine was first and last pressed, by its
     /// start.
     pressed: Mutex<HashMap<String, Pressed>>,
+    /// When the boot of a guest is to be looked at again.
+    looked: Mutex<HashMap<String, Instant>>,
     /// What network cards were told.
     told: Mutex<cards::Told>,
     /// Metadata services of machines.
@@ -139,6 +153,7 @@ impl Reconciler {
             queue: Queue::default(),
             failures: Mutex::default(),
             pressed: Mutex::default(),
+            looked: Mutex::default(),
             told: Mutex::default(),
             metadata: Mutex::default(),
         })

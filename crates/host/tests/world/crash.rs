@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use host::{Content, Driver, DriverError, Inventory, Observed, Simulated, VolumeFile, VolumeSpec};
 use machine_protocol::launch::Launch;
 use machine_protocol::vpc::PortConfig;
+use provisioning::BootProgress;
 use store::{Change, Document, LeaseId, Page, Revision, Store, StoreError, Watch};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
@@ -162,6 +163,14 @@ impl Driver for CrashingHost {
 
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {
         self.host.metadata_listener(machine).await
+    }
+
+    async fn boot_progress(
+        &self,
+        machine: &str,
+        started: SystemTime,
+    ) -> Result<Option<BootProgress>, DriverError> {
+        self.host.boot_progress(machine, started).await
     }
 
     async fn console_log(&self, machine: &str, most: usize) -> Result<Vec<u8>, DriverError> {

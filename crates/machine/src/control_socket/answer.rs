@@ -47,6 +47,7 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
                 Err(error) => refused(error.to_string()),
             };
         }
+        Request::CopyDisk { disk, file } => return copy(machine, disk, Path::new(file)),
         Request::GrowDisk { disk, size } => return done(machine.grow_disk(disk, *size)),
         Request::Pause {} => machine.pause(),
         Request::Resume {} => machine.resume(),
@@ -102,6 +103,18 @@ fn attach(machine: &Inner, disk: &serde_json::Value) -> Result<String, String> {
         return Err("a disk's file is named by its absolute path".into());
     }
     machine.attach_disk(&disk).map_err(|e| e.to_string())
+}
+
+fn copy(machine: &Inner, disk: &str, file: &Path) -> Reply {
+    if !file.is_absolute() {
+        return refused("a copy's file is named by its absolute path".into());
+    }
+    match crate::copy_disk::copy_disk(machine, disk, file) {
+        Ok(format) => Reply::DiskCopied {
+            format: format.name().into(),
+        },
+        Err(error) => refused(error.to_string()),
+    }
 }
 
 fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {

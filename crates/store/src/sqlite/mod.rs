@@ -22,6 +22,22 @@ use crate::{
 use reader::Readers;
 use writer::{Request, Writer};
 
+/// The file of the store in a directory.
+#[must_use]
+pub fn file(directory: &Path) -> PathBuf {
+    directory.join(FILE)
+}
+
+/// Writes a copy of the store in a directory to a file, whether another process
+/// uses the store or not.
+///
+/// # Errors
+/// [`StoreError::Foreign`], [`StoreError::Newer`], [`StoreError::Failed`]; an
+/// older file of that name is then unharmed.
+pub fn backup(directory: &Path, to: &Path) -> Result<(), StoreError> {
+    schema::backup(&file(directory), to)
+}
+
 pub use schema::{CheckReport, SCHEMA_VERSION, check, restore};
 
 /// Name of the file in its directory.

@@ -1,0 +1,106 @@
+//! What network cards are told.
+
+mod world;
+
+use control::NewSecurityGroup;
+use host::SimulatedConfig;
+use machine_protocol::vpc::{PortConfig, Protocol};
+use model::{
+    Direction, Instance, InstanceId, InstanceState, Peer, Ports, SecurityGroupRule,
+    SecurityGroupRuleId, Tags,
+};
+use world::World;
+
+fn ssh(peer: Peer) -> SecurityGroupRule {
+    SecurityGroupRule {
+        id: SecurityGroupRuleId::random(),
+        direction: Direction::Ingress,
+        protocol: model::Protocol::Tcp,
+        ports: Some(Ports { from: 22, to: 22 }),
+        peer,
+        description: String::new(),
+        tags: Tags::new(),
+    }
+}
+
+impl World {
+    fn card(&self, id: &InstanceId) -> PortConfig {
+        self.host.nic(id.as_str(), 0).unwrap()
+    }
+
+    async fn until_card(&self, id: &InstanceId, what: &str, test: impl Fn(&PortConfig) -> bool) {
+        let told = || {
+            self.host
+                .nic(id.as_str(), 0)
+                .is_some_and(|port| test(&port))
+        };
+        self.until(what, told).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn cards_know_their_network_and_hear_of_changes() {
+    let world = World::new(SimulatedConfig::default()).await;
+    let _daemon = world.daemon();
+    let (one, two) = (world.run().await, world.run().await);
+    for id in [&one, &two] {
+        world.until_state(id, InstanceState::Running).await;
+    }
+    let instance = |id: &InstanceId| -> Instance { world.instance(id).unwrap() };
+    let address = |id: &InstanceId| instance(id).private_ip().unwrap();
+    let name = instance(&two).hostname;
+    let knows = |port: &PortConfig| port.names.iter().any(|n| n.name == name);
+    world.until_card(&one, "the other's name", knows).await;
+    let port = world.card(&one);
+    port.check().unwrap();
+    assert_eq!(port.address, address(&one));
+    assert_eq!(port.public, instance(&one).public_ip());
+    assert!(port.internet, "the default network has a way out");
+    // As EC2's default group: all of its members, and all to the world.
+    let group = instance(&one).interfaces[0].groups[0].clone();
+    let members = |port: &PortConfig| port.groups.get(group.as_str()).map_or(0, Vec::len);
+    assert_eq!(members(&port), 2);
+    assert_eq!(port.ingress[0].protocol, Protocol::All);
+    assert_eq!(port.ingress[0].groups, [group.to_string()]);
+    assert!(port.egress.iter().any(|rule| rule.cidrs[0].prefix() == 0));
+
+    let anywhere = Peer::Ipv4("0.0.0.0/0".parse().unwrap());
+    world
+        .plane
+        .authorize(&world.caller, &group, vec![ssh(anywhere)])
+        .await
+        .unwrap();
+    let opened = |port: &PortConfig| {
+        let mut ssh = port.ingress.iter();
+        ssh.any(|rule| rule.from == Some(22) && rule.cidrs.len() == 1)
+    };
+    for id in [&one, &two] {
+        world.until_card(id, "the rule", opened).await;
+    }
+    let new = NewSecurityGroup {
+        vpc: None,
+        name: "web".into(),
+        description: "web".into(),
+        tags: Tags::new(),
+    };
+    let web = world.plane.create_security_group(&world.caller, new).await;
+    let web = web.unwrap().id;
+    let change = control::InstanceChange {
+        groups: Some(vec![web.clone()]),
+        ..control::InstanceChange::default()
+    };
+    let changed = world.plane.modify_instance(&world.caller, &two, change);
+    changed.await.unwrap();
+    world
+        .until_card(&one, "one member", |port| members(port) == 1)
+        .await;
+    world
+        .until_card(&two, "no ingress", |port| port.ingress.is_empty())
+        .await;
+    let ids = [two.clone()];
+    let gone = world.plane.terminate_instances(&world.caller, &ids);
+    gone.await.unwrap();
+    world
+        .until_card(&one, "the name is gone", |port| !knows(port))
+        .await;
+}
