@@ -163,7 +163,6 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
     doors::serve(&daemon, listeners, &mut serving)?;
     serving.spawn(keep_house(daemon.clone()));
     let adopting = tokio::spawn(host::adopt_images(daemon.plane.clone(), library));
-
     tracing::info!(state = %daemon.layout.root().display(), "the daemon is ready");
     notify::tell("READY=1");
     signals.next().await;
