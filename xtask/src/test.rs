@@ -122,14 +122,14 @@ pub fn test(arguments: &Test) -> Result<ExitCode> {
             "warnings",
         ],
     )?;
+    // The whole workspace each time: what is built for a part of it has other
+    // features, and is built once more.
+    let names = test_names(|package| package != "holm")?;
     stage(
         "unit and integration tests",
-        &["test", "--workspace", "--release", "--exclude", "holm"],
+        &cargo_test(&["--lib", "--bins"], &names),
     )?;
-    stage(
-        "tests of holm's own parts",
-        &["test", "--release", "-p", "holm", "--bins"],
-    )?;
+    stage("documentation's tests", &cargo_test(&["--doc"], &[]))?;
     if !arguments.no_guests {
         let start = Instant::now();
         image::make(Name::Tiny, false)?;
@@ -146,17 +146,12 @@ pub fn test(arguments: &Test) -> Result<ExitCode> {
 const STORIES: &[&str] = &["e2e_kvm", "e2e_work"];
 
 fn guests() -> Result<()> {
-    let names = test_names()?;
-    let (stories, others): (Vec<&str>, Vec<&str>) = names
-        .iter()
-        .map(String::as_str)
-        .partition(|name| STORIES.contains(name));
-    let arguments = |names: &[&str]| -> Vec<String> {
-        let mut words = vec!["test".to_owned(), "--release".into(), "-p".into()];
-        words.push("holm".into());
-        for name in names {
-            words.extend(["--test".to_owned(), (*name).to_owned()]);
-        }
+    let names = test_names(|package| package == "holm")?;
+    let (stories, others): (Vec<String>, Vec<String>) = names
+        .into_iter()
+        .partition(|name| STORIES.contains(&name.as_str()));
+    let arguments = |names: &[String]| {
+        let mut words = cargo_test(&[], names);
         // Guests measure time and idleness: not all at once.
         words.extend(["--".to_owned(), "--test-threads=2".into()]);
         words
@@ -168,8 +163,8 @@ fn guests() -> Result<()> {
         stories.join(", ")
     );
     let ended = std::thread::scope(|scope| {
-        let start = |name: &&str| {
-            let words = arguments(&[name]);
+        let start = |name: &String| {
+            let words = arguments(std::slice::from_ref(name));
             scope.spawn(move || host::cargo().args(words).output())
         };
         let running: Vec<_> = stories.iter().map(start).collect();
@@ -184,7 +179,7 @@ fn guests() -> Result<()> {
             println!("{}", String::from_utf8_lossy(text));
         }
         if !output.status.success() {
-            failed.push(*name);
+            failed.push(name.as_str());
         }
     }
     if !failed.is_empty() {
@@ -197,21 +192,44 @@ fn guests() -> Result<()> {
     Ok(())
 }
 
-/// The end-to-end tests that there are.
-fn test_names() -> Result<Vec<String>> {
-    let directory = host::root().join("crates/holm/tests");
-    let failed = || format!("listing {}", directory.display());
+/// `cargo test` of the whole workspace, with these integration tests.
+fn cargo_test(options: &[&str], names: &[String]) -> Vec<String> {
+    let words = ["test", "--workspace", "--release"];
+    let words = words.iter().chain(options).map(|word| (*word).to_owned());
+    let tests = names
+        .iter()
+        .flat_map(|name| ["--test".to_owned(), name.clone()]);
+    words.chain(tests).collect()
+}
+
+/// The integration tests of some packages.
+fn test_names(wanted: impl Fn(&str) -> bool) -> Result<Vec<String>> {
+    let packages = host::root().join("crates");
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(&directory).with_context(failed)? {
-        let path = entry.with_context(failed)?.path();
-        if path.extension().is_some_and(|extension| extension == "rs")
-            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
-        {
-            names.push(name.to_owned());
+    for package in entries(&packages)? {
+        let name = package.file_name().unwrap_or_default().to_string_lossy();
+        let tests = package.join("tests");
+        if !wanted(&name) || !tests.is_dir() {
+            continue;
+        }
+        for path in entries(&tests)? {
+            let is_test = path.extension().is_some_and(|extension| extension == "rs")
+                || path.join("main.rs").is_file();
+            if let Some(name) = path.file_stem().filter(|_| is_test) {
+                names.push(name.to_string_lossy().into_owned());
+            }
         }
     }
     names.sort_unstable();
+    names.dedup();
     Ok(names)
+}
+
+fn entries(directory: &std::path::Path) -> Result<Vec<std::path::PathBuf>> {
+    let failed = || format!("listing {}", directory.display());
+    let entries = std::fs::read_dir(directory).with_context(failed)?;
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    paths.collect::<Result<_, _>>().with_context(failed)
 }
 
 fn stage(name: &str, arguments: &[impl AsRef<std::ffi::OsStr>]) -> Result<()> {
