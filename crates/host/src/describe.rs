@@ -3,7 +3,7 @@
 use control::Plane;
 use machine_protocol::launch::{Engine, LAUNCH_VERSION, Launch};
 use metadata::SmbiosIdentity;
-use model::{BlockDevice, Instance};
+use model::{BlockDevice, Instance, Volume};
 use serde_json::{Value, json};
 
 use crate::driver::VolumeFile;
@@ -33,7 +33,7 @@ pub fn launch(
     let disks = instance.disks.iter().zip(files).enumerate();
     let disks: Vec<Value> = disks
         .map(|(index, (device, file))| {
-            let mut disk = disk(device.volume.as_str(), file);
+            let mut disk = disk(plane, device.volume.as_str(), file);
             // The root disk is there for good; the others can be detached.
             if index != root
                 && let Some(port) = ports_left.next()
@@ -82,12 +82,23 @@ fn nics(plane: &Plane, layout: &Layout, instance: &Instance) -> Vec<Value> {
 }
 
 /// A volume, as a disk of a machine. Its name is the volume's id, its serial
-/// number the same as EC2 has it.
-pub fn disk(volume: &str, file: &VolumeFile) -> Value {
+/// number the same as EC2 has it. It is as slow as its owner said; who said
+/// nothing has what the host gives, not the least that EC2 promises.
+pub fn disk(plane: &Plane, volume: &str, file: &VolumeFile) -> Value {
+    let found = plane.view().get::<Volume>(volume);
+    let limit = |per_second: u64| json!({ "per_second": per_second, "burst": per_second });
+    let mut limits = json!({});
+    if let Some(iops) = found.as_ref().and_then(|found| found.record.iops) {
+        limits["operations"] = limit(iops.into());
+    }
+    if let Some(mib) = found.as_ref().and_then(|found| found.record.throughput) {
+        limits["bytes"] = limit(u64::from(mib) << 20);
+    }
     json!({
         "file": file.path,
         "format": file.format,
         "name": volume,
         "serial": volume.replace('-', ""),
+        "limits": limits,
     })
 }

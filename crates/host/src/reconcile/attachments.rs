@@ -60,7 +60,7 @@ impl Reconciler {
                 return Ok(Next::After(LOOK));
             };
             let file = self.driver.ensure_volume(&spec).await?;
-            let disk = describe::disk(id, &file);
+            let disk = describe::disk(&self.plane, id, &file);
             match self.driver.attach_disk(instance.id.as_str(), &disk).await {
                 Err(error) if error.failure == Failure::Refused => {
                     return self.undo_attach(instance, id, &error).await;
