@@ -97,6 +97,14 @@ impl Plane {
                     by: image.id.clone(),
                 });
             }
+            let goes_back = |v: &Volume| v.rollback.as_ref().is_some_and(|r| r.snapshot == *id);
+            if let Some(volume) = self.view().filter::<Volume>(goes_back).first() {
+                return Err(Refusal::InUse {
+                    kind: Kind::Snapshot,
+                    id: id.to_string(),
+                    by: volume.id.clone(),
+                });
+            }
             if !snapshot.deleting {
                 let account = snapshot.meta.account.clone();
                 batch.tell(&account, Some(caller), "snapshot-deleted", id, "")?;
@@ -122,6 +130,14 @@ pub(crate) fn snapshot_of(
             id: volume.id.to_string(),
             state: volume.state.name().into(),
             wanted: "a snapshot is made of one that is available or in use",
+        });
+    }
+    if volume.rollback.is_some() {
+        return Err(Refusal::State {
+            kind: Kind::Volume,
+            id: volume.id.to_string(),
+            state: "going back to a snapshot".into(),
+            wanted: "ask again when that is done",
         });
     }
     let snapshot = Snapshot {

@@ -3,7 +3,7 @@
 
 use model::{
     Attachment, AttachmentState, BlockDevice, Instance, InstanceId, InstanceState, Meta, Quota,
-    Snapshot, SnapshotId, SnapshotState, Tags, Timestamp, Volume, VolumeId, VolumeKind,
+    Rollback, Snapshot, SnapshotId, SnapshotState, Tags, Timestamp, Volume, VolumeId, VolumeKind,
     VolumeState, check_tags,
 };
 
@@ -149,6 +149,7 @@ impl Plane {
             attachment: None,
             deleting: false,
             state: VolumeState::Creating,
+            rollback: None,
             failure: None,
         })
     }
@@ -184,6 +185,79 @@ impl Plane {
             })
             .await?;
         changed.ok_or_else(|| Refusal::not_found(Kind::Volume, id))
+    }
+
+    /// Asks for a volume to hold again what a snapshot of it has; what was
+    /// written since is lost. Its instance, if it is in one, is stopped.
+    ///
+    /// # Errors
+    /// [`Refusal::State`]: the volume is used, a snapshot of it is being made,
+    /// or the snapshot is not complete; [`Refusal::Invalid`]: the snapshot is
+    /// of another volume; [`Refusal::NotFound`].
+    pub async fn roll_back_volume(
+        &self,
+        caller: &Caller,
+        id: &VolumeId,
+        to: &SnapshotId,
+    ) -> Result<Volume, Refusal> {
+        self.transact(|batch| {
+            let volume = self.own::<Volume>(caller, id)?;
+            let snapshot = self.own::<Snapshot>(caller, to)?;
+            self.may_roll_back(caller, batch, &volume.record, &snapshot.record)?;
+            batch.unchanged(&snapshot);
+            let mut changed = volume.record.clone();
+            changed.rollback = Some(Rollback {
+                snapshot: to.clone(),
+                token: SnapshotId::random().to_string(),
+            });
+            batch.replace(&volume, &changed)?;
+            Ok(changed)
+        })
+        .await
+    }
+
+    fn may_roll_back(
+        &self,
+        caller: &Caller,
+        batch: &mut Batch,
+        volume: &Volume,
+        snapshot: &Snapshot,
+    ) -> Result<(), Refusal> {
+        if snapshot.volume.as_ref() != Some(&volume.id) {
+            let reason = format!("{} is not a snapshot of {}", snapshot.id, volume.id);
+            return Err(Refusal::invalid("snapshot_id", reason));
+        }
+        if snapshot.state != SnapshotState::Completed || snapshot.deleting {
+            return Err(Refusal::State {
+                kind: Kind::Snapshot,
+                id: snapshot.id.to_string(),
+                state: snapshot.state.name().into(),
+                wanted: "volumes go back to completed ones",
+            });
+        }
+        let wrong = |state: &str, wanted| Refusal::State {
+            kind: Kind::Volume,
+            id: volume.id.to_string(),
+            state: state.into(),
+            wanted,
+        };
+        if volume.deleting || volume.actual_size == 0 {
+            return Err(wrong(volume.state.name(), "it is not available"));
+        }
+        let pending = |other: &Snapshot| {
+            other.volume.as_ref() == Some(&volume.id) && other.state == SnapshotState::Pending
+        };
+        if self.view().any::<Snapshot>(pending) {
+            return Err(wrong("being copied to a snapshot", "wait for that"));
+        }
+        if let Some(attachment) = &volume.attachment {
+            let instance = self.own::<Instance>(caller, &attachment.instance)?;
+            if instance.record.state != InstanceState::Stopped {
+                return Err(wrong("in use", "stop its instance, or detach it"));
+            }
+            batch.unchanged(&instance);
+        }
+        Ok(())
     }
 
     /// Asks for a volume to be put into an instance, running or stopped.

@@ -315,6 +315,18 @@ pub trait Driver: Send + Sync + 'static {
         machine: Option<&str>,
     ) -> Result<Content, DriverError>;
 
+    /// Lets a volume that no machine uses hold again what its snapshot kept,
+    /// under this name; no effect if the rollback of this token is done.
+    ///
+    /// # Errors
+    /// [`DriverError`]; also if a machine uses it.
+    async fn roll_back_volume(
+        &self,
+        volume: &str,
+        content: &str,
+        token: &str,
+    ) -> Result<(), DriverError>;
+
     /// Removes contents that nothing needs any more; no effect if there are
     /// none.
     ///

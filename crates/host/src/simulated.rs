@@ -137,6 +137,12 @@ impl Simulated {
         state.machines.get(machine)?.nics.get(&nic).cloned()
     }
 
+    /// A volume, if it is there.
+    #[must_use]
+    pub fn volume(&self, id: &str) -> Option<VolumeSpec> {
+        self.state.lock().volumes.get(id).cloned()
+    }
+
     /// All that is there: machines, volumes and contents.
     #[must_use]
     pub fn left(&self) -> (Inventory, Vec<String>) {
@@ -447,6 +453,26 @@ impl Driver for Simulated {
             Ok(Content { name, stored: 0 })
         };
         self.step(doing, volume, keep).await
+    }
+
+    async fn roll_back_volume(
+        &self,
+        volume: &str,
+        content: &str,
+        _token: &str,
+    ) -> Result<(), DriverError> {
+        let doing = "rolling back the volume";
+        let back = |state: &mut State| {
+            if !state.contents.contains(content) {
+                let reason = format!("there are no contents {content}");
+                return Err(DriverError::refused(doing, volume, reason));
+            }
+            let there = state.volumes.get_mut(volume);
+            let there = there.ok_or_else(|| DriverError::refused(doing, volume, "it is gone"))?;
+            there.source = VolumeSource::Content(content.to_owned());
+            Ok(())
+        };
+        self.step(doing, volume, back).await
     }
 
     async fn remove_content(&self, name: &str) -> Result<(), DriverError> {

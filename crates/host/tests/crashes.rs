@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::{AttachVolume, CreateImage, NewSnapshot, NewVolume, Plane, VolumeChange};
-use host::{Driver, Observed, SimulatedConfig};
+use host::{Driver, Observed, SimulatedConfig, VolumeSource};
 use machine_protocol::launch::Ended;
 use model::{
     AttachmentState, Image, ImageState, InstanceId, InstanceState, Snapshot, SnapshotState, Tags,
@@ -31,6 +31,7 @@ enum Ask {
     CreateVolume,
     GrowVolume,
     DeleteVolume,
+    RollBack,
     Snapshot,
     DeleteSnapshot,
     Image,
@@ -93,7 +94,7 @@ impl Scene {
                 };
                 world.until("the attachment", attached).await;
             }
-            Ask::DeleteSnapshot => {
+            Ask::DeleteSnapshot | Ask::RollBack => {
                 snapshot(world, &volume).await;
                 let done = |s: &Snapshot| s.volume.is_some() && s.state == SnapshotState::Completed;
                 world
@@ -163,6 +164,11 @@ impl Scene {
                 grow.await.unwrap();
             }
             Ask::DeleteVolume => plane.delete_volume(caller, volume).await.unwrap(),
+            Ask::RollBack => {
+                let of = plane.view().filter::<Snapshot>(|s| s.volume.is_some());
+                let to = &of[0].record.id;
+                drop(plane.roll_back_volume(caller, volume, to).await.unwrap());
+            }
             Ask::Snapshot => snapshot(world, volume).await,
             Ask::DeleteSnapshot => {
                 let of = plane.view().filter::<Snapshot>(|s| s.volume.is_some());
@@ -211,6 +217,14 @@ impl Scene {
             Ask::CreateVolume => volume.is_some_and(|v| v.state == VolumeState::Available),
             Ask::GrowVolume => volume.is_some_and(|v| v.actual_size == 2 << 30),
             Ask::DeleteVolume => volume.is_none(),
+            Ask::RollBack => {
+                let of = view.filter::<Snapshot>(|s| s.volume.is_some());
+                let content = of[0].record.content.clone().unwrap();
+                volume.is_some_and(|v| {
+                    let held = world.host.volume(v.id.as_str()).unwrap().source;
+                    v.rollback.is_none() && held == VolumeSource::Content(content)
+                })
+            }
             Ask::Snapshot => view.any::<Snapshot>(|s| {
                 s.volume.is_some() && s.state == SnapshotState::Completed && s.content.is_some()
             }),
@@ -346,6 +360,7 @@ tests! {
     create_a_volume: CreateVolume,
     grow_a_volume: GrowVolume,
     delete_a_volume: DeleteVolume,
+    roll_a_volume_back: RollBack,
     make_a_snapshot: Snapshot,
     delete_a_snapshot: DeleteSnapshot,
     make_an_image: Image,

@@ -50,4 +50,4 @@ pub use security_group::{Direction, Peer, Ports, Protocol, SecurityGroup, Securi
 pub use site::{Account, Claim, Done, Site};
 pub use snapshot::{Snapshot, SnapshotState};
 pub use tag_policy::TagPolicy;
-pub use volume::{Attachment, AttachmentState, Volume, VolumeKind, VolumeState};
+pub use volume::{Attachment, AttachmentState, Rollback, Volume, VolumeKind, VolumeState};

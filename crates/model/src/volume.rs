@@ -38,9 +38,29 @@ pub struct Volume {
     pub deleting: bool,
     /// What it is doing.
     pub state: VolumeState,
+    /// It is to hold again what a snapshot of it has.
+    #[serde(default)]
+    pub rollback: Option<Rollback>,
     /// What is wrong with it.
     #[serde(default)]
     pub failure: Option<String>,
+}
+
+impl Volume {
+    /// Its file is what is asked for: machines may open it.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.actual_size >= self.size && self.rollback.is_none()
+    }
+}
+
+/// A volume's going back to a snapshot of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rollback {
+    /// Where to.
+    pub snapshot: SnapshotId,
+    /// Which rollback this is: done once, however often it is tried.
+    pub token: String,
 }
 
 impl Record for Volume {

@@ -414,6 +414,15 @@ impl Driver for Real {
         self.files.snapshot(volume, snapshot).await
     }
 
+    async fn roll_back_volume(
+        &self,
+        volume: &str,
+        content: &str,
+        token: &str,
+    ) -> Result<(), DriverError> {
+        self.files.roll_back(volume, content, token).await
+    }
+
     async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
         self.files.remove_content(name).await
     }

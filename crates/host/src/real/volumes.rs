@@ -117,6 +117,17 @@ impl Files {
         self.with(doing, volume, finish).await
     }
 
+    pub async fn roll_back(
+        &self,
+        volume: &str,
+        snapshot: &str,
+        token: &str,
+    ) -> Result<(), DriverError> {
+        let (of, to, token) = (volume.to_owned(), snapshot.to_owned(), token.to_owned());
+        let back = move |inner: &Inner| inner.volumes.rollback(&of, &to, &token).map(drop);
+        self.with("rolling back the volume", volume, back).await
+    }
+
     pub async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
         let content = name.to_owned();
         let remove = move |inner: &Inner| {

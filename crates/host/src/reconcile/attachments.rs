@@ -49,7 +49,7 @@ impl Reconciler {
         volume: &Found<Volume>,
     ) -> Result<Next, StepError> {
         let id = volume.id.as_str();
-        if volume.record.actual_size < volume.record.size {
+        if !volume.record.is_ready() {
             // Its file comes first.
             return Ok(Next::After(LOOK));
         }

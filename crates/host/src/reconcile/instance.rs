@@ -353,7 +353,7 @@ impl Reconciler {
                 let why = volume.failure.as_deref().unwrap_or("it could not be made");
                 return Ok(Disks::Failed(format!("the volume {}: {why}", disk.volume)));
             }
-            if volume.actual_size < volume.size {
+            if !volume.is_ready() {
                 return Ok(Disks::Pending);
             }
         }

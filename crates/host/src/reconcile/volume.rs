@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::{Instance, InstanceState, Snapshot, SnapshotState, Volume, VolumeState};
+use model::{Instance, InstanceState, Rollback, Snapshot, SnapshotState, Volume, VolumeState};
 
 use super::{Next, Reconciler, StepError};
 use crate::driver::{DriverError, VolumeSource, VolumeSpec};
@@ -27,6 +27,9 @@ impl Reconciler {
                 .await?;
             return Ok(Next::Wait);
         }
+        if let Some(rollback) = &volume.rollback {
+            return self.roll_back(id, rollback).await;
+        }
         if volume.state == VolumeState::Error
             || volume.actual_size >= volume.size
             || self.grows_with_machine(volume)
@@ -40,6 +43,39 @@ impl Reconciler {
         }
         self.note_size(id, volume.size).await?;
         Ok(Next::Again)
+    }
+
+    async fn roll_back(&self, id: &str, rollback: &Rollback) -> Result<Next, StepError> {
+        let snapshot = self.plane.view().get::<Snapshot>(&rollback.snapshot);
+        let content = snapshot.and_then(|found| found.record.content.clone());
+        let Some(content) = content else {
+            let why = format!("the snapshot {} is gone", rollback.snapshot);
+            return Err(DriverError::refused("rolling back the volume", id, why).into());
+        };
+        let driver = &self.driver;
+        driver
+            .roll_back_volume(id, &content, &rollback.token)
+            .await?;
+        let to = rollback.snapshot.to_string();
+        self.end_rollback(id, "volume-rolled-back", &to).await?;
+        Ok(Next::Again)
+    }
+
+    /// No rollback is asked for any more; says how the last one ended. Returns
+    /// whether there was one.
+    async fn end_rollback(&self, id: &str, event: &str, message: &str) -> Result<bool, StepError> {
+        let mut was = false;
+        self.plane
+            .edit::<Volume>(id, |volume, batch| {
+                was = volume.rollback.take().is_some();
+                if !was {
+                    return Ok(());
+                }
+                let account = volume.meta.account.clone();
+                batch.tell(&account, None, event, &volume.id, message)
+            })
+            .await?;
+        Ok(was)
     }
 
     fn grows_with_machine(&self, volume: &Volume) -> bool {
@@ -103,6 +139,10 @@ impl Reconciler {
     }
 
     pub(super) async fn give_up_volume(&self, id: &str, reason: &str) -> Result<bool, StepError> {
+        let event = "volume-rollback-failed";
+        if self.end_rollback(id, event, reason).await? {
+            return Ok(true);
+        }
         let given_up = self
             .plane
             .edit::<Volume>(id, |volume, batch| {

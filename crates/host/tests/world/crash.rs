@@ -195,6 +195,16 @@ impl Driver for CrashingHost {
         self.crash.step(step).await
     }
 
+    async fn roll_back_volume(
+        &self,
+        volume: &str,
+        content: &str,
+        token: &str,
+    ) -> Result<(), DriverError> {
+        let step = self.host.roll_back_volume(volume, content, token);
+        self.crash.step(step).await
+    }
+
     async fn remove_content(&self, name: &str) -> Result<(), DriverError> {
         self.crash.step(self.host.remove_content(name)).await
     }
