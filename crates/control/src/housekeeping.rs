@@ -36,6 +36,7 @@ impl Plane {
         self.forget_terminated(ago(TERMINATED_SHOWN)).await?;
         self.forget_done(ago(TOKENS_KEPT)).await?;
         self.trim_events().await?;
+        self.trim_operations().await?;
         Ok(())
     }
 

@@ -196,6 +196,8 @@ impl Plane {
                 });
             }
             self.put_image(batch, caller, &image)?;
+            let stage = format!("copying the disks of {}", instance.id);
+            batch.begin(&caller.account, "image-capture", &image.id, &stage)?;
             Ok(image)
         })
         .await

@@ -23,6 +23,7 @@ mod instance_types;
 mod instances;
 mod key_pairs;
 mod launch;
+mod operations;
 mod plane;
 mod policy;
 mod quotas;

@@ -39,6 +39,8 @@ impl Plane {
                 ..snapshot
             };
             batch.put(snapshot.id.as_str(), &snapshot)?;
+            let stage = format!("copying {}", new.volume);
+            batch.begin(&caller.account, "snapshot", &snapshot.id, &stage)?;
             Ok(snapshot)
         })
         .await

@@ -211,6 +211,8 @@ impl Plane {
                 token: SnapshotId::random().to_string(),
             });
             batch.replace(&volume, &changed)?;
+            let stage = format!("going back to {to}");
+            batch.begin(&caller.account, "volume-rollback", id, &stage)?;
             Ok(changed)
         })
         .await

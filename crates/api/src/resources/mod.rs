@@ -63,6 +63,7 @@ fn storage() -> OpenApiRouter<App> {
         .routes(routes!(volumes::change))
         .routes(routes!(volumes::attach))
         .routes(routes!(volumes::detach))
+        .routes(routes!(volumes::roll_back))
         .merge(collection::<Snapshot>())
         .merge(removal::<Snapshot>())
         .routes(routes!(snapshots::create))

@@ -45,6 +45,9 @@ pub struct VolumeView {
     /// Instance that it is in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attachment: Option<AttachmentView>,
+    /// Snapshot that it is going back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rolling_back_to: Option<String>,
     /// What is wrong with it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<String>,
@@ -95,6 +98,7 @@ impl Shown for Volume {
                 delete_on_termination: a.delete_on_termination,
                 since: a.since.to_string(),
             }),
+            rolling_back_to: volume.rollback.as_ref().map(|r| r.snapshot.to_string()),
             failure: volume.failure.clone(),
             created: volume.meta.created.to_string(),
             tags: volume.meta.tags.clone(),
@@ -202,6 +206,15 @@ pub struct DetachBody {
     pub force: bool,
 }
 
+/// What a volume is to hold again.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackBody {
+    /// A snapshot of this volume.
+    #[schema(example = "snap-0123456789abcdef0")]
+    pub snapshot_id: String,
+}
+
 fn kind(name: Option<&str>) -> Result<Option<VolumeKind>, Problem> {
     let Some(name) = name else { return Ok(None) };
     let kind = VolumeKind::named(name);
@@ -295,4 +308,20 @@ pub async fn detach(
         .detach_volume(&target.caller, &target.id, from.as_ref(), body.force)
         .await?;
     target.now(StatusCode::OK)
+}
+
+/// Lets a volume hold again what a snapshot of it has; what was written since is lost
+#[utoipa::path(post, path = "/v1/volumes/{volume_id}/rollback", operation_id = "roll_back_volume", tag = "storage",
+    request_body = RollbackBody,
+    responses((status = 202, description = "It is asked for", body = VolumeView)))]
+pub async fn roll_back(
+    target: Target<Volume>,
+    Body(body): Body<RollbackBody>,
+) -> Result<Response, Problem> {
+    let to = read_id(&body.snapshot_id)?;
+    target
+        .plane
+        .roll_back_volume(&target.caller, &target.id, &to)
+        .await?;
+    target.now(StatusCode::ACCEPTED)
 }

@@ -9,7 +9,9 @@ use api::{App, Consoles, Limits, Parts};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use control::{Caller, NewApiToken, Plane, RegisterImage};
-use model::{Image, Instance, InstanceId, InstanceState, Volume, VolumeState};
+use model::{
+    Image, Instance, InstanceId, InstanceState, Snapshot, SnapshotState, Volume, VolumeState,
+};
 use store::Sqlite;
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -142,6 +144,24 @@ impl Site {
             Ok(())
         });
         assert!(made.await.unwrap().is_some(), "{id}");
+    }
+
+    /// A snapshot is complete, as the host would say.
+    pub async fn completed(&self, id: &str) {
+        let made = self.plane.edit::<Snapshot>(id, |snapshot, batch| {
+            snapshot.state = SnapshotState::Completed;
+            self.plane.end_operations(batch, id, None)
+        });
+        assert!(made.await.unwrap().is_some(), "{id}");
+    }
+
+    /// A volume holds what it is to hold, as the host would say.
+    pub async fn rolled_back(&self, id: &str) {
+        let back = self.plane.edit::<Volume>(id, |volume, batch| {
+            volume.rollback = None;
+            self.plane.end_operations(batch, id, None)
+        });
+        assert!(back.await.unwrap().is_some(), "{id}");
     }
 }
 

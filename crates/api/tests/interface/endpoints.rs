@@ -358,7 +358,20 @@ async fn storage(site: &Site, client: &Client) {
     let of_image = image.disks[0].snapshot.as_ref().unwrap().to_string();
     let all = client.does("GET", "/v1/snapshots", None, 200).await.text();
     assert!(all.contains(&of_image) && all.contains(&id(&snapshot)));
+    let back = format!("{path}/rollback");
+    let body = json!({"snapshot_id": id(&snapshot)});
+    client
+        .refused("POST", &back, Some(body.clone()), "wrong-state")
+        .await;
+    site.completed(&id(&snapshot)).await;
+    let volume = client.does("POST", &back, Some(body), 202).await.json();
+    assert_eq!(volume["rolling_back_to"], id(&snapshot));
+    let running = client.does("GET", "/v1/operations?state=running", None, 200);
+    let running = running.await.json();
+    assert_eq!(running["items"][0]["kind"], "volume-rollback");
     let snapshot = format!("/v1/snapshots/{}", id(&snapshot));
+    client.refused("DELETE", &snapshot, None, "in-use").await;
+    site.rolled_back(&id(&made)).await;
     client.does("GET", &snapshot, None, 200).await;
     client.does("DELETE", &snapshot, None, 204).await;
     let needed = format!("/v1/snapshots/{of_image}");

@@ -49,6 +49,8 @@ impl Reconciler {
                 };
                 image.failure.clone_from(&failure);
                 let kind = format!("image-{}", image.state.name());
+                self.plane
+                    .end_operations(batch, &image.id, failure.as_deref())?;
                 let why = failure.as_deref().unwrap_or_default();
                 batch.tell(&account, None, &kind, &image.id, why)
             })

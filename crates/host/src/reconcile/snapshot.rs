@@ -40,6 +40,7 @@ impl Reconciler {
                 snapshot.state = SnapshotState::Completed;
                 snapshot.progress = 100;
                 snapshot.completed = Some(Timestamp::now());
+                self.plane.end_operations(batch, &snapshot.id, None)?;
                 let account = snapshot.meta.account.clone();
                 batch.tell(&account, None, "snapshot-completed", &snapshot.id, "")
             })
@@ -59,7 +60,8 @@ impl Reconciler {
         self.plane
             .transact(|batch| {
                 batch.discard::<Snapshot>(id);
-                Ok(())
+                self.plane
+                    .end_operations(batch, id, Some("the snapshot was deleted"))
             })
             .await?;
         Ok(Next::Wait)
@@ -74,6 +76,8 @@ impl Reconciler {
                 }
                 snapshot.state = SnapshotState::Error;
                 snapshot.failure = Some(reason.to_owned());
+                self.plane
+                    .end_operations(batch, &snapshot.id, Some(reason))?;
                 let account = snapshot.meta.account.clone();
                 batch.tell(&account, None, "snapshot-failed", &snapshot.id, reason)
             })

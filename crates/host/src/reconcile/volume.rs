@@ -56,22 +56,29 @@ impl Reconciler {
         driver
             .roll_back_volume(id, &content, &rollback.token)
             .await?;
-        let to = rollback.snapshot.to_string();
-        self.end_rollback(id, "volume-rolled-back", &to).await?;
+        self.end_rollback(id, "volume-rolled-back", None).await?;
         Ok(Next::Again)
     }
 
     /// No rollback is asked for any more; says how the last one ended. Returns
     /// whether there was one.
-    async fn end_rollback(&self, id: &str, event: &str, message: &str) -> Result<bool, StepError> {
+    async fn end_rollback(
+        &self,
+        id: &str,
+        event: &str,
+        failure: Option<&str>,
+    ) -> Result<bool, StepError> {
         let mut was = false;
         self.plane
             .edit::<Volume>(id, |volume, batch| {
-                was = volume.rollback.take().is_some();
-                if !was {
+                let Some(rollback) = volume.rollback.take() else {
+                    was = false;
                     return Ok(());
-                }
+                };
+                was = true;
+                self.plane.end_operations(batch, &volume.id, failure)?;
                 let account = volume.meta.account.clone();
+                let message = failure.unwrap_or(rollback.snapshot.as_str());
                 batch.tell(&account, None, event, &volume.id, message)
             })
             .await?;
@@ -140,7 +147,7 @@ impl Reconciler {
 
     pub(super) async fn give_up_volume(&self, id: &str, reason: &str) -> Result<bool, StepError> {
         let event = "volume-rollback-failed";
-        if self.end_rollback(id, event, reason).await? {
+        if self.end_rollback(id, event, Some(reason)).await? {
             return Ok(true);
         }
         let given_up = self
