@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::host::{self, Need};
 use crate::image::{self, Name};
@@ -132,9 +132,9 @@ pub fn test(arguments: &Test) -> Result<ExitCode> {
     stage("documentation's tests", &cargo_test(&["--doc"], &[]))?;
     if !arguments.no_guests {
         let start = Instant::now();
-        image::make(Name::Tiny, false)?;
-        image::make(Name::Debian, false)?;
-        image::make(Name::DebianDisk, false)?;
+        for name in Name::value_variants() {
+            image::make(*name, false)?;
+        }
         eprintln!("xtask: images: {:.0?}", start.elapsed());
         guests()?;
     }
