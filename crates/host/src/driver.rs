@@ -137,6 +137,8 @@ pub struct Inventory {
     pub machines: Vec<String>,
     /// Volumes.
     pub volumes: Vec<String>,
+    /// Networks, with cards or without.
+    pub networks: Vec<String>,
 }
 
 /// What may be done about a step that was not taken.
@@ -259,6 +261,13 @@ pub trait Driver: Send + Sync + 'static {
         nic: usize,
         port: &PortConfig,
     ) -> Result<(), DriverError>;
+
+    /// Removes what is left of a network that no card is in; no effect if
+    /// there is nothing.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn remove_network(&self, network: &str) -> Result<(), DriverError>;
 
     /// Whether it is of any use to call [`Self::configure_nic`].
     fn takes_ports(&self) -> bool {

@@ -62,6 +62,8 @@ struct State {
     machines: BTreeMap<String, Machine>,
     volumes: BTreeMap<String, VolumeSpec>,
     contents: BTreeSet<String>,
+    /// That cards have been in.
+    networks: BTreeSet<String>,
     /// To the daemon that adopted the host last.
     changed: Option<UnboundedSender<String>>,
 }
@@ -144,6 +146,7 @@ impl Simulated {
         let inventory = Inventory {
             machines: state.machines.keys().cloned().collect(),
             volumes: state.volumes.keys().cloned().collect(),
+            networks: state.networks.iter().cloned().collect(),
         };
         (inventory, state.contents.iter().cloned().collect())
     }
@@ -214,6 +217,15 @@ impl State {
     }
 }
 
+/// Networks that a launch has cards in.
+fn networks(launch: &Launch) -> impl Iterator<Item = String> {
+    let cards = launch.machine["nics"].as_array().into_iter().flatten();
+    cards.filter_map(|card| {
+        let directory = card["network"]["vpc"]["directory"].as_str()?;
+        directory.rsplit('/').next().map(str::to_owned)
+    })
+}
+
 #[async_trait]
 impl Driver for Simulated {
     async fn inventory(&self) -> Result<Inventory, DriverError> {
@@ -221,6 +233,7 @@ impl Driver for Simulated {
             Ok(Inventory {
                 machines: state.machines.keys().cloned().collect(),
                 volumes: state.volumes.keys().cloned().collect(),
+                networks: state.networks.iter().cloned().collect(),
             })
         };
         self.step("listing", "everything", list).await
@@ -267,6 +280,7 @@ impl Driver for Simulated {
                 disks: disks.collect(),
                 nics: BTreeMap::new(),
             };
+            state.networks.extend(networks(launch));
             state.machines.insert(machine.to_owned(), started);
             Ok(())
         };
@@ -370,6 +384,14 @@ impl Driver for Simulated {
 
     fn takes_ports(&self) -> bool {
         self.config.takes_ports
+    }
+
+    async fn remove_network(&self, network: &str) -> Result<(), DriverError> {
+        let remove = |state: &mut State| {
+            state.networks.remove(network);
+            Ok(())
+        };
+        self.step("removing the files of", network, remove).await
     }
 
     async fn metadata_listener(&self, _: &str) -> Result<Option<UnixListener>, DriverError> {

@@ -182,8 +182,9 @@ fn failed(
 impl Driver for Real {
     async fn inventory(&self) -> Result<Inventory, DriverError> {
         Ok(Inventory {
-            machines: directory::list(&self.config.layout.machines()).await?,
+            machines: directory::list(&self.config.layout.machines(), "the machines").await?,
             volumes: self.files.ids().await?,
+            networks: directory::list(&self.config.layout.networks(), "the networks").await?,
         })
     }
 
@@ -360,6 +361,10 @@ impl Driver for Real {
         };
         let told = client.ask(&request).await.map(drop);
         told.map_err(|error| refused(doing, &directory, &error))
+    }
+
+    async fn remove_network(&self, network: &str) -> Result<(), DriverError> {
+        directory::remove(&self.config.layout.networks(), network).await
     }
 
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {

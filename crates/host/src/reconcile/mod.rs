@@ -10,6 +10,7 @@ mod cards;
 mod image;
 mod instance;
 mod machine;
+mod network;
 mod orphans;
 mod snapshot;
 mod volume;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::{Changed, Plane, Refusal};
-use model::{Image, Instance, Snapshot, Volume};
+use model::{Image, Instance, Snapshot, Volume, Vpc};
 use parking_lot::Mutex;
 use store::Record;
 use tokio::sync::Semaphore;
@@ -241,6 +242,7 @@ impl Reconciler {
             }
             Snapshot::KIND => self.queue.add(Key::Snapshot(id)),
             Image::KIND => self.queue.add(Key::Image(id)),
+            Vpc::KIND => self.queue.add(Key::Network(id)),
             _ => {}
         }
     }
@@ -253,6 +255,7 @@ impl Reconciler {
                 Key::Volume(id) => self.volume(id).await,
                 Key::Snapshot(id) => self.snapshot(id).await,
                 Key::Image(id) => self.image(id).await,
+                Key::Network(id) => self.network(id).await,
             };
             match next {
                 Ok(next) => {
@@ -284,7 +287,7 @@ impl Reconciler {
                 Key::Instance(id) => self.give_up_instance(id, &reason).await,
                 Key::Volume(id) => self.give_up_volume(id, &reason).await,
                 Key::Snapshot(id) => self.give_up_snapshot(id, &reason).await,
-                Key::Image(_) => Ok(false),
+                Key::Image(_) | Key::Network(_) => Ok(false),
             };
             match given_up {
                 Ok(true) => {
