@@ -76,7 +76,7 @@ for _ in $(seq 100); do [ -z "$(ls "$HOME/.local/state/holm/machines")" ] && bre
 [ -z "$(ls "$HOME/.local/state/holm/machines")" ] || fail "machines are left"
 kill -TERM $daemon; wait $daemon
 left=$(pgrep -u "$(id -u)" -x holm || true)
-[ -z "$left" ] || fail "processes are left: $left"
+[ -z "$left" ] || { ps -o pid,ppid,stat,lstart,args -p $left; fail "processes are left"; }
 grep -E 'WARN|ERROR' "$HOME/daemon.log" | sed 's/^/log: /' || true
 step "PASSED"
 PROOF
