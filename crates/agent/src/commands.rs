@@ -77,7 +77,31 @@ pub struct Balloon {
     pub statistics: BTreeMap<String, Option<u64>>,
 }
 
+/// A file system that the guest has mounted from a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct FileSystem {
+    /// Where.
+    pub mountpoint: String,
+    /// Bytes that files take.
+    #[serde(rename = "used-bytes")]
+    pub used: u64,
+    /// Bytes that users' files may take.
+    #[serde(rename = "total-bytes")]
+    pub total: u64,
+}
+
 impl Client {
+    /// The guest's file systems on disks; those that do not tell their size
+    /// are left out (`guest-get-fsinfo`).
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn file_systems(&mut self) -> Result<Vec<FileSystem>, AgentError> {
+        let all: Vec<serde_json::Value> = self.call("guest-get-fsinfo", Nothing {})?;
+        let sized = all.into_iter().map(serde_json::from_value);
+        Ok(sized.filter_map(Result::ok).collect())
+    }
+
     /// Asks the guest to do with `memory` bytes, if given; how the balloon is.
     ///
     /// # Errors

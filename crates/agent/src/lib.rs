@@ -15,7 +15,7 @@ mod link;
 mod serve;
 
 pub use client::{AgentError, Client, Fault};
-pub use commands::{Balloon, ExecStatus, GuestFile, Process};
+pub use commands::{Balloon, ExecStatus, FileSystem, GuestFile, Process};
 pub use link::{Link, LinkError, RawChannel};
 pub use serve::{Local, REQUEST_MAX, serve};
 

@@ -359,6 +359,7 @@ impl Plane {
             host: None,
             noted: model::Noted::default(),
             trouble: None,
+            filling: Vec::new(),
             token_key: Base64(random_bytes::<32>().to_vec()),
             id,
         };

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use machine_protocol::launch::{Ended, Launch};
 use machine_protocol::vpc::PortConfig;
 use machine_protocol::{Event, RunState};
-use provisioning::BootProgress;
+use provisioning::{BootProgress, FileSystem};
 use tokio::net::UnixListener;
 
 /// A volume that is to exist.
@@ -309,6 +309,13 @@ pub trait Driver: Send + Sync + 'static {
         machine: &str,
         started: SystemTime,
     ) -> Result<Option<BootProgress>, DriverError>;
+
+    /// The file systems of a running machine's guest; `None`: nobody there
+    /// tells.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn file_systems(&self, machine: &str) -> Result<Option<Vec<FileSystem>>, DriverError>;
 
     /// The end of what the console of a machine has printed, at most `most`
     /// bytes; empty if there is none.

@@ -76,6 +76,8 @@ struct Machine {
     nics: BTreeMap<usize, PortConfig>,
     /// What it told.
     events: Vec<Event>,
+    /// What its guest says of its disks.
+    file_systems: Option<Vec<FileSystem>>,
 }
 
 impl Machine {
@@ -170,6 +172,17 @@ impl Simulated {
     pub fn nic(&self, machine: &str, nic: usize) -> Option<PortConfig> {
         let state = self.state.lock();
         state.machines.get(machine)?.nics.get(&nic).cloned()
+    }
+
+    /// The guest of a machine has one file system, this full.
+    pub fn fill(&self, machine: &str, mountpoint: &str, used: u64, total: u64) {
+        if let Some(machine) = self.state.lock().machines.get_mut(machine) {
+            machine.file_systems = Some(vec![FileSystem {
+                mountpoint: mountpoint.into(),
+                used,
+                total,
+            }]);
+        }
     }
 
     /// A volume, if it is there.
@@ -319,6 +332,7 @@ impl Driver for Simulated {
                 disks: disks.collect(),
                 nics: BTreeMap::new(),
                 events: Vec::new(),
+                file_systems: None,
             };
             state.networks.extend(networks(launch));
             state.machines.insert(machine.to_owned(), started);
@@ -444,6 +458,12 @@ impl Driver for Simulated {
         _: SystemTime,
     ) -> Result<Option<BootProgress>, DriverError> {
         Ok(None)
+    }
+
+    async fn file_systems(&self, machine: &str) -> Result<Option<Vec<FileSystem>>, DriverError> {
+        let state = self.state.lock();
+        let machine = state.machines.get(machine);
+        Ok(machine.and_then(|machine| machine.file_systems.clone()))
     }
 
     async fn console_log(&self, machine: &str, most: usize) -> Result<Vec<u8>, DriverError> {

@@ -93,3 +93,27 @@ async fn a_machine_that_crashes_is_stopped_with_the_reason() {
     let stopped = world.events(&id, "instance-stopped");
     assert_eq!(stopped, [reason.message]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_whose_disk_fills_is_told_of_once() {
+    let world = World::new(SimulatedConfig::default()).await;
+    let _daemon = world.daemon();
+    let id = world.run().await;
+    world.until_state(&id, InstanceState::Running).await;
+    let up = world.plane.edit::<model::Instance>(&id, |instance, _| {
+        instance.boot.ready = Some(model::Timestamp::now());
+        Ok(())
+    });
+    up.await.unwrap();
+    let filling = || world.instance(&id).unwrap().filling;
+    let gib = 1 << 30;
+    for percent in [91, 87, 92] {
+        world.host.fill(id.as_str(), "/", gib / 100 * percent, gib);
+        world.until("it fills", || filling() == ["/"]).await;
+    }
+    world.host.fill(id.as_str(), "/", gib / 2, gib);
+    world.until("there is room", || filling().is_empty()).await;
+    let told = world.events(&id, "instance-disk-filling");
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with("/ is 90% full"), "{}", told[0]);
+}

@@ -104,6 +104,9 @@ pub struct Instance {
     /// What is wrong with its machine, though it runs: for people.
     #[serde(default)]
     pub trouble: Option<String>,
+    /// Where its guest has mounted file systems that are nearly full.
+    #[serde(default)]
+    pub filling: Vec<String>,
     /// Host that it is on.
     #[serde(default)]
     pub host: Option<String>,

@@ -11,11 +11,13 @@
 mod agent_report;
 mod cloud_init;
 mod console;
+mod file_systems;
 mod progress;
 
 use std::path::Path;
 use std::time::SystemTime;
 
+pub use file_systems::{FileSystem, file_systems};
 pub use progress::{BootProgress, Failure, Seen, Stage, StageReport};
 
 /// Where a machine can be observed.

@@ -42,6 +42,9 @@ pub struct InstanceView {
     /// disk of the host is full.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// Where its guest has mounted file systems that are nearly full.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub filling: Vec<String>,
     /// Since when.
     #[schema(format = DateTime)]
     pub state_since: String,
@@ -208,6 +211,7 @@ impl Shown for Instance {
             state: i.state.name().into(),
             state_reason: i.state_reason.as_ref().map(|r| r.message.clone()),
             trouble: i.trouble.clone(),
+            filling: i.filling.clone(),
             state_since: i.state_since.to_string(),
             image_id: i.image.to_string(),
             instance_type: i.instance_type.clone(),

@@ -15,7 +15,7 @@ use machine_protocol::launch::{AGENT_SOCKET, Launch, RUNS, SERIAL_LOG};
 use machine_protocol::vpc::PortConfig;
 use machine_protocol::{Reply, Request, RunState};
 use parking_lot::Mutex;
-use provisioning::BootProgress;
+use provisioning::{BootProgress, FileSystem};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::UnixListener;
 use tokio::process::{Child, Command};
@@ -394,6 +394,12 @@ impl Driver for Real {
         let observed = tokio::task::spawn_blocking(observe).await;
         let wrong = |e| DriverError::again("watching the boot of", machine, e);
         observed.map(Some).map_err(wrong)
+    }
+
+    async fn file_systems(&self, machine: &str) -> Result<Option<Vec<FileSystem>>, DriverError> {
+        let agent = self.directory(machine)?.path().join(AGENT_SOCKET);
+        let asked = tokio::task::spawn_blocking(move || provisioning::file_systems(&agent)).await;
+        asked.map_err(|e| DriverError::again("asking the guest of", machine, e))
     }
 
     async fn console_log(&self, machine: &str, most: usize) -> Result<Vec<u8>, DriverError> {

@@ -398,6 +398,7 @@ fn change_state(
     instance.state_reason = reason;
     if state != InstanceState::Running {
         instance.trouble = None;
+        instance.filling.clear();
     }
     Ok(())
 }

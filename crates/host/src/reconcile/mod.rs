@@ -8,6 +8,7 @@ mod attachments;
 mod boot;
 mod cards;
 mod events;
+mod fullness;
 mod image;
 mod instance;
 mod machine;
@@ -46,6 +47,8 @@ pub struct Patience {
     pub attempts: u32,
     /// How long a guest that has no agent is looked at for its boot.
     pub boot: Duration,
+    /// Between two looks at how full guests' disks are.
+    pub fullness: Duration,
     /// How long volumes without a record are kept.
     pub orphans_kept: Duration,
     /// How many records are worked on at once.
@@ -59,6 +62,7 @@ impl Default for Patience {
             terminate: Duration::from_secs(20),
             attempts: 8,
             boot: Duration::from_secs(600),
+            fullness: Duration::from_secs(60),
             orphans_kept: Duration::from_secs(24 * 3600),
             workers: 32,
         }
@@ -203,6 +207,7 @@ impl Reconciler {
             }
         });
         tasks.spawn(self.clone().tell_cards());
+        tasks.spawn(self.clone().watch_fullness());
         let orphans = self.clone();
         tasks.spawn(async move { orphans.remove_orphans().await });
         let workers = Arc::new(Semaphore::new(self.patience.workers.max(1)));

@@ -177,6 +177,10 @@ impl Driver for CrashingHost {
         self.host.boot_progress(machine, started).await
     }
 
+    async fn file_systems(&self, machine: &str) -> Result<Option<Vec<FileSystem>>, DriverError> {
+        self.host.file_systems(machine).await
+    }
+
     async fn console_log(&self, machine: &str, most: usize) -> Result<Vec<u8>, DriverError> {
         self.host.console_log(machine, most).await
     }

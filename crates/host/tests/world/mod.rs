@@ -51,6 +51,7 @@ pub fn patience() -> Patience {
         stop: Duration::from_millis(300),
         terminate: Duration::from_millis(200),
         attempts: 30,
+        fullness: Duration::from_millis(20),
         orphans_kept: Duration::ZERO,
         ..Patience::default()
     }
