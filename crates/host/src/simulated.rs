@@ -11,7 +11,7 @@ use machine_protocol::launch::{Ended, Launch};
 use machine_protocol::vpc::PortConfig;
 use machine_protocol::{Event, EventKind, RunState};
 use parking_lot::Mutex;
-use provisioning::BootProgress;
+use provisioning::{BootProgress, FileSystem};
 use tokio::net::UnixListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 

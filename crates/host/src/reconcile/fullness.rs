@@ -46,7 +46,10 @@ impl Reconciler {
         let Some(found) = self.plane.view().get::<Instance>(id) else {
             return Ok(());
         };
-        if filling(&found.record, &all).map(|f| &f.mountpoint).eq(&found.record.filling) {
+        if filling(&found.record, &all)
+            .map(|f| &f.mountpoint)
+            .eq(&found.record.filling)
+        {
             return Ok(());
         }
         let edit = |instance: &mut Instance, batch: &mut Batch| {
@@ -55,7 +58,10 @@ impl Reconciler {
             }
             let now: Vec<&FileSystem> = filling(instance, &all).collect();
             let account = instance.meta.account.clone();
-            for new in now.iter().filter(|f| !instance.filling.contains(&f.mountpoint)) {
+            for new in now
+                .iter()
+                .filter(|f| !instance.filling.contains(&f.mountpoint))
+            {
                 let message = format!(
                     "{} is {}% full: {} of {} MiB; `holm volume grow` makes its volume larger",
                     new.mountpoint,
@@ -63,7 +69,13 @@ impl Reconciler {
                     new.used >> 20,
                     new.total >> 20,
                 );
-                batch.tell(&account, None, "instance-disk-filling", &instance.id, message)?;
+                batch.tell(
+                    &account,
+                    None,
+                    "instance-disk-filling",
+                    &instance.id,
+                    message,
+                )?;
             }
             instance.filling = now.iter().map(|f| f.mountpoint.clone()).collect();
             Ok(())

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use host::{Content, Driver, DriverError, Inventory, Observed, Simulated, VolumeFile, VolumeSpec};
 use machine_protocol::launch::Launch;
 use machine_protocol::vpc::PortConfig;
-use provisioning::BootProgress;
+use provisioning::{BootProgress, FileSystem};
 use store::{Change, Document, LeaseId, Page, Revision, Store, StoreError, Watch};
 use tokio::net::UnixListener;
 use tokio::sync::Notify;
