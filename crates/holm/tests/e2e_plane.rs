@@ -152,11 +152,17 @@ fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
     plane.until("the volume is made", || {
         plane.ok(&["volume", "ls"]).contains("available")
     });
-    plane.ok(&["volume", "snapshot", "data", "--description", "monday"]);
+    let snapshot = plane.ok(&["volume", "snapshot", "data", "--description", "monday"]);
     assert!(plane.ok(&["snapshot", "ls"]).contains("monday"));
     plane.until("the snapshot is made", || {
         plane.ok(&["snapshot", "ls"]).contains("completed")
     });
+    plane.ok(&["volume", "rollback", "data", snapshot.trim()]);
+    assert!(
+        plane
+            .ok(&["events", volume.trim()])
+            .contains("volume-rolled-back")
+    );
     plane.ok(&["volume", "rm", volume.trim()]);
 
     let error = plane.refused(&["start", "nobody"], 28);

@@ -22,7 +22,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// `holm events`.
 #[derive(Args, Debug)]
 pub struct Arguments {
-    /// The machine's name; without it, all machines of this user
+    /// The machine's name, or the id of what a daemon keeps (vol-…, vpc-…); without it, all
     #[arg(value_name = "NAME", value_parser = place::name)]
     pub name: Option<String>,
 
@@ -39,11 +39,16 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments) -> u8 {
     let kept = |name: &String| match place::stands_alone(name) {
         true => None,
-        false => plane::instances::known(name).map(|kept| kept.id),
+        false => plane::instances::known(name)
+            .map(|kept| kept.id)
+            .or_else(|| plane::records::is_id(name).then(|| name.clone())),
     };
     if let Some(id) = arguments.name.as_ref().and_then(kept) {
         let printed = plane::records::events(Some(&id), arguments.follow, arguments.output);
         return plane::finish(printed);
+    }
+    if arguments.name.is_none() && plane::client::Client::new().answers() {
+        return of_everything(arguments);
     }
     let printed = match (&arguments.name, arguments.follow) {
         (Some(name), follow) => of_one(name, follow, &mut |e| print(name, e, arguments.output)),
@@ -62,6 +67,17 @@ pub fn run(arguments: &Arguments) -> u8 {
             exit_code::INTERNAL
         }
     }
+}
+
+/// What happened to all that a daemon keeps, and to machines that stand alone.
+fn of_everything(arguments: &Arguments) -> u8 {
+    let (follow, output) = (arguments.follow, arguments.output);
+    if follow {
+        thread::spawn(move || drop(follow_all(output)));
+    } else if let Err(Stop::Host(error)) = of_all(output) {
+        terminal::say(&format!("holm: listing the machines: {error}"));
+    }
+    plane::finish(plane::records::events(None, follow, output))
 }
 
 /// Why no more is printed.

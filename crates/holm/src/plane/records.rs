@@ -35,6 +35,16 @@ pub fn events(resource: Option<&str>, follow: bool, output: Output) -> Result<()
     never.map(drop)
 }
 
+/// Whether a word is the id of something that a daemon keeps: a kind and
+/// hexadecimal digits.
+pub fn is_id(word: &str) -> bool {
+    word.split_once('-').is_some_and(|(kind, digits)| {
+        kind.bytes().all(|b| b.is_ascii_lowercase())
+            && digits.len() >= 8
+            && digits.bytes().all(|b| b.is_ascii_hexdigit())
+    })
+}
+
 fn print(event: &EventView, output: Output) {
     form::out(&match output {
         Output::Json => serde_json::to_string(event).unwrap_or_default() + "\n",

@@ -1,5 +1,7 @@
 //! `holm volume`, and what `holm snapshot` does with volumes' snapshots.
 
+use std::time::{Duration, Instant};
+
 use api::resources::snapshots::SnapshotView;
 use api::resources::volumes::VolumeView;
 use clap::{Args, Subcommand};
@@ -49,6 +51,13 @@ pub enum Command {
     /// Example: holm volume snapshot data --description monday
     #[command(after_help = exit_code::PLANE_HELP)]
     Snapshot(Snap),
+    /// Lets a volume hold again what a snapshot of it has: what was written since is lost
+    ///
+    /// Its machine, if it is in one, must be stopped. Takes no longer for a large volume.
+    ///
+    /// Example: holm volume rollback data snap-0123456789abcdef0
+    #[command(after_help = exit_code::PLANE_HELP)]
+    Rollback(Rollback),
     /// Removes a volume that is in no machine, with what it holds
     ///
     /// Example: holm volume rm data
@@ -128,6 +137,21 @@ pub struct Snap {
     pub description: String,
 }
 
+/// `holm volume rollback`.
+#[derive(Args, Debug)]
+pub struct Rollback {
+    /// The volume
+    #[arg(value_name = "VOLUME")]
+    pub volume: String,
+
+    /// A snapshot of it
+    #[arg(value_name = "SNAPSHOT")]
+    pub snapshot: String,
+}
+
+/// How long a rollback is waited for.
+const ROLLBACK: Duration = Duration::from_secs(60);
+
 /// Does it, and returns the exit status.
 pub fn run(command: &Command) -> u8 {
     finish(try_run(&Client::new(), command))
@@ -184,11 +208,30 @@ fn try_run(client: &Client, command: &Command) -> Result<(), PlaneError> {
             let made: SnapshotView = client.ask("POST", "/v1/snapshots", Some(&body))?;
             form::out(&format!("{}\n", made.id));
         }
+        Command::Rollback(back) => {
+            let to = id(client, "/v1/snapshots", "snapshot", "snap-", &back.snapshot)?;
+            let now = act(&back.volume, "rollback", json!({"snapshot_id": to}))?;
+            until_back(client, &now.id)?;
+        }
         Command::Rm(name) => {
             let path = format!("/v1/volumes/{}", volume(client, &name.name)?);
             client.call("DELETE", &path, None)?;
         }
     }
+    Ok(())
+}
+
+/// Waits until a rollback is over, and says if it goes on.
+fn until_back(client: &Client, id: &str) -> Result<(), PlaneError> {
+    let end = Instant::now() + ROLLBACK;
+    while Instant::now() < end {
+        let now: VolumeView = client.ask("GET", &format!("/v1/volumes/{id}"), None)?;
+        if now.rolling_back_to.is_none() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    terminal::say(&format!("{id} is going back still; see `holm events {id}`"));
     Ok(())
 }
 
