@@ -98,6 +98,10 @@ pub struct Instance {
     /// How far its guest has come since.
     #[serde(default)]
     pub boot: Boot,
+    /// Its guest is told of itself by a NoCloud seed disk: it does not ask the
+    /// metadata service.
+    #[serde(default)]
+    pub nocloud: bool,
     /// The last that its machine told and that was noted.
     #[serde(default)]
     pub noted: Noted,
@@ -147,6 +151,10 @@ impl Instance {
         self.state == InstanceState::Terminated
     }
 }
+
+/// Tag of an image, or of an instance when it is made, whose value `nocloud`
+/// says that its cloud-init does not ask EC2's metadata service.
+pub const DATASOURCE_TAG: &str = "holm:datasource";
 
 /// Something that a machine told, by its place among all that it tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use super::instance::LOOK;
 use super::{Next, Pressed, Reconciler, StepError};
 use crate::describe;
 use crate::driver::{DriverError, Observed, VolumeFile};
-use crate::metadata_service::InstanceSource;
+use crate::metadata_service::{self, InstanceSource};
 
 /// A guest that was not up yet when its power button was pressed hears it
 /// when it is pressed again.
@@ -36,6 +36,12 @@ impl Reconciler {
             files.push(self.volume_file(disk.volume.as_str()).await?);
         }
         self.serve_metadata(id).await?;
+        if instance.nocloud
+            && let Some(seed) = metadata_service::seed(&self.plane, id)
+        {
+            let refused = |e| DriverError::refused("making the seed disk of", id, e);
+            self.driver.place_seed(id, &seed.map_err(refused)?).await?;
+        }
         let ports = self.driver.takes_ports();
         let launch = describe::launch(&self.plane, &self.layout, instance, number, &files, ports);
         self.driver.launch(id, &launch).await?;
