@@ -357,6 +357,7 @@ impl Plane {
             launched: Some(now),
             boot: Boot::default(),
             host: None,
+            pressed: None,
             nocloud: [&new.tags, &ground.image.meta.tags]
                 .into_iter()
                 .find_map(|tags| tags.get(DATASOURCE_TAG))

@@ -98,6 +98,9 @@ pub struct Instance {
     /// How far its guest has come since.
     #[serde(default)]
     pub boot: Boot,
+    /// When its machine's power button was first pressed, to end it.
+    #[serde(default)]
+    pub pressed: Option<Pressed>,
     /// Its guest is told of itself by a NoCloud seed disk: it does not ask the
     /// metadata service.
     #[serde(default)]
@@ -155,6 +158,16 @@ impl Instance {
 /// Tag of an image, or of an instance when it is made, whose value `nocloud`
 /// says that its cloud-init does not ask EC2's metadata service.
 pub const DATASOURCE_TAG: &str = "holm:datasource";
+
+/// That a power button was pressed: who does not hear it loses its power after
+/// a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressed {
+    /// Start of the instance's machine.
+    pub start: u64,
+    /// When.
+    pub at: Timestamp,
+}
 
 /// Something that a machine told, by its place among all that it tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
