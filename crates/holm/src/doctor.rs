@@ -3,12 +3,13 @@
 
 mod host;
 
+use clap::Args;
 use engine_kvm::KvmVerdict;
 use serde::Serialize;
 
-use crate::cli::{Doctor, Output};
 use crate::engine_choice;
 use crate::exit_code;
+use crate::form::{self, Output};
 
 /// Version of the JSON form.
 const VERSION: u32 = 1;
@@ -71,8 +72,16 @@ struct Report {
     host: Vec<Finding>,
 }
 
+/// `holm doctor`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Form of the answer
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// Prints the report; its status is that of the printing.
-pub fn run(arguments: &Doctor) -> u8 {
+pub fn run(arguments: &Arguments) -> u8 {
     let verdict = engine_kvm::probe();
     let (kind, reason) = engine_choice::auto(&verdict);
     let report = Report {
@@ -86,16 +95,7 @@ pub fn run(arguments: &Doctor) -> u8 {
         cpu: host::cpu(),
         host: host::findings(),
     };
-    match arguments.output {
-        Output::Text => print!("{}", text(&report)),
-        Output::Json => match serde_json::to_string_pretty(&report) {
-            Ok(json) => println!("{json}"),
-            Err(error) => {
-                eprintln!("holm: writing the report: {error}");
-                return exit_code::INTERNAL;
-            }
-        },
-    }
+    form::print(arguments.output, &report, || text(&report));
     exit_code::SUCCESS
 }
 

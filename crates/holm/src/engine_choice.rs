@@ -9,7 +9,7 @@ use engine_kvm::KvmVerdict;
 use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::EngineChoice;
+use crate::run::arguments::EngineChoice;
 use crate::console::terminal;
 use crate::failure::Failure;
 use crate::named::place;

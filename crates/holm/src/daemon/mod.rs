@@ -8,11 +8,13 @@ pub use doors::API_SOCKET;
 
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use control::{Plane, Refusal};
 use host::{Driver, Layout, Patience, Real, RealConfig, Reconciler};
 use images::Library;
@@ -21,7 +23,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::cli;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::state_directory;
@@ -104,8 +105,30 @@ impl Daemon {
     }
 }
 
+/// `holm daemon`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// The state directory (--state /srv/holm); $HOLM_STATE unless given, else /var/lib/holm for root
+    /// and ~/.local/state/holm for others
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+
+    /// Where the EC2 interface listens; port 0 takes any that is free, and DIR/run/ec2 tells it
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4780")]
+    pub ec2: SocketAddr,
+
+    /// Where the REST interface listens by TCP, with tokens, besides its socket DIR/run/api.sock
+    /// (--api 127.0.0.1:4781)
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub api: Option<SocketAddr>,
+
+    /// How long a guest has to shut down before its power is cut (--grace 30s)
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration)]
+    pub grace: Option<Duration>,
+}
+
 /// Runs until a signal; the exit status.
-pub fn run(arguments: &cli::Daemon) -> u8 {
+pub fn run(arguments: &Arguments) -> u8 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -125,7 +148,7 @@ pub fn run(arguments: &cli::Daemon) -> u8 {
     }
 }
 
-async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
+async fn serve(arguments: &Arguments) -> Result<(), DaemonError> {
     let layout = Layout::new(state_directory::resolve(arguments.state.as_deref()));
     make(layout.root())?;
     make(&layout.run())?;
@@ -207,7 +230,7 @@ async fn keep_house(daemon: Daemon) {
     }
 }
 
-fn patience(arguments: &cli::Daemon) -> Patience {
+fn patience(arguments: &Arguments) -> Patience {
     let mut patience = Patience::default();
     if let Some(grace) = arguments.grace {
         patience.stop = grace;

@@ -31,7 +31,7 @@ pub struct Arguments {
     pub take: bool,
 
     /// How much of what was printed before is printed again, at most 256K (--replay 64K, --replay 0)
-    #[arg(long, value_name = "SIZE", default_value = "16K", value_parser = crate::cli::size)]
+    #[arg(long, value_name = "SIZE", default_value = "16K", value_parser = crate::values::size)]
     pub replay: u64,
 }
 
@@ -51,12 +51,26 @@ enum News {
 
 /// Attaches the terminal to the machine's console until it is detached.
 pub fn run(arguments: &Arguments) -> u8 {
-    let news = attach(arguments);
+    let name = &arguments.machine.name;
+    let keyboard = match (arguments.watch, arguments.take) {
+        (true, _) => Keyboard::No,
+        (false, true) => Keyboard::Take,
+        (false, false) => Keyboard::IfFree,
+    };
+    match Client::connect(name) {
+        Ok(client) => session(client, name, keyboard, arguments.replay),
+        Err(error) => super::finish(Err(error)),
+    }
+}
+
+/// Attaches the terminal to a console until it is detached; the exit status.
+pub fn session(client: Client, name: &str, keyboard: Keyboard, replay: u64) -> u8 {
+    let news = attach(client, name, keyboard, replay);
     terminal::restore();
     match news {
         Ok(News::Detached | News::Unread) => exit_code::SUCCESS,
         Ok(News::Ended) => {
-            terminal::say(&format!("holm: {} has ended", arguments.machine.name));
+            terminal::say(&format!("holm: {name} has ended"));
             exit_code::SUCCESS
         }
         Ok(News::Signal) => exit_code::ENDED_BY_SIGNAL,
@@ -88,28 +102,28 @@ impl From<io::Error> for Failure {
     }
 }
 
-fn attach(arguments: &Arguments) -> Result<News, Failure> {
-    let keyboard = match (arguments.watch, arguments.take) {
-        (true, _) => Keyboard::No,
-        (false, true) => Keyboard::Take,
-        (false, false) => Keyboard::IfFree,
-    };
-    let mut client = Client::connect(&arguments.machine.name)?;
+fn attach(
+    mut client: Client,
+    name: &str,
+    keyboard: Keyboard,
+    replay: u64,
+) -> Result<News, Failure> {
+    let watch = keyboard == Keyboard::No;
     let first = client.ask(&Request::Console {
         keyboard,
-        replay: u32::try_from(arguments.replay).unwrap_or(u32::MAX),
+        replay: u32::try_from(replay).unwrap_or(u32::MAX),
     })?;
     client.wait_long()?;
     let sending = client.sending()?;
     let raw = RawMode::enter()?;
     let mut held = matches!(first, Reply::Keyboard { held: true });
-    terminal::say(&greeting(&arguments.machine.name, raw.is_some(), held));
-    if !held && !arguments.watch {
+    terminal::say(&greeting(name, raw.is_some(), held));
+    if !held && !watch {
         terminal::say("holm: another has the keyboard; Ctrl-A t takes it");
     }
     let (news, heard) = mpsc::channel();
     watch_signals(sending.clone(), news.clone())?;
-    if raw.is_some() || !arguments.watch {
+    if raw.is_some() || !watch {
         read_keys(sending.clone(), news.clone(), raw.is_some())?;
     }
     tell_size(&sending);

@@ -19,6 +19,6 @@ pub fn run(arguments: &Completion) -> u8 {
     let mut script = Vec::new();
     let mut command = cli::Arguments::command();
     clap_complete::generate(arguments.shell, &mut command, "holm", &mut script);
-    super::form::out(&String::from_utf8_lossy(&script));
+    crate::form::out(&String::from_utf8_lossy(&script));
     exit_code::SUCCESS
 }

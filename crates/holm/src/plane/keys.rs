@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::client::{Client, PlaneError};
-use super::form::{self, Output, age, or_none};
+use crate::form::{self, Output, age, or_none};
 use super::{env, finish, id};
 use crate::console::terminal;
 use crate::exit_code;

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Client, PlaneError};
-use super::form::{self, Output, or_none};
+use crate::form::{self, Output, or_none};
 use super::keys::Name;
 use super::{finish, id, tags};
 use crate::console::terminal;

@@ -7,9 +7,9 @@ use serde_json::json;
 
 use super::client::{Client, PlaneError, quoted};
 use super::finish;
-use super::form::{self, Output, bytes};
+use crate::form::{self, Output, bytes};
 use super::keys::Name;
-use crate::cli;
+use crate::values;
 use crate::exit_code;
 
 /// `holm type`.
@@ -44,7 +44,7 @@ pub struct NewType {
     pub cpus: u32,
 
     /// Memory (--memory 512M)
-    #[arg(long, value_name = "SIZE", value_parser = cli::size)]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub memory: u64,
 }
 

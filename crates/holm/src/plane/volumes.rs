@@ -6,13 +6,13 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Client, PlaneError};
-use super::form::{self, Output, age, bytes, or_none};
+use crate::form::{self, Output, age, bytes, or_none};
 use super::keys::Name;
 use super::{finish, id, instance, tags};
-use crate::cli;
+use crate::values;
 use crate::console::terminal;
 use crate::exit_code;
-use crate::named::place;
+use crate::named::find;
 
 /// `holm volume`.
 #[derive(Subcommand, Debug)]
@@ -64,7 +64,7 @@ pub struct Create {
     pub name: Option<String>,
 
     /// Its size (--size 20G); the snapshot's unless given
-    #[arg(long, value_name = "SIZE", value_parser = cli::size, required_unless_present = "snapshot")]
+    #[arg(long, value_name = "SIZE", value_parser = values::size, required_unless_present = "snapshot")]
     pub size: Option<u64>,
 
     /// What it holds at first (--snapshot snap-0123…)
@@ -80,7 +80,7 @@ pub struct Attach {
     pub volume: String,
 
     /// The machine
-    #[arg(value_name = "NAME", value_parser = place::name)]
+    #[arg(value_name = "NAME", value_parser = find::target)]
     pub machine: String,
 
     /// Name of its device, for the tools of EC2 (--device /dev/sdf); a free one unless given
@@ -108,7 +108,7 @@ pub struct Grow {
     pub volume: String,
 
     /// Its size from now on
-    #[arg(value_name = "SIZE", value_parser = cli::size)]
+    #[arg(value_name = "SIZE", value_parser = values::size)]
     pub size: u64,
 }
 
