@@ -3,9 +3,9 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use clap::Args;
 use bootdisk::isolated::{Reader, printable};
 use bootdisk::{BootEntry, Found, ReaderError};
+use clap::Args;
 use disk::{DiskOptions, Format, SECTOR};
 use serde::Serialize;
 

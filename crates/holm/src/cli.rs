@@ -36,18 +36,28 @@ pub struct Arguments {
 /// A subcommand.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Runs one machine in the foreground, its serial console on this terminal
+    /// Runs one machine, its console on this terminal
     ///
-    /// A disk starts without firmware: Holm reads its partition table and the configuration of
-    /// GRUB, systemd-boot or EXTLINUX on it, and starts the kernel of the default entry, or of
-    /// --entry. The guest writes to the disk; Holm itself does not. Where the entry's command
-    /// line names no console=, console=ttyS0 is added: the serial port is the console here.
+    /// If a daemon answers (`holm daemon`; HOLM_STATE or --state say which) and IMAGE is the name of
+    /// an image, the daemon makes the machine and keeps it until `holm rm`, whatever becomes of this
+    /// command: the stages of its boot are shown with their times, then its console, which Ctrl-]
+    /// leaves. Where there is no terminal, what it prints is shown until it ends.
+    ///
+    /// Else it is a machine of its own, in this process: without a daemon, with --standalone, with
+    /// --kernel, or of a path (with a '/', or a file that exists). Its disk starts without firmware:
+    /// Holm reads its partition table and the configuration of GRUB, systemd-boot or EXTLINUX on it,
+    /// and starts the kernel of the default entry, or of --entry. The guest writes to the disk; Holm
+    /// itself does not. Where the entry's command line names no console=, console=ttyS0 is added.
+    ///
+    /// Which options are for which is said by their headings; those under "Options" are for both.
     ///
     /// Examples:
-    ///   holm run debian --cpus 2 --memory 1G
+    ///   holm run debian --type t3.small --key mine
+    ///   holm run debian --rm --ttl 2h
+    ///   holm run debian --detach --name web1
+    ///   holm run debian --standalone --cpus 2 --memory 1G
     ///   holm run disk.img --entry 1
     ///   holm run --kernel vmlinuz --initrd initrd --cmdline "console=ttyS0"
-    ///   holm run debian --name web1 --detach
     #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
     Run(Box<run::arguments::Run>),
     /// Lists what a disk offers to start, as `holm run DISK` would find it

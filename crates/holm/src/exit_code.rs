@@ -111,8 +111,9 @@ pub const HELP: &str = "Exit status:
   20   ended by the user (Ctrl-A x)
   22   ended by SIGHUP, SIGINT or SIGTERM
   26   the guest reset or powered off after its kernel had panicked
+  28   the daemon refused, or the machine that it keeps did not start
 
-Keys at the console (terminal only):
+Keys at the console of a machine of its own (terminal only):
   Ctrl-A x       ends the machine
   Ctrl-A c       monitor: registers, statistics, power button, quit
   Ctrl-A Ctrl-A  sends Ctrl-A to the guest";

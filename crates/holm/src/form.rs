@@ -76,7 +76,10 @@ pub fn item_text<T: Serialize + ?Sized>(
     match output.output {
         Form::Text => text(),
         Form::Json => serde_json::to_string(value).unwrap_or_default() + "\n",
-        Form::Yaml => format!("---\n{}", serde_norway::to_string(value).unwrap_or_default()),
+        Form::Yaml => format!(
+            "---\n{}",
+            serde_norway::to_string(value).unwrap_or_default()
+        ),
     }
 }
 

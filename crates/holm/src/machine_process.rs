@@ -23,7 +23,6 @@ use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use crate::run::arguments::EngineChoice;
 use crate::console::input::Room;
 use crate::console::log::SerialLog;
 use crate::console::output::Output;
@@ -32,6 +31,7 @@ use crate::engine_choice;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::guest::Guest;
+use crate::run::arguments::EngineChoice;
 use crate::run::session::Origin;
 
 /// Time for the serial log to be written at the end.

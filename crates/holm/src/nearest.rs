@@ -7,7 +7,7 @@ pub fn hint(name: &str, names: impl IntoIterator<Item = String>, list: &str) -> 
         .into_iter()
         .filter_map(|other| {
             let far = distance(name, &other);
-            let within = name.chars().count().max(3) / 3;
+            let within = (name.chars().count() + 2) / 3;
             (far <= within || other.starts_with(name)).then_some((far, other))
         })
         .collect();
@@ -54,7 +54,10 @@ mod tests {
         assert_eq!(distance("", "ab"), 2);
         assert_eq!(distance("same", "same"), 0);
         let names = || ["debian", "tiny", "debian-12"].map(String::from);
-        assert_eq!(hint("debain", names(), "look"), "; did you mean debian? look");
+        assert_eq!(
+            hint("debain", names(), "look"),
+            "; did you mean debian? look"
+        );
         assert_eq!(
             hint("debian-", names(), "look"),
             "; did you mean debian or debian-12? look"

@@ -8,8 +8,6 @@ use machine::snapshot::{DiskKept, Snapshot};
 use machine::{Description, NicNetwork};
 
 use crate::background;
-use crate::run::arguments::{EngineChoice, Serial, serial};
-use crate::values::duration;
 use crate::console::terminal;
 use crate::disks::{self, OwnDisk};
 use crate::engine_choice;
@@ -18,8 +16,10 @@ use crate::image::Template;
 use crate::named::place;
 use crate::network;
 use crate::peripherals::LogOption;
+use crate::run::arguments::{EngineChoice, Serial, serial};
 use crate::run::session::{self, Origin, Plan};
 use crate::run::{self, own};
+use crate::values::duration;
 
 /// `holm restore`.
 #[derive(Args, Debug)]

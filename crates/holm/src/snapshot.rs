@@ -6,10 +6,10 @@ use clap::{Args, Subcommand};
 use machine::snapshot::{DiskKept, Manifest, Snapshot};
 use machine_protocol::{Reply, Request, SnapshotMade};
 
-use crate::form::{self, Output};
 use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::form::{self, Output};
 use crate::named::{self, client::Client};
 use crate::plane;
 

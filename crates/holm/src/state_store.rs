@@ -6,9 +6,9 @@ use clap::{Args, Subcommand};
 use host::Layout;
 use store::{CheckReport, StoreError};
 
-use crate::form::{self, Output};
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output};
 use crate::state_directory;
 
 /// `holm state`.

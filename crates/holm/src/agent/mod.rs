@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use agent::{AgentError, Balloon as BalloonReport, Client};
 use clap::Args;
 
+use crate::console::terminal;
+use crate::exit_code;
 use crate::form::{self, Output};
 use crate::named::find::{self, FindError};
 use crate::socket;
-use crate::console::terminal;
-use crate::exit_code;
 
 /// Time between attempts to reach a machine.
 const AGAIN: Duration = Duration::from_millis(50);

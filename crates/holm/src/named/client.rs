@@ -94,8 +94,7 @@ impl Client {
     /// # Errors
     /// [`ControlError`].
     pub fn at(name: &str, socket: &Path) -> Result<Self, ControlError> {
-        let stream =
-            socket::connect(socket).map_err(|_| ControlError::NoMachine(name.into()))?;
+        let stream = socket::connect(socket).map_err(|_| ControlError::NoMachine(name.into()))?;
         let mut client = Self {
             name: name.into(),
             stream: BufReader::new(stream),

@@ -8,10 +8,10 @@ use machine_protocol::{DiskReport, Reply, Request};
 
 use super::client::{Client, ControlError};
 use super::{AGAIN, Named, finish};
-use crate::values;
 use crate::console::terminal;
 use crate::disk_option;
 use crate::form::{self, Output};
+use crate::values;
 
 /// `holm attach`.
 #[derive(Args, Debug)]

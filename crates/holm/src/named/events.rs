@@ -11,9 +11,9 @@ use machine_protocol::{Event, Reply, Request};
 
 use super::client::{Client, ControlError};
 use super::{find, place};
-use crate::form::{self, Output};
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output};
 use crate::plane;
 
 /// Pause between looks for machines that were started.

@@ -147,7 +147,12 @@ fn kept_ids(text: &str, alone: bool) -> Result<Known, FindError> {
     };
     let exists = |i: &&InstanceView| i.state != "terminated";
     let is = |i: &&InstanceView| i.id == text || i.name.as_deref() == Some(text);
-    let ids: Vec<String> = all.iter().filter(exists).filter(is).map(|i| i.id.clone()).collect();
+    let ids: Vec<String> = all
+        .iter()
+        .filter(exists)
+        .filter(is)
+        .map(|i| i.id.clone())
+        .collect();
     let names = all.iter().filter(exists).filter_map(|i| i.name.clone());
     let names = names.chain(place::running());
     Ok(Known {
@@ -232,7 +237,16 @@ mod tests {
         for good in ["web1", "i-0123456789abcdef0", "my web server", "alone:web1"] {
             assert_eq!(target(good).as_deref(), Ok(good));
         }
-        for bad in ["", " ", "a/b", "../x", "a\nb", "alone:", "alone:a b", &"x".repeat(257)] {
+        for bad in [
+            "",
+            " ",
+            "a/b",
+            "../x",
+            "a\nb",
+            "alone:",
+            "alone:a b",
+            &"x".repeat(257),
+        ] {
             assert!(target(bad).is_err(), "{bad:?}");
         }
     }

@@ -97,7 +97,10 @@ fn watch(output: Output) -> Result<(), PlaneError> {
         }
         if let Some(event) = event {
             let now = event.value.map(serde_json::from_value::<InstanceView>);
-            match now.transpose().map_err(|e| PlaneError::Strange(e.to_string()))? {
+            match now
+                .transpose()
+                .map_err(|e| PlaneError::Strange(e.to_string()))?
+            {
                 Some(now) => {
                     if !drawn {
                         form::item(output, &now, || changed(&now));

@@ -53,9 +53,11 @@ pub fn run(arguments: &Show) -> u8 {
             exit_code::SUCCESS
         }
         (Ok(None), true) => finish(watch_alone(name, output)),
-        (Ok(None), false) => finish(Client::connect(name).and_then(|mut c| c.describe()).map(|d| {
-            form::print(output, &with_name(name, &d), || text(name, &d));
-        })),
+        (Ok(None), false) => finish(Client::connect(name).and_then(|mut c| c.describe()).map(
+            |d| {
+                form::print(output, &with_name(name, &d), || text(name, &d));
+            },
+        )),
     }
 }
 

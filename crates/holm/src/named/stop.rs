@@ -6,7 +6,7 @@ use clap::Args;
 use machine_protocol::Request;
 
 use super::client::{Client, ControlError};
-use super::{AGAIN, Named, finish, find};
+use super::{AGAIN, Named, find, finish};
 use crate::console::terminal;
 use crate::plane;
 

@@ -82,7 +82,11 @@ pub fn run(arguments: &Top) -> u8 {
             false => arguments.interval,
         });
         let now = read_all();
-        let of = |place: &Place| before.iter().find(|(other, _)| other.socket == place.socket);
+        let of = |place: &Place| {
+            before
+                .iter()
+                .find(|(other, _)| other.socket == place.socket)
+        };
         let usages: Vec<Usage> = now
             .iter()
             .map(|(place, reading)| usage(place, of(place).map(|(_, r)| r), reading))
@@ -151,7 +155,9 @@ fn cpu_time(pid: u32) -> Option<Duration> {
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;
     let ticks = rustix::param::clock_ticks_per_second().max(1);
-    Some(Duration::from_secs_f64((user + system) as f64 / ticks as f64))
+    Some(Duration::from_secs_f64(
+        (user + system) as f64 / ticks as f64,
+    ))
 }
 
 /// Memory of the host that a process has, in bytes (proc(5), `statm`).
@@ -191,7 +197,17 @@ fn usage(place: &Place, before: Option<&Reading>, now: &Reading) -> Usage {
 
 fn text(usages: &[Usage]) -> String {
     let names = [
-        "NAME", "ID", "STATE", "CPU%", "MEMORY", "OF", "READ/S", "WRITTEN/S", "IN/S", "OUT/S", "UP",
+        "NAME",
+        "ID",
+        "STATE",
+        "CPU%",
+        "MEMORY",
+        "OF",
+        "READ/S",
+        "WRITTEN/S",
+        "IN/S",
+        "OUT/S",
+        "UP",
     ];
     let rows = usages.iter().map(|u| {
         [

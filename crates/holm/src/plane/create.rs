@@ -163,9 +163,18 @@ impl Order<'_> {
             Some(name) => name.to_owned(),
             None => free_name(client, self.image)?,
         };
-        let body = self.body(client, &name)?;
+        let key = match &self.launch.key {
+            Some(key) => Ok(key.clone()),
+            None => only_key(client)?,
+        };
+        let body = self.body(client, &name, key.as_deref().ok())?;
         let made: Result<LaunchView, _> = client.ask("POST", "/v1/instances", Some(&body));
-        let mut made = made.map_err(|error| self.explained(client, error))?.instances;
+        let mut made = made
+            .map_err(|error| self.explained(client, error))?
+            .instances;
+        if let Err(why) = key {
+            terminal::say(&format!("holm: {why}"));
+        }
         let several = made.len() > 1;
         for (n, one) in made.iter_mut().enumerate() {
             if several {
@@ -180,12 +189,8 @@ impl Order<'_> {
         Ok(made)
     }
 
-    fn body(&self, client: &Client, name: &str) -> Result<Value, PlaneError> {
+    fn body(&self, client: &Client, name: &str, key: Option<&str>) -> Result<Value, PlaneError> {
         let launch = self.launch;
-        let key = match &launch.key {
-            Some(key) => Some(key.clone()),
-            None => only_key(client)?,
-        };
         let group =
             |name: &String| id(client, "/v1/security-groups", "security group", "sg-", name);
         let groups: Result<Vec<_>, _> = launch.groups.iter().map(group).collect();
@@ -247,22 +252,13 @@ fn is(image: &ImageView, wanted: &str) -> bool {
     image.id == wanted || image.name == wanted || image.family.as_deref() == Some(wanted)
 }
 
-fn only_key(client: &Client) -> Result<Option<String>, PlaneError> {
+/// The only key pair there is; or why nobody can log in.
+fn only_key(client: &Client) -> Result<Result<String, &'static str>, PlaneError> {
     let mut keys: Vec<KeyPairView> = client.all("/v1/key-pairs", "")?;
     Ok(match keys.len() {
-        1 => Some(keys.remove(0).name),
-        0 => {
-            terminal::say(
-                "holm: without a key pair nobody can log in; `holm key create NAME` makes one",
-            );
-            None
-        }
-        _ => {
-            terminal::say(
-                "holm: there are several key pairs; name one with --key, or nobody can log in",
-            );
-            None
-        }
+        1 => Ok(keys.remove(0).name),
+        0 => Err("without a key pair nobody can log in; `holm key create NAME` makes one"),
+        _ => Err("there are several key pairs; name one with --key, or nobody can log in"),
     })
 }
 
@@ -285,4 +281,3 @@ fn free_name(client: &Client, image: &str) -> Result<String, PlaneError> {
     let mut names = (1_u32..).map(|n| format!("{stem}-{n}"));
     Ok(names.find(|name| !taken(name)).unwrap_or_default())
 }
-

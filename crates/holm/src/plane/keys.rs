@@ -9,10 +9,10 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::client::{Client, PlaneError};
-use crate::form::{self, Output, age, or_none};
 use super::{env, finish, id};
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output, age, or_none};
 
 /// `holm key`.
 #[derive(Subcommand, Debug)]

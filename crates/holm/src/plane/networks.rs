@@ -7,11 +7,11 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Client, PlaneError};
-use crate::form::{self, Output, or_none};
 use super::keys::Name;
 use super::{finish, id, tags};
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output, or_none};
 
 /// `holm net`.
 #[derive(Subcommand, Debug)]

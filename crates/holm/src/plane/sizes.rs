@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::client::{Client, PlaneError, quoted};
 use super::finish;
-use crate::form::{self, Output, bytes};
 use super::keys::Name;
-use crate::values;
 use crate::exit_code;
+use crate::form::{self, Output, bytes};
+use crate::values;
 
 /// `holm type`.
 #[derive(Subcommand, Debug)]

@@ -6,13 +6,13 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Client, PlaneError};
-use crate::form::{self, Output, age, bytes, or_none};
 use super::keys::Name;
 use super::{finish, id, instance, tags};
-use crate::values;
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output, age, bytes, or_none};
 use crate::named::find;
+use crate::values;
 
 /// `holm volume`.
 #[derive(Subcommand, Debug)]

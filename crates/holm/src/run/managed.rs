@@ -2,9 +2,12 @@
 //! and attaches this terminal to its console, or prints what it prints.
 
 use std::io::IsTerminal;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use api::resources::instances::InstanceView;
 use machine_protocol::Keyboard;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -21,6 +24,9 @@ use crate::plane::create::{self, Order};
 
 /// How much of what was printed before is printed, in bytes: all that is kept.
 const REPLAY: u64 = 256 << 10;
+
+/// Between two looks whether Enter was pressed.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Makes the machine; the exit status.
 pub fn run(arguments: &Run) -> u8 {
@@ -64,7 +70,12 @@ fn attached(arguments: &Run, client: &Client, made: InstanceView) -> u8 {
         false => Until::Running,
     };
     let id = made.id.clone();
-    match boot::wait(client, made, until.max(Until::Running), arguments.boot_timeout) {
+    let until = until.max(Until::Running);
+    let waited = match person {
+        true => wait_or_enter(made.clone(), until, arguments.boot_timeout),
+        false => boot::wait(client, made.clone(), until, arguments.boot_timeout),
+    };
+    match waited {
         Ok(now) if !person => tell_the_rest(now, arguments),
         Ok(_) => {}
         // What the guest says of it is seen at its console.
@@ -92,6 +103,40 @@ fn attached(arguments: &Run, client: &Client, made: InstanceView) -> u8 {
         ));
     }
     code
+}
+
+/// Waits for the guest, or until the person who waits presses Enter.
+fn wait_or_enter(
+    made: InstanceView,
+    until: Until,
+    within: Duration,
+) -> Result<InstanceView, PlaneError> {
+    terminal::say("holm: Enter goes to the console at once");
+    let (tell, told) = mpsc::channel();
+    let now = made.clone();
+    std::thread::spawn(move || {
+        // Without a receiver the person is at the console already.
+        let _ = tell.send(boot::wait(&Client::new(), made, until, within));
+    });
+    let stdin = std::io::stdin();
+    loop {
+        match told.recv_timeout(LOOK) {
+            Ok(waited) => return waited,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return Ok(now),
+        }
+        let mut typed = [PollFd::new(&stdin, PollFlags::IN)];
+        let at_once = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        if rustix::event::poll(&mut typed, Some(&at_once)).is_ok_and(|ready| ready > 0) {
+            let mut line = String::new();
+            // What was typed is for nobody.
+            let _ = stdin.read_line(&mut line);
+            return Ok(now);
+        }
+    }
 }
 
 /// Tells of the stages that follow while what the guest prints is shown.

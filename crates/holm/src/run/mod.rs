@@ -119,12 +119,10 @@ fn is_path(image: &Path) -> bool {
         || (image.exists() && !image.is_dir())
 }
 
-fn refused(
-    given: &[Given],
-    heading: &str,
-    text: impl Fn(&str) -> String,
-) -> Option<Failure> {
-    let wrong = given.iter().find(|g| g.heading.as_deref() == Some(heading))?;
+fn refused(given: &[Given], heading: &str, text: impl Fn(&str) -> String) -> Option<Failure> {
+    let wrong = given
+        .iter()
+        .find(|g| g.heading.as_deref() == Some(heading))?;
     Some(Failure::Usage(text(&wrong.name)))
 }
 
@@ -165,7 +163,9 @@ fn not_alone(option: &str, why: &Why, image: &str) -> String {
         Why::NoDaemon => {
             let state = crate::state_directory::resolve(None);
             let state = state.display();
-            format!("and none answers for {state}: start one with `holm daemon`, or name its state directory with --state")
+            format!(
+                "and none answers for {state}: start one with `holm daemon`, or name its state directory with --state"
+            )
         }
     };
     format!("--{option} is for a machine that a daemon keeps, {because}")

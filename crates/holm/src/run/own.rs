@@ -50,10 +50,7 @@ pub fn start(arguments: &Run) -> Result<u8, Failure> {
 }
 
 /// What the command line and the image say together.
-fn describe(
-    image: Option<&str>,
-    arguments: &Own,
-) -> Result<(Description, Vec<OwnDisk>), Failure> {
+fn describe(image: Option<&str>, arguments: &Own) -> Result<(Description, Vec<OwnDisk>), Failure> {
     let target = match image {
         Some(name) => Some(Target::find(name, image::directory().as_deref())?),
         None => None,

@@ -12,8 +12,8 @@ use machine::{Description, MachineError, Outcome, Snapshot};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use crate::background;
 use super::arguments::{self, Serial};
+use crate::background;
 use crate::console::input::{Input, Room};
 use crate::console::log::SerialLog;
 use crate::console::monitor::{self, Command, Line};
