@@ -19,7 +19,8 @@ use clap::ValueEnum;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use images::recipe::{Apt, BASE_NEEDS, Build, KERNEL, SUITE};
+pub use images::recipe::BASE_NEEDS;
+use images::recipe::{Apt, Build, KERNEL, SUITE};
 
 use crate::host;
 
@@ -48,6 +49,20 @@ impl Name {
     }
 }
 
+/// The host's programs that make any of them.
+pub const NEEDS: &[host::Need] = &[
+    host::Need {
+        program: "dpkg-deb",
+        package: "dpkg",
+        purpose: "unpack the guest's kernel",
+    },
+    host::Need {
+        program: "/usr/share/keyrings/debian-archive-keyring.gpg",
+        package: "debian-archive-keyring",
+        purpose: "check the guest's packages",
+    },
+];
+
 /// What a recipe leaves in its directory.
 struct Made {
     /// Whether `vmlinuz` and `initrd` are files beside the disks.
@@ -62,18 +77,7 @@ struct Made {
 /// # Errors
 /// If packages are missing or cannot be had, or a step fails.
 pub fn make(name: Name, force: bool) -> Result<PathBuf> {
-    host::ensure(&[
-        host::Need {
-            program: "dpkg-deb",
-            package: "dpkg",
-            purpose: "unpack the guest's kernel",
-        },
-        host::Need {
-            program: "/usr/share/keyrings/debian-archive-keyring.gpg",
-            package: "debian-archive-keyring",
-            purpose: "check the guest's packages",
-        },
-    ])?;
+    host::ensure(NEEDS)?;
     if name != Name::Tiny {
         host::ensure(BASE_NEEDS)?;
     }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::{Caller, CreateImage, Plane, RegisterDisk, RegisterImage, RunInstances};
+use control::{Caller, CreateImage, Plane, RegisterImage, RunInstances};
 use host::{Driver, Layout, Observed, Patience, Real, RealConfig, Reconciler};
 use images::{ImportOptions, Library};
 use model::{Image, ImageState, Instance, InstanceId, InstanceState, Tags};
@@ -240,19 +240,6 @@ pub fn with_plane<T>(layout: &Layout, work: impl AsyncFnOnce(Plane, Caller) -> T
 
 async fn register(plane: &Plane, caller: &Caller, digest: &str) -> Image {
     let snapshot = plane.adopt_snapshot(caller, digest, 66 << 20, 0, "").await;
-    let disk = RegisterDisk {
-        device: "/dev/xvda".into(),
-        snapshot: Some(snapshot.unwrap().id),
-        size: None,
-        delete_on_termination: true,
-    };
-    let new = RegisterImage {
-        name: "tiny".into(),
-        description: String::new(),
-        disks: vec![disk],
-        family: None,
-        login: None,
-        tags: Tags::new(),
-    };
+    let new = RegisterImage::of("tiny", snapshot.unwrap().id);
     plane.register_image(caller, new).await.unwrap()
 }
