@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::agent;
 use crate::boot_entries;
+use crate::completion;
 use crate::daemon;
 use crate::disk_images;
 use crate::doctor;
@@ -307,10 +308,16 @@ pub enum Command {
     ///   holm env --ssh-config > ~/.ssh/holm.config
     #[command(verbatim_doc_comment, after_help = exit_code::PLANE_HELP)]
     Env(plane::env::Env),
-    /// Prints what a shell needs to complete commands
+    /// Prints what a shell needs to complete commands, and the names of what exists
     ///
-    /// Example: source <(holm completion bash)
-    Completion(plane::completion::Completion),
+    /// The shell asks this program for each word: machines, images, volumes and others are those of
+    /// the daemon that HOLM_STATE, or --state on the line, means.
+    ///
+    /// Examples:
+    ///   source <(holm completion bash)
+    ///   holm completion fish > ~/.config/fish/completions/holm.fish
+    #[command(verbatim_doc_comment)]
+    Completion(completion::Completion),
     /// Says what this host offers and which CPU engine `auto` takes, and why
     ///
     /// Example: holm doctor -o json
@@ -344,12 +351,90 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
-    #[test]
-    fn every_option_of_run_has_help() {
-        let command = Arguments::command();
-        let run = command.find_subcommand("run").unwrap();
-        for argument in run.get_arguments() {
-            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+    /// Every command with the words that lead to it.
+    fn all(command: &clap::Command, words: &str, found: &mut Vec<(String, clap::Command)>) {
+        for one in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+            let words = format!("{words} {}", one.get_name());
+            all(one, &words, found);
+            found.push((words, one.clone()));
         }
+    }
+
+    fn commands() -> Vec<(String, clap::Command)> {
+        let mut found = Vec::new();
+        all(&Arguments::command(), "holm", &mut found);
+        found
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_has_an_example() {
+        let commands = commands();
+        assert!(commands.len() > 80, "{}", commands.len());
+        for (words, command) in commands {
+            let about = command.get_about().map(ToString::to_string);
+            let about = about.unwrap_or_default();
+            assert!(about.len() > 10 && !about.ends_with('.'), "{words}: {about:?}");
+            let long = command.get_long_about().map(ToString::to_string);
+            let long = long.unwrap_or_default();
+            let (_, examples) = long.split_once("Example").unwrap_or_default();
+            assert!(examples.contains(&words), "{words} has no example of itself: {long}");
+        }
+    }
+
+    #[test]
+    fn every_command_tells_its_exit_statuses() {
+        for (words, command) in commands() {
+            if !command.has_subcommands() {
+                let after = command.get_after_help().map(ToString::to_string);
+                assert!(
+                    after.is_some_and(|text| text.contains("Exit status:\n  0 ")),
+                    "{words}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_argument_has_help() {
+        for (words, command) in commands() {
+            for argument in command.get_arguments() {
+                let help = argument.get_help().is_some();
+                assert!(help, "{words}: {}", argument.get_id());
+            }
+        }
+    }
+
+    #[test]
+    fn examples_are_what_is_understood() {
+        for (words, command) in commands() {
+            let long = command.get_long_about().map(ToString::to_string);
+            let lines = long.unwrap_or_default();
+            let examples = lines.lines().filter_map(|line| {
+                let line = line.trim().trim_start_matches("Example: ");
+                line.starts_with("holm ").then(|| line.to_owned())
+            });
+            for example in examples {
+                let understood = Arguments::try_parse_from(split(&example));
+                if let Err(error) = understood {
+                    panic!("{words}: {example}: {error}");
+                }
+            }
+        }
+    }
+
+    /// The words of a line, as a shell has them.
+    fn split(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut quoted = false;
+        for c in line.chars() {
+            match c {
+                '"' => quoted = !quoted,
+                '>' | '|' | '&' if !quoted => break,
+                ' ' if !quoted => words.push(String::new()),
+                c => words.last_mut().unwrap().push(c),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
     }
 }

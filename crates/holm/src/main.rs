@@ -5,6 +5,7 @@ mod agent;
 mod background;
 mod boot_entries;
 mod cli;
+mod completion;
 mod console;
 mod daemon;
 mod disk_images;
@@ -48,6 +49,7 @@ fn main() -> ! {
     {
         std::process::exit(i32::from(bootdisk::isolated::serve()));
     }
+    completion::answer();
     let mut command = Arguments::command();
     let matches = command.get_matches_mut();
     let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
@@ -102,7 +104,7 @@ fn main() -> ! {
         Command::Type(command) => plane::sizes::types(command),
         Command::Quota(command) => plane::sizes::quotas(command),
         Command::Env(arguments) => plane::env::run(arguments),
-        Command::Completion(arguments) => plane::completion::run(arguments),
+        Command::Completion(arguments) => completion::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
         Command::Daemon(arguments) => daemon::run(arguments),
         Command::State(command) => state_store::run(command),

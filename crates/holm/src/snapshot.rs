@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use machine::snapshot::{DiskKept, Manifest, Snapshot};
 use machine_protocol::{Reply, Request, SnapshotMade};
 
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
@@ -41,7 +42,8 @@ pub enum Command {
     /// Removes a snapshot of a volume that a daemon keeps
     ///
     /// Example: holm snapshot rm snap-0123456789abcdef0
-    #[command(after_help = exit_code::PLANE_HELP)]
+    #[command(after_help = exit_code::PLANE_HELP,
+        mut_arg("name", |name| name.add(completion::snapshots())))]
     Rm(plane::keys::Name),
     /// Shows what a snapshot is: its machine, host files that it needs, sizes
     ///

@@ -256,6 +256,7 @@ fn run_makes_a_machine_that_the_daemon_keeps_and_shows_it() {
             .ok(&["show", id, "-o", "yaml"])
             .contains("state: running")
     );
+    names_are_completed(&plane);
     let top = plane.json(&["top"]);
     assert_eq!(top[0]["id"], id);
     assert!(
@@ -281,6 +282,27 @@ fn run_makes_a_machine_that_the_daemon_keeps_and_shows_it() {
         watch.child.wait().unwrap().success(),
         "it ends with the machine"
     );
+}
+
+/// As bash asks for the last word.
+fn names_are_completed(plane: &Plane) {
+    let complete = |words: &[&str]| {
+        let mut command = plane.command(&["--", "holm"]);
+        let index = words.len().to_string();
+        command.args(words).env("COMPLETE", "bash").env("_CLAP_IFS", "\n");
+        let output = command.env("_CLAP_COMPLETE_INDEX", index).output().unwrap();
+        assert!(output.status.success(), "{words:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        printed.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(complete(&["stop", "tin"]), ["tiny-1"]);
+    assert_eq!(complete(&["run", "--type", "t2.n"]), ["t2.nano"]);
+    assert!(complete(&["create", "t"]).contains(&"tiny".to_owned()));
+    assert!(complete(&["sg", "show", ""]).contains(&"default".to_owned()));
+    assert_eq!(complete(&["quota", "set", "vpc"]), ["vpcs"]);
+    assert_eq!(complete(&["comp"]), ["completion"]);
+    let elsewhere = complete(&["--state", "/nowhere", "stop", "tin"]);
+    assert!(elsewhere.is_empty(), "{elsewhere:?}");
 }
 
 /// A machine that runs alone beside one that the daemon keeps.
@@ -374,7 +396,7 @@ fn keys_groups_and_networks_are_made_and_removed() {
     assert_eq!(env, plane.ok(&["env"]), "the key is made once");
     plane.ok(&["key", "access", "rm", &value("AWS_ACCESS_KEY_ID")]);
     assert_ne!(env, plane.ok(&["env"]), "and anew when it was removed");
-    assert!(plane.ok(&["completion", "bash"]).contains("complete -F"));
+    assert!(plane.ok(&["completion", "bash"]).contains("_clap_complete_holm"));
 }
 
 #[test]

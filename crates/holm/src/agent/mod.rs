@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use agent::{AgentError, Balloon as BalloonReport, Client};
 use clap::Args;
 
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::form::{self, Output};
@@ -22,7 +23,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 #[derive(Args, Debug)]
 pub struct Target {
     /// The machine: its name or id, or the socket it serves its agent at (`--agent-socket`)
-    #[arg(value_name = "MACHINE")]
+    #[arg(value_name = "MACHINE", add = completion::machines())]
     pub machine: PathBuf,
 
     /// Waits so long for the guest's agent to start (--wait 2m)

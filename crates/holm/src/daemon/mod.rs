@@ -4,11 +4,11 @@ mod doors;
 mod notify;
 mod rest;
 
-pub use doors::API_SOCKET;
+pub use doors::{API_SOCKET, EC2_FILE};
 
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +30,8 @@ use crate::state_directory;
 /// How often the store's lock is tried, and between two attempts.
 const LOCK_ATTEMPTS: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
+/// Where the EC2 interface listens unless something else is said.
+pub const EC2_PORT: u16 = 4780;
 /// Between two looks at what expires.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
@@ -114,7 +116,7 @@ pub struct Arguments {
     pub state: Option<PathBuf>,
 
     /// Where the EC2 interface listens; port 0 takes any that is free, and DIR/run/ec2 tells it
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4780")]
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = (Ipv4Addr::LOCALHOST, EC2_PORT).into())]
     pub ec2: SocketAddr,
 
     /// Where the REST interface listens by TCP, with tokens, besides its socket DIR/run/api.sock

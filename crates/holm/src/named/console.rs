@@ -58,29 +58,49 @@ pub fn run(arguments: &Arguments) -> u8 {
         (false, false) => Keyboard::IfFree,
     };
     match Client::connect(name) {
-        Ok(client) => session(client, name, keyboard, arguments.replay),
+        Ok(client) => session(client, name, keyboard, arguments.replay).code(),
         Err(error) => super::finish(Err(error)),
     }
 }
 
-/// Attaches the terminal to a console until it is detached; the exit status.
-pub fn session(client: Client, name: &str, keyboard: Keyboard, replay: u64) -> u8 {
+/// How an attached console came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The user left it.
+    Left,
+    /// The machine has ended.
+    Ended,
+    /// A signal, or a failure that was said; the exit status.
+    Other(u8),
+}
+
+impl End {
+    fn code(self) -> u8 {
+        match self {
+            Self::Left | Self::Ended => exit_code::SUCCESS,
+            Self::Other(code) => code,
+        }
+    }
+}
+
+/// Attaches the terminal to a console until it is detached.
+pub fn session(client: Client, name: &str, keyboard: Keyboard, replay: u64) -> End {
     let news = attach(client, name, keyboard, replay);
     terminal::restore();
     match news {
-        Ok(News::Detached | News::Unread) => exit_code::SUCCESS,
+        Ok(News::Detached | News::Unread) => End::Left,
         Ok(News::Ended) => {
             terminal::say(&format!("holm: {name} has ended"));
-            exit_code::SUCCESS
+            End::Ended
         }
-        Ok(News::Signal) => exit_code::ENDED_BY_SIGNAL,
+        Ok(News::Signal) => End::Other(exit_code::ENDED_BY_SIGNAL),
         Ok(News::Failed(error)) | Err(Failure::Control(error)) => {
             terminal::say(&format!("holm: {error}"));
-            exit_code::CONTROL
+            End::Other(exit_code::CONTROL)
         }
         Err(Failure::Host(error)) => {
             terminal::say(&format!("holm: the terminal: {error}"));
-            exit_code::INTERNAL
+            End::Other(exit_code::INTERNAL)
         }
     }
 }

@@ -11,6 +11,7 @@ use machine_protocol::{Event, Reply, Request};
 
 use super::client::{Client, ControlError};
 use super::{find, place};
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::form::{self, Output};
@@ -23,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// The machine's name; without it, all machines of this user
-    #[arg(value_name = "NAME", value_parser = find::target)]
+    #[arg(value_name = "NAME", value_parser = find::target, add = completion::machines())]
     pub name: Option<String>,
 
     /// Goes on: prints what happens until the machine ends, or, without a name, until interrupted

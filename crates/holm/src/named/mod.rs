@@ -18,6 +18,7 @@ use std::time::Duration;
 use clap::Args;
 use machine_protocol::{Description, Request, RunState};
 
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
 use client::{Client, ControlError};
@@ -30,7 +31,7 @@ const AGAIN: Duration = Duration::from_millis(50);
 pub struct Named {
     /// The machine: its name or id; alone:NAME for the one that runs alone, where a daemon has
     /// another of that name
-    #[arg(value_name = "NAME", value_parser = find::target)]
+    #[arg(value_name = "NAME", value_parser = find::target, add = completion::machines())]
     pub name: String,
 }
 

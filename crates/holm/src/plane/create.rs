@@ -16,6 +16,7 @@ use super::boot::{self, Until};
 use super::client::{Client, PlaneError};
 use super::instances::list_text;
 use super::{finish, id, tag, tags};
+use crate::completion;
 use crate::console::terminal;
 use crate::form::{self, Output};
 use crate::named::place;
@@ -31,7 +32,7 @@ pub const KEPT: &str = "A machine that a daemon keeps";
 #[derive(Args, Debug)]
 pub struct Create {
     /// Image that it is made from: a name of `holm image ls`, or an id
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", add = completion::images())]
     pub image: String,
 
     /// Its name (--name web1); one is made up unless given
@@ -69,19 +70,19 @@ pub struct Create {
 #[command(next_help_heading = KEPT)]
 pub struct Launch {
     /// Its size (--type t3.small); `holm type ls` lists them
-    #[arg(long = "type", value_name = "TYPE", default_value = TYPE)]
+    #[arg(long = "type", value_name = "TYPE", default_value = TYPE, add = completion::types())]
     pub size: String,
 
     /// Key pair with which people log in (--key mine); the only one there is unless given
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", add = completion::keys())]
     pub key: Option<String>,
 
     /// Security group, may be repeated (--sg web); the network's default unless given
-    #[arg(long = "sg", value_name = "GROUP")]
+    #[arg(long = "sg", value_name = "GROUP", add = completion::groups())]
     pub groups: Vec<String>,
 
     /// Subnet (--subnet subnet-0123…); the default unless given
-    #[arg(long, value_name = "SUBNET")]
+    #[arg(long, value_name = "SUBNET", add = completion::subnets())]
     pub subnet: Option<String>,
 
     /// File with what its cloud-init is told: a script, or #cloud-config (--user-data setup.sh)

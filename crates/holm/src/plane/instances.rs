@@ -10,6 +10,7 @@ use serde_json::json;
 use super::boot::{self, Until};
 use super::client::{Client, PlaneError};
 use super::{finish, instance};
+use crate::completion;
 use crate::console::terminal;
 use crate::form::{self, age, bytes, or_none};
 use crate::named::find;
@@ -109,7 +110,7 @@ pub fn boot_text(i: &InstanceView) -> String {
 #[derive(Args, Debug)]
 pub struct Machines {
     /// Names or ids
-    #[arg(value_name = "NAME", required = true, value_parser = find::target)]
+    #[arg(value_name = "NAME", required = true, value_parser = find::target, add = completion::machines())]
     pub names: Vec<String>,
 }
 

@@ -3,7 +3,6 @@
 
 pub mod boot;
 pub mod client;
-pub mod completion;
 pub mod create;
 pub mod env;
 pub mod instances;

@@ -14,6 +14,7 @@ use clap::Args;
 
 use super::client::{Client, PlaneError};
 use super::{finish, instance};
+use crate::completion;
 use crate::named::find;
 use crate::socket;
 use crate::state_directory;
@@ -22,7 +23,7 @@ use crate::state_directory;
 #[derive(Args, Debug)]
 pub struct Ssh {
     /// Name or id; USER@NAME to log in as somebody else
-    #[arg(value_name = "[USER@]NAME")]
+    #[arg(value_name = "[USER@]NAME", add = completion::machines())]
     pub target: String,
 
     /// Private key (-i mine.pem); KEY.pem here, of the machine's key pair, unless given

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::client::{Client, PlaneError};
 use super::keys::Name;
 use super::{finish, id, instance, tags};
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::form::{self, Output, age, bytes, or_none};
@@ -52,7 +53,8 @@ pub enum Command {
     /// Removes a volume that is in no machine, with what it holds
     ///
     /// Example: holm volume rm data
-    #[command(after_help = exit_code::PLANE_HELP)]
+    #[command(after_help = exit_code::PLANE_HELP,
+        mut_arg("name", |name| name.add(completion::volumes())))]
     Rm(Name),
 }
 
@@ -68,7 +70,7 @@ pub struct Create {
     pub size: Option<u64>,
 
     /// What it holds at first (--snapshot snap-0123…)
-    #[arg(long, value_name = "SNAPSHOT")]
+    #[arg(long, value_name = "SNAPSHOT", add = completion::snapshots())]
     pub snapshot: Option<String>,
 }
 
@@ -76,11 +78,11 @@ pub struct Create {
 #[derive(Args, Debug)]
 pub struct Attach {
     /// The volume
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", add = completion::volumes())]
     pub volume: String,
 
     /// The machine
-    #[arg(value_name = "NAME", value_parser = find::target)]
+    #[arg(value_name = "NAME", value_parser = find::target, add = completion::machines())]
     pub machine: String,
 
     /// Name of its device, for the tools of EC2 (--device /dev/sdf); a free one unless given
@@ -92,7 +94,7 @@ pub struct Attach {
 #[derive(Args, Debug)]
 pub struct Detach {
     /// The volume
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", add = completion::volumes())]
     pub volume: String,
 
     /// Without asking the guest, which loses what it has not written
@@ -104,7 +106,7 @@ pub struct Detach {
 #[derive(Args, Debug)]
 pub struct Grow {
     /// The volume
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", add = completion::volumes())]
     pub volume: String,
 
     /// Its size from now on
@@ -116,7 +118,7 @@ pub struct Grow {
 #[derive(Args, Debug)]
 pub struct Snap {
     /// The volume
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", add = completion::volumes())]
     pub volume: String,
 
     /// Its name (--name monday)

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use disk::Format;
 
 use crate::background;
+use crate::completion;
 use crate::disk_option;
 use crate::form::Form;
 use crate::named::place;
@@ -29,7 +30,7 @@ pub const OWN: &str = "A machine of its own (no daemon, a path, or --standalone)
 pub struct Run {
     /// Name of an image (debian, web@2; `holm image ls`, or made by `cargo xtask image`); or a path:
     /// a whole-disk image or block device, or a directory with an image.json (disk.img, ./my-image)
-    #[arg(value_name = "IMAGE|DISK", required_unless_present = "kernel")]
+    #[arg(value_name = "IMAGE|DISK", required_unless_present = "kernel", add = completion::images())]
     pub image: Option<String>,
 
     /// Gives the machine a name (--name web1), by which `holm ls`, `show`, `stop`, `exec` and others

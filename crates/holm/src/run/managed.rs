@@ -3,7 +3,8 @@
 
 use std::io::IsTerminal;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use api::resources::instances::InstanceView;
 use machine_protocol::Keyboard;
@@ -18,6 +19,7 @@ use crate::form::{self, Output};
 use crate::named::client::Client as Control;
 use crate::named::{console, find};
 use crate::plane;
+use crate::socket;
 use crate::plane::boot::{self, Until};
 use crate::plane::client::{Client, PlaneError};
 use crate::plane::create::{self, Order};
@@ -27,6 +29,9 @@ const REPLAY: u64 = 256 << 10;
 
 /// Between two looks whether Enter was pressed.
 const LOOK: Duration = Duration::from_millis(100);
+
+/// How long a rebooted machine's process may take to be there again.
+const REBOOT: Duration = Duration::from_secs(10);
 
 /// Makes the machine; the exit status.
 pub fn run(arguments: &Run) -> u8 {
@@ -82,18 +87,9 @@ fn attached(arguments: &Run, client: &Client, made: InstanceView) -> u8 {
         Err(error) if is_running(client, &id) => terminal::say(&format!("holm: {error}")),
         Err(error) => return plane::finish(Err(error)),
     }
-    let keyboard = match std::io::stdin().is_terminal() {
-        true => Keyboard::IfFree,
-        false => Keyboard::No,
-    };
-    let code = match find::control(&id).map(|socket| Control::at(&shown, &socket)) {
-        Ok(Ok(control)) => console::session(control, &shown, keyboard, REPLAY),
-        // It was quicker than this.
-        Ok(Err(_)) | Err(find::FindError::NotRunning { .. }) => {
-            terminal::say(&format!("holm: {shown} has ended"));
-            return exit_code::SUCCESS;
-        }
-        Err(error) => return plane::finish(Err(PlaneError::Which(error.to_string()))),
+    let code = match at_console(client, &id, &shown) {
+        Ok(code) => code,
+        Err(error) => return plane::finish(Err(error)),
     };
     if code == exit_code::ENDED_BY_SIGNAL && arguments.rm {
         remove(&id, &shown);
@@ -103,6 +99,44 @@ fn attached(arguments: &Run, client: &Client, made: InstanceView) -> u8 {
         ));
     }
     code
+}
+
+/// Shows the console until the machine has ended or the user leaves it; a
+/// reboot is no end. The exit status.
+fn at_console(client: &Client, id: &str, shown: &str) -> Result<u8, PlaneError> {
+    let keyboard = match std::io::stdin().is_terminal() {
+        true => Keyboard::IfFree,
+        false => Keyboard::No,
+    };
+    loop {
+        let socket = match find::control(id) {
+            Ok(socket) => socket,
+            Err(find::FindError::Plane(error)) => return Err(error),
+            // It was quicker than this.
+            Err(_) => return Ok(exit_code::SUCCESS),
+        };
+        let end = match Control::at(shown, &socket) {
+            Ok(control) => console::session(control, shown, keyboard, REPLAY),
+            Err(_) => console::End::Ended,
+        };
+        match end {
+            console::End::Ended if comes_back(client, id, &socket) => {}
+            console::End::Left | console::End::Ended => return Ok(exit_code::SUCCESS),
+            console::End::Other(code) => return Ok(code),
+        }
+    }
+}
+
+/// Whether a machine whose process has ended was only rebooted.
+fn comes_back(client: &Client, id: &str, socket: &Path) -> bool {
+    let start = Instant::now();
+    while start.elapsed() < REBOOT && is_running(client, id) {
+        if socket::connect(socket).is_ok() {
+            return true;
+        }
+        std::thread::sleep(LOOK);
+    }
+    false
 }
 
 /// Waits for the guest, or until the person who waits presses Enter.

@@ -2,6 +2,7 @@
 //! where that is possible.
 
 mod host;
+mod site;
 
 use clap::Args;
 use engine_kvm::KvmVerdict;
@@ -25,6 +26,17 @@ pub struct Finding {
     detail: String,
     /// What Holm uses it for.
     purpose: &'static str,
+}
+
+fn finding(name: &'static str, purpose: &'static str, result: Result<String, String>) -> Finding {
+    let usable = result.is_ok();
+    let detail = result.unwrap_or_else(|reason| reason);
+    Finding {
+        name,
+        usable,
+        detail,
+        purpose,
+    }
 }
 
 #[derive(Serialize)]
@@ -70,6 +82,8 @@ struct Report {
     kvm: Kvm,
     cpu: host::Cpu,
     host: Vec<Finding>,
+    /// Of the daemon of the state directory.
+    daemon: Vec<Finding>,
 }
 
 /// `holm doctor`.
@@ -94,6 +108,7 @@ pub fn run(arguments: &Arguments) -> u8 {
         kvm: verdict.into(),
         cpu: host::cpu(),
         host: host::findings(),
+        daemon: site::findings(),
     };
     form::print(arguments.output, &report, || text(&report));
     exit_code::SUCCESS
@@ -124,7 +139,12 @@ fn text(report: &Report) -> String {
             .collect::<Vec<_>>()
             .join(", "),
     ));
-    for finding in &report.host {
+    let all = report.host.iter().map(Some);
+    for finding in all.chain([None]).chain(report.daemon.iter().map(Some)) {
+        let Some(finding) = finding else {
+            text.push_str("\nFor a daemon (--state, HOLM_STATE):\n");
+            continue;
+        };
         text.push_str(&format!(
             "{:<3} {:<18} {}\n    {:<18} for {}\n",
             if finding.usable { "yes" } else { "no" },
