@@ -373,11 +373,17 @@ mod tests {
         for (words, command) in commands {
             let about = command.get_about().map(ToString::to_string);
             let about = about.unwrap_or_default();
-            assert!(about.len() > 10 && !about.ends_with('.'), "{words}: {about:?}");
+            assert!(
+                about.len() > 10 && !about.ends_with('.'),
+                "{words}: {about:?}"
+            );
             let long = command.get_long_about().map(ToString::to_string);
             let long = long.unwrap_or_default();
             let (_, examples) = long.split_once("Example").unwrap_or_default();
-            assert!(examples.contains(&words), "{words} has no example of itself: {long}");
+            assert!(
+                examples.contains(&words),
+                "{words} has no example of itself: {long}"
+            );
         }
     }
 

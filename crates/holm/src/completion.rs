@@ -182,6 +182,8 @@ pub fn quotas() -> ArgValueCandidates {
     ArgValueCandidates::new(|| {
         let quotas: Vec<QuotaView> = all("/v1/quotas");
         let quotas = quotas.into_iter();
-        quotas.map(|q| candidate(q.name, q.limit.to_string())).collect()
+        quotas
+            .map(|q| candidate(q.name, q.limit.to_string()))
+            .collect()
     })
 }

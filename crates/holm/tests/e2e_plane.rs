@@ -289,7 +289,10 @@ fn names_are_completed(plane: &Plane) {
     let complete = |words: &[&str]| {
         let mut command = plane.command(&["--", "holm"]);
         let index = words.len().to_string();
-        command.args(words).env("COMPLETE", "bash").env("_CLAP_IFS", "\n");
+        command
+            .args(words)
+            .env("COMPLETE", "bash")
+            .env("_CLAP_IFS", "\n");
         let output = command.env("_CLAP_COMPLETE_INDEX", index).output().unwrap();
         assert!(output.status.success(), "{words:?}");
         let printed = String::from_utf8(output.stdout).unwrap();
@@ -396,7 +399,11 @@ fn keys_groups_and_networks_are_made_and_removed() {
     assert_eq!(env, plane.ok(&["env"]), "the key is made once");
     plane.ok(&["key", "access", "rm", &value("AWS_ACCESS_KEY_ID")]);
     assert_ne!(env, plane.ok(&["env"]), "and anew when it was removed");
-    assert!(plane.ok(&["completion", "bash"]).contains("_clap_complete_holm"));
+    assert!(
+        plane
+            .ok(&["completion", "bash"])
+            .contains("_clap_complete_holm")
+    );
 }
 
 #[test]

@@ -64,7 +64,9 @@ fn room(state: &Path) -> Finding {
             let free = s.f_bavail.saturating_mul(s.f_frsize);
             let text = format!("{} MiB are free", free >> 20);
             match free < ROOM {
-                true => Err(format!("{text}; `holm image prune` and `holm rm` make room")),
+                true => Err(format!(
+                    "{text}; `holm image prune` and `holm rm` make room"
+                )),
                 false => Ok(text),
             }
         });
@@ -93,7 +95,9 @@ fn ec2_port(state: &Path) -> Finding {
         Some(url) => Ok(format!("the daemon serves {}", url.trim())),
         None => bound((Ipv4Addr::LOCALHOST, EC2_PORT).into())
             .map(|()| format!("port {EC2_PORT} is free"))
-            .map_err(|e| format!("port {EC2_PORT}: {e}; choose another: holm daemon --ec2 127.0.0.1:0")),
+            .map_err(|e| {
+                format!("port {EC2_PORT}: {e}; choose another: holm daemon --ec2 127.0.0.1:0")
+            }),
     };
     finding("ec2_port", "the EC2 interface", result)
 }
@@ -144,9 +148,9 @@ fn subordinate_ids() -> Finding {
     let user = rustix::process::geteuid();
     let result = match user.is_root() {
         true => Ok("root needs none".into()),
-        false => has_ids("/etc/subuid").and_then(|()| has_ids("/etc/subgid")).map(|()| {
-            "this user has a range in /etc/subuid and /etc/subgid".into()
-        }),
+        false => has_ids("/etc/subuid")
+            .and_then(|()| has_ids("/etc/subgid"))
+            .map(|()| "this user has a range in /etc/subuid and /etc/subgid".into()),
     };
     finding("subordinate_ids", "building images without root", result)
 }
@@ -160,7 +164,10 @@ fn has_ids(file: &str) -> Result<(), String> {
         line.split(':').next().map(str::to_owned)
     });
     let is = |first: &str| first == user || name.as_deref() == Some(first);
-    match text.lines().any(|line| line.split(':').next().is_some_and(is)) {
+    match text
+        .lines()
+        .any(|line| line.split(':').next().is_some_and(is))
+    {
         true => Ok(()),
         false => Err(format!(
             "{file} has no range for this user; as root: usermod --add-subuids 100000-165535 \
@@ -188,11 +195,17 @@ mod tests {
     fn a_directory_that_can_be_made_is_told_from_one_that_cannot() {
         let directory = tempfile::tempdir().unwrap();
         let there = writable(directory.path());
-        assert!(there.usable && there.detail.contains("was written"), "{there:?}");
+        assert!(
+            there.usable && there.detail.contains("was written"),
+            "{there:?}"
+        );
         let new = writable(&directory.path().join("a/b"));
         assert!(new.usable && new.detail.contains("can be made"), "{new:?}");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 0);
         let impossible = writable(Path::new("/proc/holm"));
-        assert!(!impossible.usable && impossible.detail.contains("--state"), "{impossible:?}");
+        assert!(
+            !impossible.usable && impossible.detail.contains("--state"),
+            "{impossible:?}"
+        );
     }
 }

@@ -2,8 +2,8 @@
 //! and attaches this terminal to its console, or prints what it prints.
 
 use std::io::IsTerminal;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::path::Path;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use api::resources::instances::InstanceView;
@@ -19,10 +19,10 @@ use crate::form::{self, Output};
 use crate::named::client::Client as Control;
 use crate::named::{console, find};
 use crate::plane;
-use crate::socket;
 use crate::plane::boot::{self, Until};
 use crate::plane::client::{Client, PlaneError};
 use crate::plane::create::{self, Order};
+use crate::socket;
 
 /// How much of what was printed before is printed, in bytes: all that is kept.
 const REPLAY: u64 = 256 << 10;
