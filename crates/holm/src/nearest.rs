@@ -7,7 +7,7 @@ pub fn hint(name: &str, names: impl IntoIterator<Item = String>, list: &str) -> 
         .into_iter()
         .filter_map(|other| {
             let far = distance(name, &other);
-            let within = (name.chars().count() + 2) / 3;
+            let within = name.chars().count().div_ceil(3);
             (far <= within || other.starts_with(name)).then_some((far, other))
         })
         .collect();
