@@ -213,6 +213,8 @@ pub enum Command {
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
     Grow(named::disks::Grow),
     /// Makes, shows and checks snapshots of running machines
+    ///
+    /// Example: holm snapshot create web1 /srv/snapshots/web1-monday
     #[command(subcommand)]
     Snapshot(snapshot::Command),
     /// Runs a machine from where a snapshot was taken
@@ -316,11 +318,12 @@ pub enum Command {
     /// Examples:
     ///   source <(holm completion bash)
     ///   holm completion fish > ~/.config/fish/completions/holm.fish
-    #[command(verbatim_doc_comment)]
+    #[command(verbatim_doc_comment, after_help = exit_code::REPORT_HELP)]
     Completion(completion::Completion),
-    /// Says what this host offers and which CPU engine `auto` takes, and why
+    /// Says what this host offers: to machines, with the CPU engine that `auto` takes, and to a daemon
     ///
     /// Example: holm doctor -o json
+    #[command(after_help = exit_code::REPORT_HELP)]
     Doctor(doctor::Arguments),
     /// Keeps the machines of a state directory: makes, starts, stops and removes them as it is told
     /// by the EC2 interface and the REST interface
@@ -334,6 +337,8 @@ pub enum Command {
     #[command(verbatim_doc_comment, after_help = exit_code::DAEMON_HELP)]
     Daemon(daemon::Arguments),
     /// Backs up, restores and checks the store of a state directory
+    ///
+    /// Example: holm state backup /backup/holm-monday.db
     #[command(subcommand)]
     State(state_store::Command),
     /// Runs the machine of a directory of `holm daemon`; started by the daemon
@@ -366,66 +371,78 @@ mod tests {
         found
     }
 
-    #[test]
-    fn every_command_says_what_it_does_and_has_an_example() {
+    /// Goes over all commands, and asserts that none has a fault.
+    fn none(fault: impl Fn(&str, &clap::Command) -> Vec<String>) {
         let commands = commands();
         assert!(commands.len() > 80, "{}", commands.len());
-        for (words, command) in commands {
+        let found = commands.iter().flat_map(|(words, command)| {
+            let faults = fault(words, command).into_iter();
+            faults.map(move |fault| format!("{words}: {fault}"))
+        });
+        let found: Vec<String> = found.collect();
+        assert!(found.is_empty(), "{}", found.join("\n"));
+    }
+
+    /// What `--help` says before the options.
+    fn long(command: &clap::Command) -> String {
+        let long = command.get_long_about().or_else(|| command.get_about());
+        long.map(ToString::to_string).unwrap_or_default()
+    }
+
+    #[test]
+    fn every_command_says_what_it_does_and_has_an_example() {
+        none(|words, command| {
             let about = command.get_about().map(ToString::to_string);
             let about = about.unwrap_or_default();
-            assert!(
-                about.len() > 10 && !about.ends_with('.'),
-                "{words}: {about:?}"
-            );
-            let long = command.get_long_about().map(ToString::to_string);
-            let long = long.unwrap_or_default();
-            let (_, examples) = long.split_once("Example").unwrap_or_default();
-            assert!(
-                examples.contains(&words),
-                "{words} has no example of itself: {long}"
-            );
-        }
+            let long = long(command);
+            let examples = long.split_once("Example").unwrap_or_default().1;
+            let mut faults = Vec::new();
+            if about.len() < 10 || about.ends_with('.') {
+                faults.push(format!("what it does: {about:?}"));
+            }
+            if !examples.contains(words) {
+                faults.push(format!("no example of itself in: {long}"));
+            }
+            faults
+        });
     }
 
     #[test]
     fn every_command_tells_its_exit_statuses() {
-        for (words, command) in commands() {
-            if !command.has_subcommands() {
-                let after = command.get_after_help().map(ToString::to_string);
-                assert!(
-                    after.is_some_and(|text| text.contains("Exit status:\n  0 ")),
-                    "{words}"
-                );
+        none(|_, command| {
+            let after = command.get_after_help().map(ToString::to_string);
+            let tells = after.is_some_and(|text| text.contains("Exit status:\n  0 "));
+            match tells || command.has_subcommands() {
+                true => Vec::new(),
+                false => vec!["no exit statuses".into()],
             }
-        }
+        });
     }
 
     #[test]
     fn every_argument_has_help() {
-        for (words, command) in commands() {
-            for argument in command.get_arguments() {
-                let help = argument.get_help().is_some();
-                assert!(help, "{words}: {}", argument.get_id());
-            }
-        }
+        none(|_, command| {
+            let arguments = command.get_arguments();
+            let without = arguments.filter(|argument| argument.get_help().is_none());
+            without
+                .map(|argument| argument.get_id().to_string())
+                .collect()
+        });
     }
 
     #[test]
     fn examples_are_what_is_understood() {
-        for (words, command) in commands() {
-            let long = command.get_long_about().map(ToString::to_string);
-            let lines = long.unwrap_or_default();
-            let examples = lines.lines().filter_map(|line| {
-                let line = line.trim().trim_start_matches("Example: ");
-                line.starts_with("holm ").then(|| line.to_owned())
-            });
-            for example in examples {
-                let understood = Arguments::try_parse_from(split(&example));
-                if let Err(error) = understood {
-                    panic!("{words}: {example}: {error}");
-                }
-            }
-        }
+        none(|_, command| {
+            let long = long(command);
+            let lines = long
+                .lines()
+                .map(|line| line.trim().trim_start_matches("Example: "));
+            let examples = lines.filter(|line| line.starts_with("holm "));
+            examples
+                .filter_map(|line| Some((line, Arguments::try_parse_from(split(line)).err()?)))
+                .map(|(line, error)| format!("{line}: {error}"))
+                .collect()
+        });
     }
 
     /// The words of a line, as a shell has them.

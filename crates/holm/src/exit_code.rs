@@ -68,6 +68,12 @@ pub const CONTROL_HELP: &str = "Exit status:
   18   internal failure
   28   no machine of that name runs, or it refused";
 
+/// The table for commands that only print what is so.
+pub const REPORT_HELP: &str = "Exit status:
+  0    printed, whatever it says
+  2    wrong command line
+  18   internal failure";
+
 /// The table for commands that ask a daemon.
 pub const PLANE_HELP: &str = "Exit status:
   0    done

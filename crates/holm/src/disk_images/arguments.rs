@@ -49,7 +49,7 @@ pub enum Command {
     ///
     /// Examples:
     ///   holm disk rebase --backing debian-2.img web1.qcow2
-    ///   holm disk rebase web1.qcow2                  (builds on nothing any more)
+    ///   holm disk rebase web1.qcow2
     ///   holm disk rebase --unsafe --backing /new/place/debian.img --backing-format raw web1.qcow2
     #[command(verbatim_doc_comment, after_help = exit_code::DISK_HELP)]
     Rebase(Rebase),

@@ -30,7 +30,7 @@ pub enum Command {
     ///
     /// Examples:
     ///   holm image import disk.vmdk web
-    ///   holm image import https://host/debian.qcow2 debian --checksum sha512:0f3a…
+    ///   holm image import https://host/debian.qcow2 debian --checksum sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
     #[command(verbatim_doc_comment, after_help = exit_code::DISK_HELP)]
     Import(Import),
     /// Lists the images of the library
