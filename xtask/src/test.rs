@@ -73,6 +73,11 @@ const NEEDS: &[Need] = &[
         purpose: "make taps and bridges in a network of their own",
     },
     Need {
+        program: "nft",
+        package: "nftables",
+        purpose: "lead ports of public addresses elsewhere",
+    },
+    Need {
         program: "unshare",
         package: "util-linux",
         purpose: "make that network",

@@ -322,6 +322,9 @@ pub enum Command {
     /// Runs the machine of a directory of `holm daemon`; started by the daemon
     #[command(hide = true)]
     Machine(Machine),
+    /// Serves the host's own port in a network of `holm daemon`; started by the daemon
+    #[command(hide = true)]
+    HostPort(Machine),
 }
 
 /// `holm daemon`.
@@ -344,12 +347,26 @@ pub struct Daemon {
     /// How long a guest has to shut down before its power is cut (--grace 30s)
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub grace: Option<Duration>,
+
+    /// Whether this host gets an interface and a route into each network with running instances, to
+    /// reach their private addresses; auto: if the daemon has CAP_NET_ADMIN (--host-ports off)
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = HostPorts::Auto)]
+    pub host_ports: HostPorts,
 }
 
-/// `holm machine`.
+/// Whether the host has ports of its own in networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum HostPorts {
+    /// If the daemon may make interfaces.
+    Auto,
+    /// No.
+    Off,
+}
+
+/// `holm machine` and `holm host-port`.
 #[derive(Args, Debug)]
 pub struct Machine {
-    /// The directory, with its machine.json
+    /// The directory, with its machine.json or port.json
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
 }

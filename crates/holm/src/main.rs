@@ -15,6 +15,7 @@ mod engine_choice;
 mod exit_code;
 mod failure;
 mod guest;
+mod host_port_process;
 mod image;
 mod image_library;
 mod machine_process;
@@ -99,6 +100,7 @@ fn main() -> ! {
         Command::Daemon(arguments) => daemon::run(arguments),
         Command::State(command) => state_store::run(command),
         Command::Machine(arguments) => machine_process::run(&arguments.directory),
+        Command::HostPort(arguments) => host_port_process::run(&arguments.directory),
     }))
     .unwrap_or(exit_code::INTERNAL);
     console::terminal::restore();

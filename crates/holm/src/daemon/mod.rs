@@ -146,6 +146,10 @@ async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
         layout: layout.clone(),
     };
     let (driver, changes) = Real::new(config).map_err(DaemonError::host("making directories"))?;
+    let driver = match arguments.host_ports {
+        cli::HostPorts::Auto => driver.with_host_ports(),
+        cli::HostPorts::Off => driver,
+    };
     let driver: Arc<dyn Driver> = Arc::new(driver);
     let patience = patience(arguments);
     let reconciler = Reconciler::new(plane.clone(), driver.clone(), layout.clone(), patience);

@@ -35,10 +35,25 @@ pub struct Arguments {
     pub output: Output,
 }
 
+/// Of what a daemon keeps besides instances.
+fn is_id(name: &str) -> bool {
+    let kinds = [
+        "vpc-",
+        "subnet-",
+        "sg-",
+        "vol-",
+        "snap-",
+        "ami-",
+        "eipalloc-",
+    ];
+    kinds.iter().any(|kind| name.starts_with(kind))
+}
+
 /// Prints the events of one machine or of all.
 pub fn run(arguments: &Arguments) -> u8 {
     let kept = |name: &String| match place::stands_alone(name) {
         true => None,
+        false if is_id(name) => Some(name.clone()),
         false => plane::instances::known(name).map(|kept| kept.id),
     };
     if let Some(id) = arguments.name.as_ref().and_then(kept) {

@@ -7,6 +7,7 @@
 mod attachments;
 mod boot;
 mod cards;
+mod host_ports;
 mod image;
 mod instance;
 mod machine;
@@ -195,6 +196,7 @@ impl Reconciler {
             }
         });
         tasks.spawn(self.clone().tell_cards());
+        tasks.spawn(self.clone().keep_host_ports());
         let orphans = self.clone();
         tasks.spawn(async move { orphans.remove_orphans().await });
         let workers = Arc::new(Semaphore::new(self.patience.workers.max(1)));
