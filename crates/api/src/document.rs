@@ -2,7 +2,7 @@
 
 use utoipa::openapi::content::ContentBuilder;
 use utoipa::openapi::header::HeaderBuilder;
-use utoipa::openapi::path::{Operation, ParameterBuilder, ParameterIn, PathItem};
+use utoipa::openapi::path::{Operation, Parameter, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::response::ResponseBuilder;
 use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme};
@@ -46,6 +46,7 @@ pub fn complete(document: &mut OpenApi) {
         let record = path.ends_with('}');
         for (method, operation) in operations(item) {
             errors(operation);
+            variables(path, operation);
             if !open {
                 let need = utoipa::openapi::security::SecurityRequirement::new(
                     "token",
@@ -83,6 +84,29 @@ fn operations(item: &mut PathItem) -> impl Iterator<Item = (&'static str, &mut O
     ]
     .into_iter()
     .filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+/// Adds the variables of the path that its handler says nothing of: ids.
+fn variables(path: &str, operation: &mut Operation) {
+    let parts = path.split('/');
+    let names = parts.filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
+    for name in names {
+        let parameters = operation.parameters.get_or_insert_default();
+        let says = |p: &RefOr<_>| matches!(p, RefOr::T(Parameter { name: n, .. }) if n == name);
+        if parameters.iter().any(says) {
+            continue;
+        }
+        let variable = ParameterBuilder::new()
+            .name(name)
+            .parameter_in(ParameterIn::Path)
+            .required(Required::True)
+            .description(Some("Its id"))
+            .schema(Some(Schema::Object(
+                ObjectBuilder::new().schema_type(Type::String).build(),
+            )))
+            .build();
+        parameters.push(variable.into());
+    }
 }
 
 fn errors(operation: &mut Operation) {

@@ -8,6 +8,7 @@
 
 pub mod caller;
 mod certificate;
+mod collection;
 mod document;
 mod extract;
 mod idempotency;

@@ -1,7 +1,7 @@
 //! Collections and their records: pages, filters, ETags.
 
 use axum::Json;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -164,30 +164,7 @@ pub fn now<T: Owned + Shown>(
     Ok(shown(plane, &found, status))
 }
 
-/// A record that was made, and where it is from now on.
-pub fn created<T: Owned + Shown>(
-    plane: &Plane,
-    caller: &control::Caller,
-    collection: &str,
-    id: &str,
-) -> Result<Response, Problem> {
-    let mut response = now::<T>(plane, caller, id, StatusCode::CREATED)?;
-    if let Ok(place) = HeaderValue::from_str(&format!("{collection}/{id}")) {
-        response.headers_mut().insert(header::LOCATION, place);
-    }
-    Ok(response)
-}
-
 fn shown<T: Shown>(plane: &Plane, found: &Found<T>, status: StatusCode) -> Response {
     let tag = [(header::ETAG, etag(found.revision))];
     (status, tag, Json(T::show(plane, found))).into_response()
-}
-
-/// An id in a path.
-///
-/// # Errors
-/// [`Code::BadRequest`]: ids of this kind look otherwise.
-pub fn id<T: std::str::FromStr<Err = model::Invalid>>(text: &str) -> Result<T, Problem> {
-    text.parse()
-        .map_err(|e: model::Invalid| Problem::new(Code::BadRequest, e.to_string()))
 }

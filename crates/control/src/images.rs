@@ -25,6 +25,29 @@ pub struct RegisterImage {
     pub tags: Tags,
 }
 
+/// Device of the root disk of images that do not say another.
+const ROOT_DEVICE: &str = "/dev/xvda";
+
+impl RegisterImage {
+    /// An image of one disk, which goes with its instance.
+    #[must_use]
+    pub fn of(name: &str, snapshot: SnapshotId) -> Self {
+        Self {
+            name: name.to_owned(),
+            description: String::new(),
+            disks: vec![RegisterDisk {
+                device: ROOT_DEVICE.into(),
+                snapshot: Some(snapshot),
+                size: None,
+                delete_on_termination: true,
+            }],
+            family: None,
+            login: None,
+            tags: Tags::new(),
+        }
+    }
+}
+
 /// A disk of such an image.
 #[derive(Clone, Debug)]
 pub struct RegisterDisk {

@@ -11,7 +11,7 @@ use store::Sqlite;
 
 use crate::{
     AttachVolume, Caller, KeyMaterial, NewAccessKey, NewKeyPair, NewSecurityGroup, NewSubnet,
-    NewVolume, NewVpc, Plane, Refusal, RegisterDisk, RegisterImage, RunInstances, Token,
+    NewVolume, NewVpc, Plane, Refusal, RegisterImage, RunInstances, Token,
 };
 
 struct Site {
@@ -36,19 +36,9 @@ impl Site {
     async fn image(&self) -> Image {
         let (plane, caller) = (&self.plane, &self.caller);
         let snapshot = plane.adopt_snapshot(caller, "sha256:00", 1 << 30, 10, "");
-        let disk = RegisterDisk {
-            device: "/dev/xvda".into(),
-            snapshot: Some(snapshot.await.unwrap().id),
-            size: None,
-            delete_on_termination: true,
-        };
         let new = RegisterImage {
-            name: "debian".into(),
-            description: String::new(),
-            disks: vec![disk],
-            family: None,
             login: Some("debian".into()),
-            tags: Tags::new(),
+            ..RegisterImage::of("debian", snapshot.await.unwrap().id)
         };
         plane.register_image(caller, new).await.unwrap()
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use control::{Caller, NewSubnet, Plane, RegisterDisk, RegisterImage, RunInstances};
+use control::{Caller, NewSubnet, Plane, RegisterImage, RunInstances};
 use host::{Layout, Patience, Reconciler, Simulated, SimulatedConfig};
 use model::{Image, Instance, InstanceId, InstanceState, Quota, Subnet, SubnetId, Tags};
 use store::Sqlite;
@@ -117,20 +117,7 @@ async fn prepare(plane: &Plane, caller: &Caller) -> Result<(Image, SubnetId), Fa
     };
     let subnet: Subnet = plane.create_subnet(caller, new).await?;
     let snapshot = plane.adopt_snapshot(caller, "sha256:base", 1 << 30, 0, "");
-    let disk = RegisterDisk {
-        device: "/dev/xvda".into(),
-        snapshot: Some(snapshot.await?.id),
-        size: None,
-        delete_on_termination: true,
-    };
-    let new = RegisterImage {
-        name: "debian".into(),
-        description: String::new(),
-        disks: vec![disk],
-        family: None,
-        login: None,
-        tags: Tags::new(),
-    };
+    let new = RegisterImage::of("debian", snapshot.await?.id);
     Ok((plane.register_image(caller, new).await?, subnet.id))
 }
 

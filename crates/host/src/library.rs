@@ -5,14 +5,12 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::{Caller, Plane, Refusal, RegisterDisk, RegisterImage};
+use control::{Caller, Plane, Refusal, RegisterImage};
 use images::{ImagesError, Library, NameRecord, NameVersion, Target};
-use model::{Claim, Image, Snapshot, Tags};
+use model::{Claim, Image, Snapshot};
 
 /// Between two looks at the library's names.
 const LOOK: Duration = Duration::from_secs(1);
-/// The root disk of images without a description of their own.
-const ROOT_DEVICE: &str = "/dev/xvda";
 
 #[derive(Debug, thiserror::Error)]
 enum Failed {
@@ -108,17 +106,9 @@ async fn take_in(
         }
     };
     let new = RegisterImage {
-        name: image.to_owned(),
         description: stored.manifest.source.chars().take(255).collect(),
-        disks: vec![RegisterDisk {
-            device: ROOT_DEVICE.into(),
-            snapshot: Some(snapshot),
-            size: None,
-            delete_on_termination: true,
-        }],
-        family: None,
         login: stored.manifest.labels.get("login").cloned(),
-        tags: Tags::new(),
+        ..RegisterImage::of(image, snapshot)
     };
     match plane.register_image(caller, new).await {
         // By a daemon that died before it noted that.

@@ -1,18 +1,18 @@
 //! What instances are made from.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
-use control::{CreateImage, Plane, RegisterDisk, RegisterImage};
-use model::{Image, Tags};
+use control::{CreateImage, Plane, Refusal, RegisterDisk, RegisterImage};
+use model::{Image, ImageId, Tags};
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Removable, Resource, Target, created, read_id};
+use crate::extract::{Admin, Body};
+use crate::listing::{Facts, Shown};
 use crate::problem::Problem;
 
 /// What instances are made from.
@@ -99,6 +99,29 @@ impl Shown for Image {
     }
 }
 
+impl Resource for Image {
+    type Id = ImageId;
+
+    const NAMES: Names = Names {
+        id: "image",
+        path: "/v1/images",
+        one: "an image",
+        all: "images",
+        tag: "images",
+    };
+}
+
+impl Removable for Image {
+    const REMOVAL: &'static str = "Removes an image; its snapshots and instances stay";
+
+    async fn remove(target: &Target<Self>) -> Result<(), Refusal> {
+        target
+            .plane
+            .deregister_image(&target.caller, &target.id)
+            .await
+    }
+}
+
 /// An image that is to be made of snapshots.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -173,18 +196,6 @@ pub struct ImageChangeBody {
     pub public: Option<bool>,
 }
 
-/// Lists images
-#[utoipa::path(get, path = "/v1/images", operation_id = "list_images", tag = "images",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<ImageView>)))]
-pub async fn list(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<ImageView>>, Problem> {
-    listing::list::<Image>(&app.plane, &caller, &query)
-}
-
 /// Makes an image of snapshots
 #[utoipa::path(post, path = "/v1/images", operation_id = "create_image", tag = "images",
     request_body = NewImageBody,
@@ -197,7 +208,7 @@ pub async fn create(
     let disks = body.disks.into_iter().map(|disk| {
         Ok(RegisterDisk {
             device: disk.device,
-            snapshot: disk.snapshot_id.as_deref().map(listing::id).transpose()?,
+            snapshot: disk.snapshot_id.as_deref().map(read_id).transpose()?,
             size: disk.size,
             delete_on_termination: !disk.keep_on_termination,
         })
@@ -211,7 +222,7 @@ pub async fn create(
         tags: body.tags,
     };
     let made = app.plane.register_image(&caller, new).await?;
-    listing::created::<Image>(&app.plane, &caller, "/v1/images", made.id.as_str())
+    created::<Image>(&app.plane, &caller, &made.id)
 }
 
 /// Makes an image of an instance's disks
@@ -224,45 +235,28 @@ pub async fn capture(
     Body(body): Body<CaptureBody>,
 ) -> Result<Response, Problem> {
     let new = CreateImage {
-        instance: listing::id(&body.instance_id)?,
+        instance: read_id(&body.instance_id)?,
         name: body.name,
         description: body.description,
         tags: body.tags,
         snapshot_tags: Tags::new(),
     };
     let made = app.plane.create_image(&caller, new).await?;
-    listing::created::<Image>(&app.plane, &caller, "/v1/images", made.id.as_str())
-}
-
-/// Shows an image
-#[utoipa::path(get, path = "/v1/images/{image_id}", operation_id = "get_image", tag = "images",
-    params(("image_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = ImageView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn get(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<Image>(&app.plane, &caller, &id, &headers)
+    created::<Image>(&app.plane, &caller, &made.id)
 }
 
 /// Changes an image
 #[utoipa::path(patch, path = "/v1/images/{image_id}", operation_id = "change_image", tag = "images",
-    params(("image_id" = String, Path, description = "Its id")),
     request_body = ImageChangeBody,
     responses((status = 200, description = "As it is now", body = ImageView)))]
 pub async fn change(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
+    target: Target<Image>,
     Body(body): Body<ImageChangeBody>,
 ) -> Result<Response, Problem> {
-    let plane = app.expecting::<Image>(&id, expected);
     let some = |new: &Option<String>| new.clone();
-    plane
-        .modify_image(&caller, &listing::id(&id)?, |image| {
+    target
+        .plane
+        .modify_image(&target.caller, &target.id, |image| {
             if let Some(text) = some(&body.description) {
                 image.description = text;
             }
@@ -272,20 +266,5 @@ pub async fn change(
             Ok(())
         })
         .await?;
-    listing::now::<Image>(&plane, &caller, &id, StatusCode::OK)
-}
-
-/// Removes an image; its snapshots and instances stay
-#[utoipa::path(delete, path = "/v1/images/{image_id}", operation_id = "delete_image", tag = "images",
-    params(("image_id" = String, Path, description = "Its id")),
-    responses((status = 204, description = "It is gone, or will be in a moment")))]
-pub async fn delete(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
-) -> Result<StatusCode, Problem> {
-    let plane = app.expecting::<Image>(&id, expected);
-    plane.deregister_image(&caller, &listing::id(&id)?).await?;
-    Ok(StatusCode::NO_CONTENT)
+    target.now(StatusCode::OK)
 }

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use std::net::Ipv4Addr;
 
@@ -10,16 +10,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use control::{DiskRequest, InstanceChange, Plane, PublicAddress, RunInstances};
 use model::{
-    Boot, Instance, SecurityGroupId, ShutdownBehavior, Tags, Timestamp, Token, USER_DATA_MAX,
-    mac_of,
+    Boot, Instance, InstanceId, SecurityGroupId, ShutdownBehavior, Tags, Timestamp, Token,
+    USER_DATA_MAX, mac_of,
 };
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IdempotencyKey, IfMatch, InPath, InQuery, Reader};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Resource, Target, read_id};
+use crate::extract::{Admin, Body, IdempotencyKey, InPath, Reader};
+use crate::listing::{Facts, Shown};
 use crate::problem::{Code, Problem};
 
 /// A machine that exists until somebody says otherwise.
@@ -37,6 +38,10 @@ pub struct InstanceView {
     /// Why, if not by wish.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_reason: Option<String>,
+    /// What is wrong with its machine, though it runs: its kernel panicked, a
+    /// disk of the host is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// Since when.
     #[schema(format = DateTime)]
     pub state_since: String,
@@ -202,6 +207,7 @@ impl Shown for Instance {
             name: i.meta.name().map(str::to_owned),
             state: i.state.name().into(),
             state_reason: i.state_reason.as_ref().map(|r| r.message.clone()),
+            trouble: i.trouble.clone(),
             state_since: i.state_since.to_string(),
             image_id: i.image.to_string(),
             instance_type: i.instance_type.clone(),
@@ -235,6 +241,18 @@ impl Shown for Instance {
             tags: Some(&self.meta.tags),
         }
     }
+}
+
+impl Resource for Instance {
+    type Id = InstanceId;
+
+    const NAMES: Names = Names {
+        id: "instance",
+        path: "/v1/instances",
+        one: "an instance, with how far its boot is",
+        all: "instances",
+        tag: "instances",
+    };
 }
 
 /// Instances that are to be made.
@@ -373,7 +391,7 @@ fn user_data(text: &str) -> Result<Vec<u8>, Problem> {
 }
 
 fn groups(ids: &[String]) -> Result<Vec<SecurityGroupId>, Problem> {
-    ids.iter().map(|id| listing::id(id)).collect()
+    ids.iter().map(|id| read_id(id)).collect()
 }
 
 fn behavior(terminate: bool) -> ShutdownBehavior {
@@ -401,7 +419,7 @@ fn wanted(
         Ok(DiskRequest {
             device: disk.device,
             size: disk.size,
-            snapshot: disk.snapshot_id.as_deref().map(listing::id).transpose()?,
+            snapshot: disk.snapshot_id.as_deref().map(read_id).transpose()?,
             delete_on_termination: disk.delete_on_termination,
             ..DiskRequest::default()
         })
@@ -410,7 +428,7 @@ fn wanted(
     run.count = body.count.unwrap_or(1);
     run.key_name = body.key_name;
     run.groups = groups(&body.security_group_ids)?;
-    run.subnet = body.subnet_id.as_deref().map(listing::id).transpose()?;
+    run.subnet = body.subnet_id.as_deref().map(read_id).transpose()?;
     run.private_ip = private_ip.transpose()?;
     run.public_ip = match body.public_ip {
         None => PublicAddress::AsSubnet,
@@ -430,18 +448,6 @@ fn wanted(
     run.shutdown_behavior = behavior(body.terminate_on_shutdown);
     run.expires = body.ttl_seconds.map(in_seconds);
     Ok(run)
-}
-
-/// Lists instances
-#[utoipa::path(get, path = "/v1/instances", operation_id = "list_instances", tag = "instances",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<InstanceView>)))]
-pub async fn list(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<InstanceView>>, Problem> {
-    listing::list::<Instance>(&app.plane, &caller, &query)
 }
 
 /// Makes instances and starts them
@@ -473,32 +479,14 @@ pub async fn create(
     Ok((StatusCode::CREATED, place, Json(launch)).into_response())
 }
 
-/// Shows an instance, with how far its boot is
-#[utoipa::path(get, path = "/v1/instances/{instance_id}", operation_id = "get_instance", tag = "instances",
-    params(("instance_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = InstanceView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn get(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<Instance>(&app.plane, &caller, &id, &headers)
-}
-
 /// Changes an instance
 #[utoipa::path(patch, path = "/v1/instances/{instance_id}", operation_id = "change_instance", tag = "instances",
-    params(("instance_id" = String, Path, description = "Its id")),
     request_body = InstanceChangeBody,
     responses((status = 200, description = "As it is now", body = InstanceView)))]
 pub async fn change(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
+    target: Target<Instance>,
     Body(body): Body<InstanceChangeBody>,
 ) -> Result<Response, Problem> {
-    let plane = app.expecting::<Instance>(&id, expected);
     let user_data = body.user_data.as_deref().map(user_data).transpose()?;
     let groups = body.security_group_ids.as_deref().map(groups).transpose()?;
     let change = InstanceChange {
@@ -513,79 +501,63 @@ pub async fn change(
             .map(|seconds| (seconds > 0).then(|| in_seconds(seconds))),
         ..InstanceChange::default()
     };
-    plane
-        .modify_instance(&caller, &listing::id(&id)?, change)
+    target
+        .plane
+        .modify_instance(&target.caller, &target.id, change)
         .await?;
-    listing::now::<Instance>(&plane, &caller, &id, StatusCode::OK)
+    target.now(StatusCode::OK)
 }
 
 /// Terminates an instance: it is gone for good, with the disks that go with it
 #[utoipa::path(delete, path = "/v1/instances/{instance_id}", operation_id = "terminate_instance", tag = "instances",
-    params(("instance_id" = String, Path, description = "Its id")),
     responses((status = 202, description = "It is being terminated", body = InstanceView)))]
-pub async fn terminate(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
-) -> Result<Response, Problem> {
-    let plane = app.expecting::<Instance>(&id, expected);
-    plane
-        .terminate_instances(&caller, &[listing::id(&id)?])
+pub async fn terminate(target: Target<Instance>) -> Result<Response, Problem> {
+    target
+        .plane
+        .terminate_instances(&target.caller, std::slice::from_ref(&target.id))
         .await?;
-    listing::now::<Instance>(&plane, &caller, &id, StatusCode::ACCEPTED)
+    target.now(StatusCode::ACCEPTED)
 }
 
 /// Starts an instance that is stopped
 #[utoipa::path(post, path = "/v1/instances/{instance_id}/start", operation_id = "start_instance", tag = "instances",
-    params(("instance_id" = String, Path, description = "Its id")),
     responses((status = 202, description = "As it is now", body = InstanceView)))]
-pub async fn start(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-) -> Result<Response, Problem> {
-    app.plane
-        .start_instances(&caller, &[listing::id(&id)?])
+pub async fn start(target: Target<Instance>) -> Result<Response, Problem> {
+    target
+        .plane
+        .start_instances(&target.caller, std::slice::from_ref(&target.id))
         .await?;
-    listing::now::<Instance>(&app.plane, &caller, &id, StatusCode::ACCEPTED)
+    target.now(StatusCode::ACCEPTED)
 }
 
 /// Stops an instance; its disks are kept
 #[utoipa::path(post, path = "/v1/instances/{instance_id}/stop", operation_id = "stop_instance", tag = "instances",
-    params(("instance_id" = String, Path, description = "Its id")),
     request_body = StopBody,
     responses((status = 202, description = "As it is now", body = InstanceView)))]
 pub async fn stop(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
+    target: Target<Instance>,
     Body(body): Body<StopBody>,
 ) -> Result<Response, Problem> {
-    app.plane
-        .stop_instances(&caller, &[listing::id(&id)?], body.force)
+    target
+        .plane
+        .stop_instances(&target.caller, std::slice::from_ref(&target.id), body.force)
         .await?;
-    listing::now::<Instance>(&app.plane, &caller, &id, StatusCode::ACCEPTED)
+    target.now(StatusCode::ACCEPTED)
 }
 
 /// Restarts the guest of an instance that runs
 #[utoipa::path(post, path = "/v1/instances/{instance_id}/reboot", operation_id = "reboot_instance", tag = "instances",
-    params(("instance_id" = String, Path, description = "Its id")),
     responses((status = 202, description = "As it is now", body = InstanceView)))]
-pub async fn reboot(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-) -> Result<Response, Problem> {
-    app.plane
-        .reboot_instances(&caller, &[listing::id(&id)?])
+pub async fn reboot(target: Target<Instance>) -> Result<Response, Problem> {
+    target
+        .plane
+        .reboot_instances(&target.caller, std::slice::from_ref(&target.id))
         .await?;
-    listing::now::<Instance>(&app.plane, &caller, &id, StatusCode::ACCEPTED)
+    target.now(StatusCode::ACCEPTED)
 }
 
 /// The end of what an instance's serial console printed
 #[utoipa::path(get, path = "/v1/instances/{instance_id}/console", operation_id = "get_instance_console", tag = "instances",
-    params(("instance_id" = String, Path, description = "Its id")),
     responses((status = 200, description = "As the guest printed it", body = String, content_type = "text/plain")))]
 pub async fn console(
     State(app): State<App>,

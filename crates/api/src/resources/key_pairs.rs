@@ -2,17 +2,18 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use control::{KeyMaterial, NewKeyPair, Plane};
-use model::{KeyPair, KeyType, Tags};
+use control::{KeyMaterial, NewKeyPair, Plane, Refusal};
+use model::{KeyPair, KeyPairId, KeyType, Tags};
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Removable, Resource, Target};
+use crate::extract::{Admin, Body};
+use crate::listing::{Facts, Shown};
 use crate::problem::{Code, Problem};
 
 /// A key with which people log in.
@@ -62,6 +63,29 @@ impl Shown for KeyPair {
     }
 }
 
+impl Resource for KeyPair {
+    type Id = KeyPairId;
+
+    const NAMES: Names = Names {
+        id: "key_pair",
+        path: "/v1/key-pairs",
+        one: "a key pair",
+        all: "key pairs",
+        tag: "keys",
+    };
+}
+
+impl Removable for KeyPair {
+    const REMOVAL: &'static str = "Removes a key pair; machines that have its key keep it";
+
+    async fn remove(target: &Target<Self>) -> Result<(), Refusal> {
+        target
+            .plane
+            .delete_key_pair(&target.caller, &target.id)
+            .await
+    }
+}
+
 /// A key pair that is to be made or imported.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -107,18 +131,6 @@ fn material(body: &NewKeyPairBody) -> Result<KeyMaterial, Problem> {
     }
 }
 
-/// Lists key pairs
-#[utoipa::path(get, path = "/v1/key-pairs", operation_id = "list_key_pairs", tag = "keys",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<KeyPairView>)))]
-pub async fn list(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<KeyPairView>>, Problem> {
-    listing::list::<KeyPair>(&app.plane, &caller, &query)
-}
-
 /// Makes a key pair, or imports a public key
 #[utoipa::path(post, path = "/v1/key-pairs", operation_id = "create_key_pair", tag = "keys",
     request_body = NewKeyPairBody,
@@ -139,32 +151,4 @@ pub async fn create(
     let place = [(header::LOCATION, format!("/v1/key-pairs/{}", made.id))];
     let made = Json(MadeKeyPair { pair, private_key });
     Ok((StatusCode::CREATED, place, made).into_response())
-}
-
-/// Shows a key pair
-#[utoipa::path(get, path = "/v1/key-pairs/{key_pair_id}", operation_id = "get_key_pair", tag = "keys",
-    params(("key_pair_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = KeyPairView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn get(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<KeyPair>(&app.plane, &caller, &id, &headers)
-}
-
-/// Removes a key pair; machines that have its key keep it
-#[utoipa::path(delete, path = "/v1/key-pairs/{key_pair_id}", operation_id = "delete_key_pair", tag = "keys",
-    params(("key_pair_id" = String, Path, description = "Its id")),
-    responses((status = 204, description = "It is gone, or will be in a moment")))]
-pub async fn delete(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
-) -> Result<StatusCode, Problem> {
-    let plane = app.expecting::<KeyPair>(&id, expected);
-    plane.delete_key_pair(&caller, &listing::id(&id)?).await?;
-    Ok(StatusCode::NO_CONTENT)
 }

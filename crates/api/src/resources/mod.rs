@@ -17,9 +17,11 @@ pub mod vpcs;
 pub use crate::listing::Listing;
 pub use crate::watching::WatchEvent;
 
+use model::{Image, Instance, KeyPair, Operation, SecurityGroup, Snapshot, Subnet, Volume, Vpc};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::collection::{collection, removal};
 use crate::{App, document, watching};
 
 /// All of them. What is not here is neither served nor in the document.
@@ -37,12 +39,9 @@ pub(crate) fn all() -> OpenApiRouter<App> {
 
 fn machines() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(instances::list, instances::create))
-        .routes(routes!(
-            instances::get,
-            instances::change,
-            instances::terminate
-        ))
+        .merge(collection::<Instance>())
+        .routes(routes!(instances::create))
+        .routes(routes!(instances::change, instances::terminate))
         .routes(routes!(instances::start))
         .routes(routes!(instances::stop))
         .routes(routes!(instances::reboot))
@@ -53,25 +52,35 @@ fn machines() -> OpenApiRouter<App> {
 
 fn storage() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(images::list, images::create))
+        .merge(collection::<Image>())
+        .merge(removal::<Image>())
+        .routes(routes!(images::create))
         .routes(routes!(images::capture))
-        .routes(routes!(images::get, images::change, images::delete))
-        .routes(routes!(volumes::list, volumes::create))
-        .routes(routes!(volumes::get, volumes::change, volumes::delete))
+        .routes(routes!(images::change))
+        .merge(collection::<Volume>())
+        .merge(removal::<Volume>())
+        .routes(routes!(volumes::create))
+        .routes(routes!(volumes::change))
         .routes(routes!(volumes::attach))
         .routes(routes!(volumes::detach))
-        .routes(routes!(snapshots::list, snapshots::create))
-        .routes(routes!(snapshots::get, snapshots::delete))
+        .merge(collection::<Snapshot>())
+        .merge(removal::<Snapshot>())
+        .routes(routes!(snapshots::create))
 }
 
 fn networks() -> OpenApiRouter<App> {
     OpenApiRouter::new()
-        .routes(routes!(vpcs::list, vpcs::create))
-        .routes(routes!(vpcs::get, vpcs::change, vpcs::delete))
-        .routes(routes!(subnets::list, subnets::create))
-        .routes(routes!(subnets::get, subnets::change, subnets::delete))
-        .routes(routes!(security_groups::list, security_groups::create))
-        .routes(routes!(security_groups::get, security_groups::delete))
+        .merge(collection::<Vpc>())
+        .merge(removal::<Vpc>())
+        .routes(routes!(vpcs::create))
+        .routes(routes!(vpcs::change))
+        .merge(collection::<Subnet>())
+        .merge(removal::<Subnet>())
+        .routes(routes!(subnets::create))
+        .routes(routes!(subnets::change))
+        .merge(collection::<SecurityGroup>())
+        .merge(removal::<SecurityGroup>())
+        .routes(routes!(security_groups::create))
         .routes(routes!(security_groups::add_rules))
         .routes(routes!(security_groups::delete_rule))
 }
@@ -86,10 +95,10 @@ fn accounts() -> OpenApiRouter<App> {
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::delete))
         .routes(routes!(account::tags))
-        .routes(routes!(key_pairs::list, key_pairs::create))
-        .routes(routes!(key_pairs::get, key_pairs::delete))
-        .routes(routes!(records::operations))
-        .routes(routes!(records::operation))
+        .merge(collection::<KeyPair>())
+        .merge(removal::<KeyPair>())
+        .routes(routes!(key_pairs::create))
+        .merge(collection::<Operation>())
         .routes(routes!(records::events))
         .routes(routes!(watching::watch))
 }

@@ -2,17 +2,16 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::response::Response;
 use control::Plane;
-use model::{Event, Operation, OperationState};
+use model::{Event, Operation, OperationId, OperationState};
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::App;
-use crate::extract::{InPath, InQuery, Reader};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Resource};
+use crate::extract::{InQuery, Reader};
+use crate::listing::{self, Facts, Listing, Shown};
 use crate::problem::Problem;
 
 /// A work that takes long.
@@ -79,29 +78,16 @@ impl Shown for Operation {
     }
 }
 
-/// Lists operations; `name` is their kind
-#[utoipa::path(get, path = "/v1/operations", operation_id = "list_operations", tag = "records",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<OperationView>)))]
-pub async fn operations(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<OperationView>>, Problem> {
-    listing::list::<Operation>(&app.plane, &caller, &query)
-}
+impl Resource for Operation {
+    type Id = OperationId;
 
-/// Shows an operation
-#[utoipa::path(get, path = "/v1/operations/{operation_id}", operation_id = "get_operation", tag = "records",
-    params(("operation_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = OperationView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn operation(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<Operation>(&app.plane, &caller, &id, &headers)
+    const NAMES: Names = Names {
+        id: "operation",
+        path: "/v1/operations",
+        one: "an operation",
+        all: "operations, whose names are their kinds",
+        tag: "records",
+    };
 }
 
 /// Something that happened to a resource.

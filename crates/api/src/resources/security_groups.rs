@@ -1,20 +1,21 @@
 //! What may come to instances, and what may go from them.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
-use control::{NewSecurityGroup, Plane};
+use control::{NewSecurityGroup, Plane, Refusal};
 use model::{
-    Direction, Peer, Ports, Protocol, SecurityGroup, SecurityGroupRule, SecurityGroupRuleId, Tags,
+    Direction, Peer, Ports, Protocol, SecurityGroup, SecurityGroupId, SecurityGroupRule,
+    SecurityGroupRuleId, Tags,
 };
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Removable, Resource, Target, created, read_id};
+use crate::extract::{Admin, Body, InPath};
+use crate::listing::{Facts, Shown};
 use crate::problem::{Code, Problem};
 
 /// What may come to its members, and what may go from them. Answers to what
@@ -123,6 +124,29 @@ impl Shown for SecurityGroup {
     }
 }
 
+impl Resource for SecurityGroup {
+    type Id = SecurityGroupId;
+
+    const NAMES: Names = Names {
+        id: "security_group",
+        path: "/v1/security-groups",
+        one: "a security group",
+        all: "security groups",
+        tag: "network",
+    };
+}
+
+impl Removable for SecurityGroup {
+    const REMOVAL: &'static str = "Removes a security group that nothing names";
+
+    async fn remove(target: &Target<Self>) -> Result<(), Refusal> {
+        target
+            .plane
+            .delete_security_group(&target.caller, &target.id)
+            .await
+    }
+}
+
 /// A group that is to be made.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -209,18 +233,6 @@ impl NewRuleBody {
     }
 }
 
-/// Lists security groups
-#[utoipa::path(get, path = "/v1/security-groups", operation_id = "list_security_groups", tag = "network",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<SecurityGroupView>)))]
-pub async fn list(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<SecurityGroupView>>, Problem> {
-    listing::list::<SecurityGroup>(&app.plane, &caller, &query)
-}
-
 /// Makes a security group, which lets nothing in and everything out
 #[utoipa::path(post, path = "/v1/security-groups", operation_id = "create_security_group", tag = "network",
     request_body = NewSecurityGroupBody,
@@ -231,55 +243,21 @@ pub async fn create(
     Body(body): Body<NewSecurityGroupBody>,
 ) -> Result<Response, Problem> {
     let new = NewSecurityGroup {
-        vpc: body.vpc_id.as_deref().map(listing::id).transpose()?,
+        vpc: body.vpc_id.as_deref().map(read_id).transpose()?,
         name: body.name,
         description: body.description,
         tags: body.tags,
     };
     let made = app.plane.create_security_group(&caller, new).await?;
-    let (plane, id) = (&app.plane, made.id.as_str());
-    listing::created::<SecurityGroup>(plane, &caller, "/v1/security-groups", id)
-}
-
-/// Shows a security group
-#[utoipa::path(get, path = "/v1/security-groups/{security_group_id}", operation_id = "get_security_group", tag = "network",
-    params(("security_group_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = SecurityGroupView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn get(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<SecurityGroup>(&app.plane, &caller, &id, &headers)
-}
-
-/// Removes a security group that nothing names
-#[utoipa::path(delete, path = "/v1/security-groups/{security_group_id}", operation_id = "delete_security_group", tag = "network",
-    params(("security_group_id" = String, Path, description = "Its id")),
-    responses((status = 204, description = "It is gone, or will be in a moment")))]
-pub async fn delete(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
-) -> Result<StatusCode, Problem> {
-    let plane = app.expecting::<SecurityGroup>(&id, expected);
-    plane
-        .delete_security_group(&caller, &listing::id(&id)?)
-        .await?;
-    Ok(StatusCode::NO_CONTENT)
+    created::<SecurityGroup>(&app.plane, &caller, &made.id)
 }
 
 /// Adds rules to a security group; they hold for running instances at once
 #[utoipa::path(post, path = "/v1/security-groups/{security_group_id}/rules", operation_id = "add_rules", tag = "network",
-    params(("security_group_id" = String, Path, description = "Its id")),
     request_body = NewRulesBody,
     responses((status = 200, description = "The group as it is now", body = SecurityGroupView)))]
 pub async fn add_rules(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
+    target: Target<SecurityGroup>,
     Body(body): Body<NewRulesBody>,
 ) -> Result<Response, Problem> {
     let rules = body.rules.iter().map(NewRuleBody::rule);
@@ -288,10 +266,11 @@ pub async fn add_rules(
         let problem = Problem::new(Code::InvalidValue, "rules: there are none");
         return Err(problem.next("send at least one rule"));
     }
-    app.plane
-        .authorize(&caller, &listing::id(&id)?, rules)
+    target
+        .plane
+        .authorize(&target.caller, &target.id, rules)
         .await?;
-    listing::now::<SecurityGroup>(&app.plane, &caller, &id, StatusCode::OK)
+    target.now(StatusCode::OK)
 }
 
 /// Removes a rule of a security group
@@ -300,15 +279,12 @@ pub async fn add_rules(
         ("rule_id" = String, Path, description = "The rule's id")),
     responses((status = 204, description = "It is gone")))]
 pub async fn delete_rule(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath((id, rule)): InPath<(String, String)>,
-    expected: IfMatch,
+    target: Target<SecurityGroup>,
+    InPath(ids): InPath<(String, String)>,
 ) -> Result<StatusCode, Problem> {
-    let plane = app.expecting::<SecurityGroup>(&id, expected);
-    let rule = listing::id(&rule)?;
+    let (plane, rule) = (&target.plane, read_id(&ids.1)?);
     plane
-        .revoke(&caller, &listing::id(&id)?, &[rule], &[])
+        .revoke(&target.caller, &target.id, &[rule], &[])
         .await?;
     Ok(StatusCode::NO_CONTENT)
 }

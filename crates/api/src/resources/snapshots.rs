@@ -1,18 +1,17 @@
 //! What volumes held at one moment.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use control::{NewSnapshot, Plane};
-use model::{Snapshot, Tags};
+use control::{NewSnapshot, Plane, Refusal};
+use model::{Snapshot, SnapshotId, Tags};
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Removable, Resource, Target, created, read_id};
+use crate::extract::{Admin, Body};
+use crate::listing::{Facts, Shown};
 use crate::problem::Problem;
 
 /// What a volume held at one moment.
@@ -81,6 +80,29 @@ impl Shown for Snapshot {
     }
 }
 
+impl Resource for Snapshot {
+    type Id = SnapshotId;
+
+    const NAMES: Names = Names {
+        id: "snapshot",
+        path: "/v1/snapshots",
+        one: "a snapshot",
+        all: "snapshots",
+        tag: "storage",
+    };
+}
+
+impl Removable for Snapshot {
+    const REMOVAL: &'static str = "Removes a snapshot that no image needs";
+
+    async fn remove(target: &Target<Self>) -> Result<(), Refusal> {
+        target
+            .plane
+            .delete_snapshot(&target.caller, &target.id)
+            .await
+    }
+}
+
 /// A snapshot that is to be made.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -95,18 +117,6 @@ pub struct NewSnapshotBody {
     pub tags: Tags,
 }
 
-/// Lists snapshots
-#[utoipa::path(get, path = "/v1/snapshots", operation_id = "list_snapshots", tag = "storage",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<SnapshotView>)))]
-pub async fn list(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<SnapshotView>>, Problem> {
-    listing::list::<Snapshot>(&app.plane, &caller, &query)
-}
-
 /// Makes a snapshot of a volume
 #[utoipa::path(post, path = "/v1/snapshots", operation_id = "create_snapshot", tag = "storage",
     request_body = NewSnapshotBody,
@@ -117,38 +127,10 @@ pub async fn create(
     Body(body): Body<NewSnapshotBody>,
 ) -> Result<Response, Problem> {
     let new = NewSnapshot {
-        volume: listing::id(&body.volume_id)?,
+        volume: read_id(&body.volume_id)?,
         description: body.description,
         tags: body.tags,
     };
     let made = app.plane.create_snapshot(&caller, new).await?;
-    listing::created::<Snapshot>(&app.plane, &caller, "/v1/snapshots", made.id.as_str())
-}
-
-/// Shows a snapshot
-#[utoipa::path(get, path = "/v1/snapshots/{snapshot_id}", operation_id = "get_snapshot", tag = "storage",
-    params(("snapshot_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = SnapshotView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn get(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<Snapshot>(&app.plane, &caller, &id, &headers)
-}
-
-/// Removes a snapshot that no image needs
-#[utoipa::path(delete, path = "/v1/snapshots/{snapshot_id}", operation_id = "delete_snapshot", tag = "storage",
-    params(("snapshot_id" = String, Path, description = "Its id")),
-    responses((status = 204, description = "It is gone, or will be in a moment")))]
-pub async fn delete(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
-) -> Result<StatusCode, Problem> {
-    let plane = app.expecting::<Snapshot>(&id, expected);
-    plane.delete_snapshot(&caller, &listing::id(&id)?).await?;
-    Ok(StatusCode::NO_CONTENT)
+    created::<Snapshot>(&app.plane, &caller, &made.id)
 }

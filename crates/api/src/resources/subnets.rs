@@ -1,18 +1,18 @@
 //! Subnets.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
-use control::{NewSubnet, Plane};
-use model::{Subnet, Tags};
+use control::{NewSubnet, Plane, Refusal};
+use model::{Subnet, SubnetId, Tags};
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader, network};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Removable, Resource, Target, created, read_id};
+use crate::extract::{Admin, Body, network};
+use crate::listing::{Facts, Shown};
 use crate::problem::Problem;
 
 /// Addresses of a network that are together.
@@ -76,6 +76,26 @@ impl Shown for Subnet {
     }
 }
 
+impl Resource for Subnet {
+    type Id = SubnetId;
+
+    const NAMES: Names = Names {
+        id: "subnet",
+        path: "/v1/subnets",
+        one: "a subnet",
+        all: "subnets",
+        tag: "network",
+    };
+}
+
+impl Removable for Subnet {
+    const REMOVAL: &'static str = "Removes a subnet in which no instance is";
+
+    async fn remove(target: &Target<Self>) -> Result<(), Refusal> {
+        target.plane.delete_subnet(&target.caller, &target.id).await
+    }
+}
+
 /// A subnet that is to be made.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -101,18 +121,6 @@ pub struct SubnetChangeBody {
     pub map_public_ip: bool,
 }
 
-/// Lists subnets
-#[utoipa::path(get, path = "/v1/subnets", operation_id = "list_subnets", tag = "network",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<SubnetView>)))]
-pub async fn list(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<SubnetView>>, Problem> {
-    listing::list::<Subnet>(&app.plane, &caller, &query)
-}
-
 /// Makes a subnet
 #[utoipa::path(post, path = "/v1/subnets", operation_id = "create_subnet", tag = "network",
     request_body = NewSubnetBody,
@@ -123,58 +131,26 @@ pub async fn create(
     Body(body): Body<NewSubnetBody>,
 ) -> Result<Response, Problem> {
     let new = NewSubnet {
-        vpc: listing::id(&body.vpc_id)?,
+        vpc: read_id(&body.vpc_id)?,
         cidr: network("cidr", &body.cidr)?,
         zone: body.zone,
         tags: body.tags,
     };
     let made = app.plane.create_subnet(&caller, new).await?;
-    listing::created::<Subnet>(&app.plane, &caller, "/v1/subnets", made.id.as_str())
-}
-
-/// Shows a subnet
-#[utoipa::path(get, path = "/v1/subnets/{subnet_id}", operation_id = "get_subnet", tag = "network",
-    params(("subnet_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = SubnetView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn get(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<Subnet>(&app.plane, &caller, &id, &headers)
+    created::<Subnet>(&app.plane, &caller, &made.id)
 }
 
 /// Changes a subnet
 #[utoipa::path(patch, path = "/v1/subnets/{subnet_id}", operation_id = "change_subnet", tag = "network",
-    params(("subnet_id" = String, Path, description = "Its id")),
     request_body = SubnetChangeBody,
     responses((status = 200, description = "As it is now", body = SubnetView)))]
 pub async fn change(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
+    target: Target<Subnet>,
     Body(body): Body<SubnetChangeBody>,
 ) -> Result<Response, Problem> {
-    let plane = app.expecting::<Subnet>(&id, expected);
-    plane
-        .modify_subnet(&caller, &listing::id(&id)?, body.map_public_ip)
+    target
+        .plane
+        .modify_subnet(&target.caller, &target.id, body.map_public_ip)
         .await?;
-    listing::now::<Subnet>(&plane, &caller, &id, StatusCode::OK)
-}
-
-/// Removes a subnet in which no instance is
-#[utoipa::path(delete, path = "/v1/subnets/{subnet_id}", operation_id = "delete_subnet", tag = "network",
-    params(("subnet_id" = String, Path, description = "Its id")),
-    responses((status = 204, description = "It is gone, or will be in a moment")))]
-pub async fn delete(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
-) -> Result<StatusCode, Problem> {
-    let plane = app.expecting::<Subnet>(&id, expected);
-    plane.delete_subnet(&caller, &listing::id(&id)?).await?;
-    Ok(StatusCode::NO_CONTENT)
+    target.now(StatusCode::OK)
 }

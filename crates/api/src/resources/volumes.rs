@@ -1,18 +1,18 @@
 //! Disks that exist apart from instances.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
-use control::{AttachVolume, NewVolume, Plane, VolumeChange};
-use model::{Tags, Volume, VolumeKind};
+use control::{AttachVolume, NewVolume, Plane, Refusal, VolumeChange};
+use model::{Tags, Volume, VolumeId, VolumeKind};
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IdempotencyKey, IfMatch, InPath, InQuery, Reader};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Removable, Resource, Target, created, read_id};
+use crate::extract::{Admin, Body, IdempotencyKey};
+use crate::listing::{Facts, Shown};
 use crate::problem::{Code, Problem};
 
 /// A disk that exists apart from instances.
@@ -110,6 +110,26 @@ impl Shown for Volume {
     }
 }
 
+impl Resource for Volume {
+    type Id = VolumeId;
+
+    const NAMES: Names = Names {
+        id: "volume",
+        path: "/v1/volumes",
+        one: "a volume",
+        all: "volumes",
+        tag: "storage",
+    };
+}
+
+impl Removable for Volume {
+    const REMOVAL: &'static str = "Removes a volume that is in no instance, with what it holds";
+
+    async fn remove(target: &Target<Self>) -> Result<(), Refusal> {
+        target.plane.delete_volume(&target.caller, &target.id).await
+    }
+}
+
 /// A volume that is to be made.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -195,18 +215,6 @@ fn kind(name: Option<&str>) -> Result<Option<VolumeKind>, Problem> {
     })
 }
 
-/// Lists volumes
-#[utoipa::path(get, path = "/v1/volumes", operation_id = "list_volumes", tag = "storage",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<VolumeView>)))]
-pub async fn list(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<VolumeView>>, Problem> {
-    listing::list::<Volume>(&app.plane, &caller, &query)
-}
-
 /// Makes a volume
 #[utoipa::path(post, path = "/v1/volumes", operation_id = "create_volume", tag = "storage",
     request_body = NewVolumeBody,
@@ -220,7 +228,7 @@ pub async fn create(
     let token = key.token(&body)?;
     let new = NewVolume {
         size: body.size,
-        snapshot: body.snapshot_id.as_deref().map(listing::id).transpose()?,
+        snapshot: body.snapshot_id.as_deref().map(read_id).transpose()?,
         kind: kind(body.kind.as_deref())?.unwrap_or_default(),
         iops: body.iops,
         throughput: body.throughput,
@@ -231,97 +239,60 @@ pub async fn create(
         .plane
         .create_volume(&caller, new, token.as_ref())
         .await?;
-    listing::created::<Volume>(&app.plane, &caller, "/v1/volumes", made.id.as_str())
-}
-
-/// Shows a volume
-#[utoipa::path(get, path = "/v1/volumes/{volume_id}", operation_id = "get_volume", tag = "storage",
-    params(("volume_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = VolumeView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn get(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<Volume>(&app.plane, &caller, &id, &headers)
+    created::<Volume>(&app.plane, &caller, &made.id)
 }
 
 /// Changes a volume; its file system is the guest's to grow
 #[utoipa::path(patch, path = "/v1/volumes/{volume_id}", operation_id = "change_volume", tag = "storage",
-    params(("volume_id" = String, Path, description = "Its id")),
     request_body = VolumeChangeBody,
     responses((status = 200, description = "As it is now", body = VolumeView)))]
 pub async fn change(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
+    target: Target<Volume>,
     Body(body): Body<VolumeChangeBody>,
 ) -> Result<Response, Problem> {
-    let plane = app.expecting::<Volume>(&id, expected);
     let change = VolumeChange {
         size: body.size,
         kind: kind(body.kind.as_deref())?,
         iops: body.iops,
         throughput: body.throughput,
     };
-    plane
-        .modify_volume(&caller, &listing::id(&id)?, change)
+    target
+        .plane
+        .modify_volume(&target.caller, &target.id, change)
         .await?;
-    listing::now::<Volume>(&plane, &caller, &id, StatusCode::OK)
-}
-
-/// Removes a volume that is in no instance, with what it holds
-#[utoipa::path(delete, path = "/v1/volumes/{volume_id}", operation_id = "delete_volume", tag = "storage",
-    params(("volume_id" = String, Path, description = "Its id")),
-    responses((status = 204, description = "It is gone, or will be in a moment")))]
-pub async fn delete(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
-) -> Result<StatusCode, Problem> {
-    let plane = app.expecting::<Volume>(&id, expected);
-    plane.delete_volume(&caller, &listing::id(&id)?).await?;
-    Ok(StatusCode::NO_CONTENT)
+    target.now(StatusCode::OK)
 }
 
 /// Attaches a volume to an instance, running or not
 #[utoipa::path(post, path = "/v1/volumes/{volume_id}/attach", operation_id = "attach_volume", tag = "storage",
-    params(("volume_id" = String, Path, description = "Its id")),
     request_body = AttachBody,
     responses((status = 200, description = "As it is now", body = VolumeView)))]
 pub async fn attach(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
+    target: Target<Volume>,
     Body(body): Body<AttachBody>,
 ) -> Result<Response, Problem> {
     let new = AttachVolume {
-        volume: listing::id(&id)?,
-        instance: listing::id(&body.instance_id)?,
+        volume: target.id.clone(),
+        instance: read_id(&body.instance_id)?,
         device: body.device,
         delete_on_termination: body.delete_on_termination,
     };
-    app.plane.attach_volume(&caller, new).await?;
-    listing::now::<Volume>(&app.plane, &caller, &id, StatusCode::OK)
+    target.plane.attach_volume(&target.caller, new).await?;
+    target.now(StatusCode::OK)
 }
 
 /// Takes a volume out of its instance
 #[utoipa::path(post, path = "/v1/volumes/{volume_id}/detach", operation_id = "detach_volume", tag = "storage",
-    params(("volume_id" = String, Path, description = "Its id")),
     request_body = DetachBody,
     responses((status = 200, description = "As it is now", body = VolumeView)))]
 pub async fn detach(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
+    target: Target<Volume>,
     Body(body): Body<DetachBody>,
 ) -> Result<Response, Problem> {
-    let from = body.instance_id.as_deref().map(listing::id).transpose()?;
-    app.plane
-        .detach_volume(&caller, &listing::id(&id)?, from.as_ref(), body.force)
+    let from = body.instance_id.as_deref().map(read_id).transpose()?;
+    target
+        .plane
+        .detach_volume(&target.caller, &target.id, from.as_ref(), body.force)
         .await?;
-    listing::now::<Volume>(&app.plane, &caller, &id, StatusCode::OK)
+    target.now(StatusCode::OK)
 }

@@ -1,18 +1,18 @@
 //! Networks.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::StatusCode;
 use axum::response::Response;
-use control::{NewVpc, Plane};
-use model::{Tags, Vpc};
+use control::{NewVpc, Plane, Refusal};
+use model::{Tags, Vpc, VpcId};
 use serde::{Deserialize, Serialize};
 use store::Found;
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, IfMatch, InPath, InQuery, Reader, network};
-use crate::listing::{self, Facts, Listing, PageQuery, Shown};
+use crate::collection::{Names, Removable, Resource, Target, created};
+use crate::extract::{Admin, Body, network};
+use crate::listing::{Facts, Shown};
 use crate::problem::Problem;
 
 /// A network of its own (EC2's VPC).
@@ -66,6 +66,26 @@ impl Shown for Vpc {
     }
 }
 
+impl Resource for Vpc {
+    type Id = VpcId;
+
+    const NAMES: Names = Names {
+        id: "vpc",
+        path: "/v1/vpcs",
+        one: "a network",
+        all: "networks",
+        tag: "network",
+    };
+}
+
+impl Removable for Vpc {
+    const REMOVAL: &'static str = "Removes a network that has nothing in it";
+
+    async fn remove(target: &Target<Self>) -> Result<(), Refusal> {
+        target.plane.delete_vpc(&target.caller, &target.id).await
+    }
+}
+
 /// A network that is to be made.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -90,18 +110,6 @@ pub struct VpcChangeBody {
     pub dns_hostnames: Option<bool>,
 }
 
-/// Lists networks
-#[utoipa::path(get, path = "/v1/vpcs", operation_id = "list_vpcs", tag = "network",
-    params(PageQuery),
-    responses((status = 200, description = "A page of them", body = Listing<VpcView>)))]
-pub async fn list(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InQuery(query): InQuery<PageQuery>,
-) -> Result<Json<Listing<VpcView>>, Problem> {
-    listing::list::<Vpc>(&app.plane, &caller, &query)
-}
-
 /// Makes a network, with a route table and a security group
 #[utoipa::path(post, path = "/v1/vpcs", operation_id = "create_vpc", tag = "network",
     request_body = NewVpcBody,
@@ -116,57 +124,25 @@ pub async fn create(
         tags: body.tags,
     };
     let made = app.plane.create_vpc(&caller, new).await?;
-    listing::created::<Vpc>(&app.plane, &caller, "/v1/vpcs", made.id.as_str())
-}
-
-/// Shows a network
-#[utoipa::path(get, path = "/v1/vpcs/{vpc_id}", operation_id = "get_vpc", tag = "network",
-    params(("vpc_id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "It", body = VpcView), (status = 304, description = "It is as If-None-Match says")))]
-pub async fn get(
-    State(app): State<App>,
-    Reader(caller): Reader,
-    InPath(id): InPath<String>,
-    headers: HeaderMap,
-) -> Result<Response, Problem> {
-    listing::get::<Vpc>(&app.plane, &caller, &id, &headers)
+    created::<Vpc>(&app.plane, &caller, &made.id)
 }
 
 /// Changes a network
 #[utoipa::path(patch, path = "/v1/vpcs/{vpc_id}", operation_id = "change_vpc", tag = "network",
-    params(("vpc_id" = String, Path, description = "Its id")),
     request_body = VpcChangeBody,
     responses((status = 200, description = "As it is now", body = VpcView)))]
 pub async fn change(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
+    target: Target<Vpc>,
     Body(body): Body<VpcChangeBody>,
 ) -> Result<Response, Problem> {
-    let plane = app.expecting::<Vpc>(&id, expected);
-    plane
+    target
+        .plane
         .modify_vpc(
-            &caller,
-            &listing::id(&id)?,
+            &target.caller,
+            &target.id,
             body.dns_support,
             body.dns_hostnames,
         )
         .await?;
-    listing::now::<Vpc>(&plane, &caller, &id, StatusCode::OK)
-}
-
-/// Removes a network that has nothing in it
-#[utoipa::path(delete, path = "/v1/vpcs/{vpc_id}", operation_id = "delete_vpc", tag = "network",
-    params(("vpc_id" = String, Path, description = "Its id")),
-    responses((status = 204, description = "It is gone, or will be in a moment")))]
-pub async fn delete(
-    State(app): State<App>,
-    Admin(caller): Admin,
-    InPath(id): InPath<String>,
-    expected: IfMatch,
-) -> Result<StatusCode, Problem> {
-    let plane = app.expecting::<Vpc>(&id, expected);
-    plane.delete_vpc(&caller, &listing::id(&id)?).await?;
-    Ok(StatusCode::NO_CONTENT)
+    target.now(StatusCode::OK)
 }

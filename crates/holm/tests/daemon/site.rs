@@ -6,10 +6,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::{Caller, CreateImage, Plane, RegisterDisk, RegisterImage, RunInstances};
+use control::{Caller, CreateImage, Plane, RegisterImage, RunInstances};
 use host::{Driver, Layout, Observed, Patience, Real, RealConfig, Reconciler};
 use images::{ImportOptions, Library};
-use model::{Image, ImageState, Instance, InstanceId, InstanceState, Tags};
+use model::{Event, Image, ImageState, Instance, InstanceId, InstanceState, Tags};
 use store::Sqlite;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -99,6 +99,7 @@ impl Site {
         let patience = Patience {
             stop: Duration::from_secs(1),
             terminate: Duration::from_secs(1),
+            boot: Duration::from_secs(2),
             ..Patience::default()
         };
         let (plane, layout) = (self.plane.clone(), self.layout.clone());
@@ -177,6 +178,13 @@ impl Site {
         self.wait(text, printed).await;
     }
 
+    /// The machine tells it, and it is an event of the instance.
+    pub async fn until_event(&self, id: &InstanceId, kind: &str) {
+        let of = |e: &Event| e.resource == id.as_str() && e.kind == kind;
+        let told = async || !self.plane.view().filter::<Event>(of).is_empty();
+        self.wait(kind, told).await;
+    }
+
     pub async fn process(&self, id: &InstanceId) -> u32 {
         match self.driver.observe(id.as_str()).await.unwrap() {
             Observed::Running { facts, .. } => facts.pid,
@@ -240,19 +248,6 @@ pub fn with_plane<T>(layout: &Layout, work: impl AsyncFnOnce(Plane, Caller) -> T
 
 async fn register(plane: &Plane, caller: &Caller, digest: &str) -> Image {
     let snapshot = plane.adopt_snapshot(caller, digest, 66 << 20, 0, "").await;
-    let disk = RegisterDisk {
-        device: "/dev/xvda".into(),
-        snapshot: Some(snapshot.unwrap().id),
-        size: None,
-        delete_on_termination: true,
-    };
-    let new = RegisterImage {
-        name: "tiny".into(),
-        description: String::new(),
-        disks: vec![disk],
-        family: None,
-        login: None,
-        tags: Tags::new(),
-    };
+    let new = RegisterImage::of("tiny", snapshot.unwrap().id);
     plane.register_image(caller, new).await.unwrap()
 }

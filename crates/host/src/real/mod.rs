@@ -27,7 +27,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::control_client::{ControlClient, ControlError};
 use crate::driver::{
-    Content, Driver, DriverError, Facts, Inventory, MachineEnd, Observed, VolumeFile, VolumeSpec,
+    Content, Driver, DriverError, Facts, Happened, Inventory, MachineEnd, Observed, VolumeFile,
+    VolumeSpec,
 };
 use crate::layout::{Layout, METADATA_SOCKET};
 use directory::{Directory, Files};
@@ -57,7 +58,7 @@ pub struct RealConfig {
 pub struct Real {
     config: RealConfig,
     files: volumes::Files,
-    changed: UnboundedSender<String>,
+    changed: UnboundedSender<Happened>,
     /// Machines whose events are followed.
     followed: Arc<Mutex<HashSet<String>>>,
     /// The host gets ports of its own in networks.
@@ -65,12 +66,11 @@ pub struct Real {
 }
 
 impl Real {
-    /// This host, and the ids of machines to which something happened: they
-    /// ended, for example.
+    /// This host, and what happens to its machines.
     ///
     /// # Errors
     /// The directories cannot be made.
-    pub fn new(config: RealConfig) -> std::io::Result<(Self, UnboundedReceiver<String>)> {
+    pub fn new(config: RealConfig) -> std::io::Result<(Self, UnboundedReceiver<Happened>)> {
         directory::make(&config.layout.machines())?;
         let files = volumes::Files::open(&config.layout).map_err(std::io::Error::other)?;
         let (changed, changes) = mpsc::unbounded_channel();
@@ -109,8 +109,9 @@ impl Real {
         }
     }
 
-    /// Tells of the machine's end, as soon as it comes.
-    fn follow(&self, directory: &Directory) {
+    /// Tells what happens to a start of the machine, and of its end, as soon as
+    /// it comes.
+    fn follow(&self, directory: &Directory, number: u64) {
         let machine = directory.machine().to_owned();
         if !self.followed.lock().insert(machine.clone()) {
             return;
@@ -119,14 +120,19 @@ impl Real {
         let path = directory.path().to_owned();
         tokio::spawn(async move {
             if let Ok(client) = ControlClient::connect(&path).await {
-                let tell = |event| tracing::debug!(machine, ?event, "machine event");
+                let tell = |event| {
+                    tracing::debug!(machine, ?event, "machine event");
+                    let told = Some((number, event));
+                    let machine = machine.clone();
+                    // Without a receiver the daemon is ending.
+                    let _ = changed.send(Happened { machine, told });
+                };
                 if let Err(error) = client.follow(tell).await {
                     tracing::debug!(machine, %error, "following a machine");
                 }
             }
             followed.lock().remove(&machine);
-            // Without a receiver the daemon is ending.
-            let _ = changed.send(machine);
+            let _ = changed.send(Happened::look(machine));
         });
     }
 
@@ -142,7 +148,7 @@ impl Real {
         tokio::spawn(async move {
             let status = child.wait().await;
             tracing::info!(machine, ?status, "machine process ended");
-            let _ = changed.send(machine);
+            let _ = changed.send(Happened::look(machine));
         });
         line.trim_end() == RUNS
     }
@@ -170,7 +176,7 @@ impl Real {
             RunState::Ended => return Ok(None),
             RunState::Running | RunState::Paused => {}
         }
-        self.follow(directory);
+        self.follow(directory, number);
         Ok(Some(Observed::Running {
             number,
             facts: Facts {
@@ -196,8 +202,9 @@ fn failed(
 impl Driver for Real {
     async fn inventory(&self) -> Result<Inventory, DriverError> {
         Ok(Inventory {
-            machines: directory::list(&self.config.layout.machines()).await?,
+            machines: directory::list(&self.config.layout.machines(), "the machines").await?,
             volumes: self.files.ids().await?,
+            networks: directory::list(&self.config.layout.networks(), "the networks").await?,
         })
     }
 
@@ -241,7 +248,7 @@ impl Driver for Real {
                 failed(doing, &directory, &format!("running {program}: {e}"))
             })?;
         if self.until_it_runs(&directory, child).await {
-            self.follow(&directory);
+            self.follow(&directory, launch.number);
             return Ok(());
         }
         match self.observe(machine).await? {
@@ -411,6 +418,10 @@ impl Driver for Real {
 
     async fn remove_host_port(&self, network: &str) -> Result<(), DriverError> {
         host_ports::remove(&self.config, network).await
+    }
+
+    async fn remove_network(&self, network: &str) -> Result<(), DriverError> {
+        directory::remove(&self.config.layout.networks(), network).await
     }
 
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {

@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use control::{Caller, Plane, RegisterDisk, RegisterImage, RunInstances};
+use control::{Caller, Plane, RegisterImage, RunInstances};
 use host::{Driver, Layout, Patience, Reconciler, Simulated, SimulatedConfig};
-use model::{Claim, Image, Instance, InstanceId, InstanceState, Snapshot, Tags, Volume, VolumeId};
+use model::{Claim, Image, Instance, InstanceId, InstanceState, Snapshot, Volume, VolumeId};
 use store::{Sqlite, Store};
 use tokio::task::JoinHandle;
 
@@ -59,7 +59,7 @@ pub fn patience() -> Patience {
 pub fn reconcile(
     plane: Plane,
     driver: Arc<dyn Driver>,
-    changes: tokio::sync::mpsc::UnboundedReceiver<String>,
+    changes: tokio::sync::mpsc::UnboundedReceiver<host::Happened>,
 ) -> Daemon {
     let layout = Layout::new("/simulated".into());
     let reconciler = Reconciler::new(plane, driver, layout, patience());
@@ -184,19 +184,6 @@ impl World {
 
 async fn image(plane: &Plane, caller: &Caller) -> Image {
     let snapshot = plane.adopt_snapshot(caller, CONTENT, 1 << 30, 10, "");
-    let disk = RegisterDisk {
-        device: "/dev/xvda".into(),
-        snapshot: Some(snapshot.await.unwrap().id),
-        size: None,
-        delete_on_termination: true,
-    };
-    let new = RegisterImage {
-        name: "debian".into(),
-        description: String::new(),
-        disks: vec![disk],
-        family: None,
-        login: None,
-        tags: Tags::new(),
-    };
+    let new = RegisterImage::of("debian", snapshot.await.unwrap().id);
     plane.register_image(caller, new).await.unwrap()
 }

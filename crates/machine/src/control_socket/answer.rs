@@ -54,7 +54,8 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
         Request::Resume {} => machine.resume(),
         Request::PowerButton {} => machine.board().press_power_button(),
         Request::Reset {} => machine.control().post(Event::Reset),
-        Request::Kill {} => machine.control().post(Event::Stop),
+        // Done by the session, after the answer.
+        Request::Kill {} => {}
         Request::Nmi {} => machine.control().nmi(0),
         Request::Balloon { memory } => return balloon(machine, *memory),
         Request::Events { after, .. } => return Reply::Events(machine.events().after(*after)),

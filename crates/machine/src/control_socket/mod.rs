@@ -20,6 +20,7 @@ use machine_protocol::{
 
 use rustix::event::{PollFd, PollFlags};
 
+use crate::control::Event;
 use crate::machine::Inner;
 use lines::{Line, Lines};
 
@@ -121,6 +122,7 @@ fn session(mut stream: UnixStream, machine: &Weak<Inner>) -> io::Result<()> {
             Ok(request) => tracing::info!(?request, "control request"),
             Err(_) => {}
         }
+        let kill = matches!(request, Ok(Request::Kill {}));
         let reply = match request {
             Ok(Request::Events {
                 after,
@@ -138,7 +140,12 @@ fn session(mut stream: UnixStream, machine: &Weak<Inner>) -> io::Result<()> {
             Ok(request) => answer::answer(&machine, &request),
             Err(bad) => refusal(bad),
         };
-        send(&mut stream, &reply)?;
+        let sent = send(&mut stream, &reply);
+        if kill {
+            // The process ends with its machine: the answer goes first.
+            machine.control().post(Event::Stop);
+        }
+        sent?;
     }
     Ok(())
 }

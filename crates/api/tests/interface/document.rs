@@ -15,7 +15,7 @@ fn the_checked_in_document_is_that_of_the_code() {
     assert!(
         kept == now,
         "docs/openapi.json is not that of the code; look at the difference after \
-         HOLM_WRITE_DOCS=1 cargo test -p api --test document"
+         HOLM_WRITE_DOCS=1 cargo test -p api --test interface document"
     );
 }
 

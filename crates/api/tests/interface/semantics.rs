@@ -1,12 +1,10 @@
 //! Pages, ETags, idempotency and watches, as clients rely on them.
 
-mod common;
-
 use std::time::Duration;
 
+use crate::common::{Client, peer, site};
 use axum::body::{Body, BodyDataStream};
 use axum::http::StatusCode;
-use common::{Client, peer, site};
 use serde_json::{Value, json};
 
 #[tokio::test]

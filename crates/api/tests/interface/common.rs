@@ -1,5 +1,4 @@
 //! What the tests share: an interface in this process, and a client of it.
-#![allow(dead_code, reason = "each test file uses some of it")]
 
 use std::io::Write;
 use std::process::{Command, Stdio};
@@ -9,8 +8,8 @@ use api::tokens::Token;
 use api::{App, Consoles, Limits, Parts};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use control::{Caller, NewApiToken, Plane, RegisterDisk, RegisterImage};
-use model::{Image, Instance, InstanceId, InstanceState, Tags, Volume, VolumeState};
+use control::{Caller, NewApiToken, Plane, RegisterImage};
+use model::{Image, Instance, InstanceId, InstanceState, Volume, VolumeState};
 use store::Sqlite;
 use tempfile::TempDir;
 use tower::ServiceExt;
@@ -110,19 +109,10 @@ impl Site {
     pub async fn image(&self) -> Image {
         let (plane, caller) = (&self.plane, &self.caller);
         let snapshot = plane.adopt_snapshot(caller, "sha256:00", 1 << 30, 10, "");
-        let disk = RegisterDisk {
-            device: "/dev/xvda".into(),
-            snapshot: Some(snapshot.await.unwrap().id),
-            size: None,
-            delete_on_termination: true,
-        };
         let new = RegisterImage {
-            name: "debian-13".into(),
-            description: String::new(),
-            disks: vec![disk],
             family: Some("debian".into()),
             login: Some("debian".into()),
-            tags: Tags::new(),
+            ..RegisterImage::of("debian-13", snapshot.await.unwrap().id)
         };
         plane.register_image(caller, new).await.unwrap()
     }

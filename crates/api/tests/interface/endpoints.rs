@@ -1,11 +1,9 @@
 //! Every endpoint, called as a client would; and that none is missing here.
 
-mod common;
-
 use std::collections::BTreeSet;
 
+use crate::common::{Client, Site, peer, site};
 use axum::http::StatusCode;
-use common::{Client, Site, peer, site};
 use model::{InstanceState, Operation, OperationId, OperationState, Timestamp};
 use serde_json::{Value, json};
 

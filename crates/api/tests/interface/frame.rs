@@ -1,16 +1,14 @@
 //! What every path has in common: doors, callers, problems, limits.
 
-mod common;
-
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::{Answer, Client, peer, site, site_with};
 use api::problem::{Code, Problem};
 use api::tokens::Token;
 use api::{Certificate, Limits, Rate, TlsDoor, UnixDoor};
 use axum::http::StatusCode;
-use common::{Answer, Client, peer, site, site_with};
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::oneshot;
@@ -70,12 +68,12 @@ async fn only_owner_root_and_bearers_are_let_in() {
         };
         client.get("/v1/caller").await
     };
-    for user in [0, common::OWNER] {
+    for user in [0, crate::common::OWNER] {
         let answer = asks(peer::process(user), None).await;
         assert_eq!(answer.json()["identity"], format!("user:{user}"));
         assert_eq!(answer.json()["role"], "admin");
     }
-    let stranger = asks(peer::process(common::OWNER + 1), None).await;
+    let stranger = asks(peer::process(crate::common::OWNER + 1), None).await;
     assert_eq!(problem(&stranger).code, Code::Forbidden);
     let bearer = format!("Bearer {}", admin.text);
     let known = asks(peer::network(), Some(&bearer)).await;
@@ -111,7 +109,7 @@ async fn who_asks_too_often_is_told_when_to_come_again() {
         },
         ..Limits::default()
     };
-    let site = site_with(common::OWNER, limits).await;
+    let site = site_with(crate::common::OWNER, limits).await;
     let token = site.token(true).await;
     let client = Client::new(&site, peer::network());
     let bearer = client.with("authorization", &format!("Bearer {}", token.text));
@@ -149,7 +147,7 @@ async fn metrics_are_as_prometheus_wants_them() {
     let line = "holm_api_requests_total{method=\"GET\",path=\"/v1/caller\",status=\"200\"} 1\n";
     assert!(text.contains(line), "{text}");
     assert!(text.contains("path=\"none\""), "no series per unknown path");
-    common::promtool(&text);
+    crate::common::promtool(&text);
 }
 
 async fn ask(
