@@ -390,7 +390,7 @@ impl Driver for Real {
     async fn host_ports(&self) -> Result<Vec<String>, DriverError> {
         directory::make(&self.config.layout.host_ports())
             .map_err(|e| DriverError::again("making", "the ports' directory", e))?;
-        directory::list(&self.config.layout.host_ports()).await
+        directory::list(&self.config.layout.host_ports(), "the host's ports").await
     }
 
     async fn ensure_host_port(
