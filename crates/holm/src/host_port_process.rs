@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
@@ -18,7 +17,7 @@ use net::tap::InterfaceName;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
-use crate::machine_process::{enter, write_json};
+use crate::machine_process::{Arguments, enter, write_json};
 
 /// Between two looks whether anybody wants the port, and what is to be led
 /// elsewhere.
@@ -27,8 +26,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 const ATTEMPT: u32 = 5;
 
 /// Serves the port until its directory is gone; the exit status.
-pub fn run(directory: &Path) -> u8 {
-    let served = enter(directory).and_then(|lock| {
+pub fn run(arguments: &Arguments) -> u8 {
+    let served = enter(&arguments.directory).and_then(|lock| {
         let served = serve();
         drop(lock);
         served
