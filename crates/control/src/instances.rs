@@ -6,7 +6,7 @@ use model::{
     SecurityGroupId, ShutdownBehavior, Timestamp, USER_DATA_MAX, Volume, VolumeState,
 };
 
-use crate::subnets::{address, public};
+use crate::subnets::address;
 use crate::{Batch, Caller, Kind, Plane, Refusal};
 
 /// What a request did to an instance's state.
@@ -319,7 +319,7 @@ impl Plane {
             for card in &instance.interfaces {
                 batch.discard::<Claim>(&address(&card.subnet, card.private_ip));
                 if let Some(ip) = card.public_ip {
-                    batch.discard::<Claim>(&public(ip));
+                    self.let_go(batch, ip)?;
                 }
             }
             for disk in &instance.disks {

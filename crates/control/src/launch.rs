@@ -27,6 +27,9 @@ pub struct RunInstances {
     pub instance_type: String,
     /// How many.
     pub count: u32,
+    /// How many must be possible at least, if the account may not have
+    /// [`Self::count`]; all of them if missing.
+    pub at_least: Option<u32>,
     /// Who may log in.
     pub key_name: Option<String>,
     /// What may come in and go out; the network's default group if empty.
@@ -67,6 +70,7 @@ impl RunInstances {
             image,
             instance_type: instance_type.to_owned(),
             count: 1,
+            at_least: None,
             key_name: None,
             groups: Vec::new(),
             subnet: None,
@@ -139,6 +143,7 @@ struct Ground<'a> {
     public_key: Option<String>,
     public: bool,
     disks: Vec<(ImageDisk, DiskRequest)>,
+    token: Option<String>,
 }
 
 impl Plane {
@@ -160,12 +165,13 @@ impl Plane {
                 return self.launched(caller, &made);
             }
             self.required_tags(caller, &new.tags)?;
-            let ground = self.ground(caller, &new)?;
-            self.room(&ground)?;
+            let mut ground = self.ground(caller, &new)?;
+            ground.token = token.map(|token| token.token.clone());
+            let count = self.room(&ground)?;
             let reservation = ReservationId::random();
             let (mut private, mut public) = (Vec::new(), Vec::new());
             let mut instances = Vec::new();
-            for index in 0..new.count {
+            for index in 0..count {
                 let taken = (&mut private, &mut public);
                 let instance = self.place(batch, &ground, &reservation, index, taken)?;
                 instances.push(instance);
@@ -253,6 +259,7 @@ impl Plane {
             subnet,
             groups,
             public,
+            token: None,
         })
     }
 
@@ -265,9 +272,11 @@ impl Plane {
         Ok(found.record.id.clone())
     }
 
-    fn room(&self, ground: &Ground<'_>) -> Result<(), Refusal> {
+    /// How many instances of a request the account may have.
+    fn room(&self, ground: &Ground<'_>) -> Result<u32, Refusal> {
         let account = &ground.caller.account;
-        let count = u64::from(ground.new.count);
+        let mut count = u64::from(ground.new.count);
+        let least = ground.new.at_least.map_or(count, u64::from).min(count);
         let disks = u64::try_from(ground.disks.len()).unwrap_or(u64::MAX);
         let bytes = ground.disks.iter().map(|(disk, _)| disk.size);
         let gib = bytes.fold(0_u64, |sum, size| {
@@ -280,9 +289,13 @@ impl Plane {
             (Quota::Volumes, disks),
             (Quota::VolumeGib, gib),
         ] {
-            self.within(account, quota, count.saturating_mul(each))?;
+            let possible = self.left(account, quota).checked_div(each);
+            let possible = possible.unwrap_or(count).clamp(least, count);
+            // Where even the least is too much, it says so.
+            self.within(account, quota, possible.saturating_mul(each))?;
+            count = possible;
         }
-        Ok(())
+        Ok(u32::try_from(count).unwrap_or(u32::MAX))
     }
 
     /// One instance with its addresses and volumes.
@@ -333,6 +346,7 @@ impl Plane {
             instance_type: ground.size.name.clone().into_owned(),
             cpus: ground.size.cpus,
             memory: ground.size.memory(),
+            client_token: ground.token.clone(),
             hostname: self.hostname(subnet, new, index, private_ip),
             key_name: new.key_name.clone(),
             public_key: ground.public_key.clone(),

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::Ipv4Net;
 use model::{
-    AccountId, Image, Instance, InternetGateway, KeyPair, Operation, RouteTable, SecurityGroup,
-    Site, Snapshot, Subnet, Volume, Vpc,
+    AccountId, ElasticAddress, Image, Instance, InternetGateway, KeyPair, Operation, RouteTable,
+    SecurityGroup, Site, Snapshot, Subnet, Volume, Vpc,
 };
 use store::{Found, Record, Records, Revision, Store, StoreError};
 use tokio::sync::{Mutex, MutexGuard};
@@ -63,6 +63,7 @@ macro_rules! owned {
 }
 
 owned! {
+    ElasticAddress => Address,
     Instance => Instance,
     InternetGateway => InternetGateway,
     KeyPair => KeyPair,

@@ -1,8 +1,8 @@
 //! How much accounts have and may have.
 
 use model::{
-    AccountId, Desired, Image, Instance, KeyPair, Quota, Quotas, SecurityGroup, Snapshot, Volume,
-    Vpc,
+    AccountId, Desired, ElasticAddress, Image, Instance, KeyPair, Quota, Quotas, SecurityGroup,
+    Snapshot, Volume, Vpc,
 };
 
 use crate::{Caller, Plane, Refusal};
@@ -93,6 +93,12 @@ impl Plane {
         }
     }
 
+    /// How much more the account may have.
+    pub(crate) fn left(&self, account: &AccountId, quota: Quota) -> u64 {
+        let used = self.used(account, quota).unwrap_or_default();
+        self.quotas_of(account).limit(quota).saturating_sub(used)
+    }
+
     fn quotas_of(&self, account: &AccountId) -> Quotas {
         let found = self.view().get::<Quotas>(account.as_str());
         found.map(|found| found.record.clone()).unwrap_or_default()
@@ -125,6 +131,7 @@ impl Plane {
             Quota::Snapshots => count(view.count::<Snapshot>(|s| own(&s.meta))),
             Quota::Images => count(view.count::<Image>(|i| own(&i.meta))),
             Quota::KeyPairs => count(view.count::<KeyPair>(|k| own(&k.meta))),
+            Quota::Addresses => count(view.count::<ElasticAddress>(|a| own(&a.meta))),
             Quota::Vpcs => count(view.count::<Vpc>(|v| own(&v.meta))),
             Quota::SecurityGroups => count(view.count::<SecurityGroup>(|g| own(&g.meta))),
             Quota::SubnetsPerVpc | Quota::RulesPerGroup => return None,

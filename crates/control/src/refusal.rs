@@ -26,6 +26,8 @@ pub enum Kind {
     SecurityGroup,
     /// A rule of one.
     SecurityGroupRule,
+    /// An elastic address.
+    Address,
     /// An internet gateway.
     InternetGateway,
     /// A route table.
@@ -63,6 +65,7 @@ impl Kind {
             Self::Subnet => "subnet",
             Self::SecurityGroup => "security group",
             Self::SecurityGroupRule => "security group rule",
+            Self::Address => "elastic address",
             Self::InternetGateway => "internet gateway",
             Self::RouteTable => "route table",
             Self::Route => "route",

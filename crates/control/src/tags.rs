@@ -1,9 +1,10 @@
 //! Tags: CreateTags, DeleteTags on resources of any kind.
 
 use model::{
-    Image, ImageId, Instance, InstanceId, InternetGateway, InternetGatewayId, KeyPair, KeyPairId,
-    Meta, RouteTable, RouteTableId, SecurityGroup, SecurityGroupId, Snapshot, SnapshotId, Subnet,
-    SubnetId, Tags, Volume, VolumeId, Vpc, VpcId, check_tags,
+    AllocationId, ElasticAddress, Image, ImageId, Instance, InstanceId, InternetGateway,
+    InternetGatewayId, KeyPair, KeyPairId, Meta, RouteTable, RouteTableId, SecurityGroup,
+    SecurityGroupId, Snapshot, SnapshotId, Subnet, SubnetId, Tags, Volume, VolumeId, Vpc, VpcId,
+    check_tags,
 };
 
 use crate::{Batch, Caller, Kind, Owned, Plane, Refusal};
@@ -39,6 +40,7 @@ macro_rules! tagged {
 }
 
 tagged! {
+    ElasticAddress, AllocationId;
     Image, ImageId;
     Instance, InstanceId;
     InternetGateway, InternetGatewayId;

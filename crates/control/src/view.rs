@@ -5,9 +5,9 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use model::{
-    AccessKey, Account, ApiToken, Claim, Done, Event, Image, Instance, InstanceType,
-    InternetGateway, KeyPair, Operation, Quotas, RouteTable, SecurityGroup, Site, Snapshot, Subnet,
-    TagPolicy, Volume, Vpc,
+    AccessKey, Account, ApiToken, Claim, Done, ElasticAddress, Event, Image, Instance,
+    InstanceType, InternetGateway, KeyPair, Operation, Quotas, RouteTable, SecurityGroup, Site,
+    Snapshot, Subnet, TagPolicy, Volume, Vpc,
 };
 use parking_lot::RwLock;
 use store::{Document, Found, Record, RecordError, Records, Revision, Store, StoreError};
@@ -74,6 +74,7 @@ tables! {
     api_tokens: ApiToken,
     claims: Claim,
     done: Done,
+    elastic_addresses: ElasticAddress,
     events: Event,
     gateways: InternetGateway,
     images: Image,

@@ -7,6 +7,7 @@ use crate::call::Call;
 use crate::error::Error;
 use crate::xml::Element;
 
+mod addresses;
 mod dhcp_options;
 mod identity;
 mod images;
@@ -43,6 +44,7 @@ pub struct Handler {
 
 /// All of them.
 const ALL: &[&[Handler]] = &[
+    addresses::ACTIONS,
     dhcp_options::ACTIONS,
     identity::ACTIONS,
     images::ACTIONS,

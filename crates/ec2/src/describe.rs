@@ -1,6 +1,7 @@
 //! What all Describe actions do: things by id or all of them, filters, pages.
 
-use std::ops::RangeInclusive;
+use std::ops::{Deref, RangeInclusive};
+use std::sync::Arc;
 
 use control::Owned;
 use model::{Meta, Tags};
@@ -37,6 +38,7 @@ macro_rules! described {
 }
 
 described!(
+    model::ElasticAddress,
     model::Image,
     model::Instance,
     model::InternetGateway,
@@ -48,6 +50,28 @@ described!(
     model::Volume,
     model::Vpc
 );
+
+/// A noun that is listed, as the view has it: only what is asked for is shown,
+/// and nothing is copied.
+pub struct Noun<T>(Arc<store::Found<T>>);
+
+impl<T> Deref for Noun<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0.record
+    }
+}
+
+impl<T: Described> Described for Noun<T> {
+    fn key(&self) -> String {
+        self.0.record.key()
+    }
+
+    fn tags(&self) -> Option<&Tags> {
+        self.0.record.tags()
+    }
+}
 
 /// How an action lists.
 #[derive(Clone, Copy)]
@@ -130,19 +154,18 @@ impl Call<'_> {
     ///
     /// # Errors
     /// Malformed ids, ids of none.
-    pub fn nouns<T: Owned + Clone, I: Id>(&self, parameter: &str) -> Result<Vec<T>, Error> {
+    pub fn nouns<T: Owned, I: Id>(&self, parameter: &str) -> Result<Vec<Noun<T>>, Error> {
         let mut named = self.parameters.texts(parameter);
         if named.is_empty() {
             let all = self.plane().list::<T>(&self.caller);
-            return Ok(all.iter().map(|found| found.record.clone()).collect());
+            return Ok(all.into_iter().map(Noun).collect());
         }
         named.sort();
         named.dedup();
         let mut nouns = Vec::with_capacity(named.len());
         for text in &named {
             let id: I = parse(text)?;
-            let found = self.plane().find::<T>(&self.caller, id.as_ref())?;
-            nouns.push(found.record.clone());
+            nouns.push(Noun(self.plane().find::<T>(&self.caller, id.as_ref())?));
         }
         Ok(nouns)
     }
@@ -151,7 +174,7 @@ impl Call<'_> {
     ///
     /// # Errors
     /// Those of its parts; `DryRunOperation`.
-    pub fn describe<T: Owned + Clone + Described, I: Id>(
+    pub fn describe<T: Owned + Described, I: Id>(
         &self,
         listing: &Listing,
         list: &'static str,
@@ -161,8 +184,8 @@ impl Call<'_> {
         let selection = Selection::parse(self, listing)?;
         let nouns = self.nouns::<T, I>(listing.ids)?;
         self.dry_run()?;
-        let (page, token) = selection.cut(nouns, field);
-        Ok(paged(list, page.iter().map(show), token))
+        let (page, token) = selection.cut(nouns, |noun, name| field(noun, name));
+        Ok(paged(list, page.iter().map(|noun| show(noun)), token))
     }
 }
 

@@ -3,9 +3,9 @@
 use std::str::FromStr;
 
 use model::{
-    DhcpOptionsId, ImageId, InstanceId, InterfaceId, InternetGatewayId, KeyPairId, NetworkAclId,
-    RouteTableAssociationId, RouteTableId, SecurityGroupId, SecurityGroupRuleId, SnapshotId,
-    SubnetId, VolumeId, VpcId,
+    AllocationId, AssociationId, DhcpOptionsId, ImageId, InstanceId, InterfaceId,
+    InternetGatewayId, KeyPairId, NetworkAclId, RouteTableAssociationId, RouteTableId,
+    SecurityGroupId, SecurityGroupRuleId, SnapshotId, SubnetId, VolumeId, VpcId,
 };
 
 use crate::error::Error;
@@ -29,6 +29,8 @@ macro_rules! ids {
 }
 
 ids! {
+    AllocationId => "InvalidAllocationID.Malformed",
+    AssociationId => "InvalidAssociationID.Malformed",
     DhcpOptionsId => "InvalidDhcpOptionsId.Malformed",
     ImageId => "InvalidAMIID.Malformed",
     InstanceId => "InvalidInstanceID.Malformed",

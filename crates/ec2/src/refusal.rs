@@ -92,6 +92,10 @@ fn not_found(kind: Kind, id: &str) -> Error {
             "InvalidPermission.NotFound",
             format!("The specified rule ({id}) does not exist in this security group."),
         ),
+        Kind::Address => (
+            "InvalidAllocationID.NotFound",
+            format!("The allocation ID '{id}' does not exist"),
+        ),
         Kind::InternetGateway => (
             "InvalidInternetGatewayID.NotFound",
             format!("The internetGateway ID '{id}' does not exist"),
@@ -151,6 +155,7 @@ fn in_use(kind: Kind) -> &'static str {
         Kind::Volume => "VolumeInUse",
         Kind::Snapshot => "InvalidSnapshot.InUse",
         Kind::Interface => "InvalidNetworkInterface.InUse",
+        Kind::Address => "InvalidIPAddress.InUse",
         _ => "DependencyViolation",
     }
 }
@@ -199,6 +204,7 @@ fn limit(quota: Quota) -> &'static str {
         Quota::Cpus => "VcpuLimitExceeded",
         Quota::Volumes | Quota::VolumeGib => "VolumeLimitExceeded",
         Quota::Snapshots => "SnapshotLimitExceeded",
+        Quota::Addresses => "AddressLimitExceeded",
         Quota::Vpcs => "VpcLimitExceeded",
         Quota::SubnetsPerVpc => "SubnetLimitExceeded",
         Quota::SecurityGroups => "SecurityGroupLimitExceeded",

@@ -71,6 +71,11 @@ impl Verifier<'_> {
         let authorization = Authorization::of(request)?;
         let scope = &authorization.scope;
         self.check_time(&authorization)?;
+        if scope.service == "iam" {
+            // As to a caller without permissions: clients then do without.
+            let message = "The caller is not authorized to use IAM: Holm has no service iam";
+            return Err(Error::new("AccessDenied", message).with_status(StatusCode::FORBIDDEN));
+        }
         if !matches!(scope.service.as_str(), "ec2" | "sts") {
             return Err(Error::new(
                 "InvalidAction",
@@ -142,10 +147,16 @@ fn check_token(key: &AccessKey, sent: Option<&str>, service: &str) -> Result<(),
         (Some(token), Some(sent)) => Sha256::digest(token) == Sha256::digest(sent),
         _ => false,
     };
-    match fits {
-        true => Ok(()),
-        false => Err(unknown_key(service)),
+    if fits {
+        return Ok(());
     }
+    let mut refused = unknown_key(service);
+    if key.session_token.is_none() {
+        refused
+            .message
+            .push_str(": a session token came with a key that has none; unset AWS_SESSION_TOKEN");
+    }
+    Err(refused)
 }
 
 fn unknown_key(service: &str) -> Error {

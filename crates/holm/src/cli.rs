@@ -344,6 +344,9 @@ pub enum Command {
     /// Runs the machine of a directory of `holm daemon`; started by the daemon
     #[command(hide = true)]
     Machine(machine_process::Arguments),
+    /// Serves the host's own port in a network of `holm daemon`; started by the daemon
+    #[command(hide = true)]
+    HostPort(machine_process::Arguments),
 }
 
 #[cfg(test)]

@@ -70,11 +70,11 @@ pub fn run(arguments: &Arguments) -> u8 {
 }
 
 /// Becomes the one process of the directory, and a session of its own.
-fn enter(directory: &Path) -> Result<File, Failure> {
+pub(crate) fn enter(directory: &Path) -> Result<File, Failure> {
     let shown = directory.display();
     // Sockets then have short names, however deep the directory is.
     std::env::set_current_dir(directory)
-        .map_err(|e| Failure::File(format!("entering the machine's directory {shown}: {e}")))?;
+        .map_err(|e| Failure::File(format!("entering the directory {shown}: {e}")))?;
     let failed = |e: io::Error| Failure::File(format!("locking {shown}/{LOCK_FILE}: {e}"));
     let given = io::stdin().as_fd().try_clone_to_owned().map(File::from);
     let inherited = match given {
@@ -92,7 +92,7 @@ fn enter(directory: &Path) -> Result<File, Failure> {
     };
     take(&lock).map_err(failed)?;
     if !same(&lock) {
-        return Err(Failure::File(format!("the machine {shown} was removed")));
+        return Err(Failure::File(format!("{shown} was removed")));
     }
     let null = File::open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| failed(e.into()))?;
@@ -134,7 +134,7 @@ fn take(lock: &File) -> io::Result<()> {
                 thread::sleep(Duration::from_millis(20));
             }
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another process runs this machine"));
+                return Err(io::Error::other("another process has it already"));
             }
             Err(TryLockError::Error(e)) => return Err(e),
         }
@@ -324,7 +324,7 @@ fn write_exit(number: u64, end: &End) {
 }
 
 /// Whole or not at all.
-fn write_json(name: &str, value: &impl Serialize) -> io::Result<()> {
+pub(crate) fn write_json(name: &str, value: &impl Serialize) -> io::Result<()> {
     let unfinished = format!("{name}.new");
     let mut file = File::create(&unfinished)?;
     file.write_all(&serde_json::to_vec(value)?)?;

@@ -17,6 +17,7 @@ mod exit_code;
 mod failure;
 mod form;
 mod guest;
+mod host_port_process;
 mod image;
 mod image_library;
 mod machine_process;
@@ -111,6 +112,7 @@ fn main() -> ! {
         Command::Daemon(arguments) => daemon::run(arguments),
         Command::State(command) => state_store::run(command),
         Command::Machine(arguments) => machine_process::run(arguments),
+        Command::HostPort(arguments) => host_port_process::run(arguments),
     }))
     .unwrap_or(exit_code::INTERNAL);
     console::terminal::restore();

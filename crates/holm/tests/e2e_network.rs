@@ -4,6 +4,7 @@ mod common;
 #[path = "common/terminal.rs"]
 mod terminal;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -177,10 +178,23 @@ fn a_killed_member_harms_nobody_and_counters_are_shown() {
 /// the host's network as it is.
 #[test]
 fn taps_and_bridges_are_used_and_left_as_they_were() {
+    in_its_own_network("bridge.sh", &[]);
+}
+
+/// A daemon with privilege: private addresses and port 22 of public ones are
+/// reached from the host.
+#[test]
+fn the_host_reaches_private_addresses_and_leaves_nothing() {
+    let tiny = image("tiny");
+    in_its_own_network("host_port.sh", &[tiny.as_os_str()]);
+}
+
+/// Runs a script that ends with "ALL-WELL", with the path of holm first.
+fn in_its_own_network(script: &str, arguments: &[&OsStr]) {
     image("tiny");
     let directory = tempfile::tempdir().unwrap();
     let root = rustix::process::geteuid().is_root();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest/bridge.sh");
+    let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/guest");
     let output = Command::new("unshare")
         .args(if root {
             &["-n", "-m"][..]
@@ -188,7 +202,11 @@ fn taps_and_bridges_are_used_and_left_as_they_were() {
             &["-r", "-n", "-m"]
         })
         .arg("sh")
-        .args([script.as_os_str(), env!("CARGO_BIN_EXE_holm").as_ref()])
+        .args([
+            scripts.join(script).as_os_str(),
+            env!("CARGO_BIN_EXE_holm").as_ref(),
+        ])
+        .args(arguments)
         .current_dir(directory.path())
         .env("HOME", std::env::var_os("HOME").unwrap_or_default())
         .stdin(Stdio::null())

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use machine_protocol::host_port::{HostPortStatus, Redirect};
 use machine_protocol::launch::{Ended, Launch};
 use machine_protocol::vpc::PortConfig;
 use machine_protocol::{Event, RunState};
@@ -290,6 +292,61 @@ pub trait Driver: Send + Sync + 'static {
     /// Whether it is of any use to call [`Self::configure_nic`].
     fn takes_ports(&self) -> bool {
         true
+    }
+
+    /// Whether this host can have ports of its own in networks.
+    fn has_host_ports(&self) -> bool {
+        false
+    }
+
+    /// Networks in which this host has ports, or what is left of them.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn host_ports(&self) -> Result<Vec<String>, DriverError> {
+        Ok(Vec::new())
+    }
+
+    /// Gives the host a port of its own in a network with this block, unless
+    /// it has one; what the port says of itself, when it has said anything.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn ensure_host_port(
+        &self,
+        network: &str,
+        block: Ipv4Net,
+    ) -> Result<Option<HostPortStatus>, DriverError> {
+        let _ = (network, block);
+        Ok(None)
+    }
+
+    /// Ports of the public addresses of a running machine that answer at
+    /// another port of the host than clients expect.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn displaced_ports(&self, machine: &str) -> Result<Vec<Redirect>, DriverError> {
+        let _ = machine;
+        Ok(Vec::new())
+    }
+
+    /// Has the host's port in a network lead these elsewhere, and no others.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn redirect(&self, network: &str, redirects: Vec<Redirect>) -> Result<(), DriverError> {
+        let _ = (network, redirects);
+        Ok(())
+    }
+
+    /// Takes the host's port in a network away; no effect if there is none.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn remove_host_port(&self, network: &str) -> Result<(), DriverError> {
+        let _ = network;
+        Ok(())
     }
 
     /// Keeps the seed disk of a machine that is about to be started.

@@ -82,6 +82,12 @@ impl Layout {
         self.root.join("networks")
     }
 
+    /// The host's own ports in networks.
+    #[must_use]
+    pub fn host_ports(&self) -> PathBuf {
+        self.root.join("host-ports")
+    }
+
     /// The daemon's sockets, which are of no use without it.
     #[must_use]
     pub fn run(&self) -> PathBuf {

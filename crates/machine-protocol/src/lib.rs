@@ -11,6 +11,7 @@
 
 mod console;
 mod event;
+pub mod host_port;
 pub mod launch;
 pub mod vpc;
 

@@ -33,6 +33,9 @@ pub struct Instance {
     pub cpus: u32,
     /// RAM in bytes, likewise.
     pub memory: u64,
+    /// Token that its client asked for it with (EC2: ClientToken).
+    #[serde(default)]
+    pub client_token: Option<String>,
     /// Name by which its network's DNS knows it.
     pub hostname: String,
     /// Name of the key pair that it was made with.

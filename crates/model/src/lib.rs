@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod access_key;
+mod address;
 mod answer;
 mod api_token;
 mod id;
@@ -26,6 +27,7 @@ mod tag_policy;
 mod volume;
 
 pub use access_key::AccessKey;
+pub use address::{AddressAssociation, ElasticAddress};
 pub use answer::{Answer, Given};
 pub use api_token::ApiToken;
 pub use id::{

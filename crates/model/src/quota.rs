@@ -23,6 +23,8 @@ pub enum Quota {
     Images,
     /// Key pairs.
     KeyPairs,
+    /// Elastic addresses.
+    Addresses,
     /// VPCs.
     Vpcs,
     /// Subnets of one VPC.
@@ -35,7 +37,7 @@ pub enum Quota {
 
 impl Quota {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Instances,
         Self::Cpus,
         Self::MemoryMib,
@@ -44,6 +46,7 @@ impl Quota {
         Self::Snapshots,
         Self::Images,
         Self::KeyPairs,
+        Self::Addresses,
         Self::Vpcs,
         Self::SubnetsPerVpc,
         Self::SecurityGroups,
@@ -62,6 +65,7 @@ impl Quota {
             Self::Snapshots => "snapshots",
             Self::Images => "images",
             Self::KeyPairs => "key-pairs",
+            Self::Addresses => "addresses",
             Self::Vpcs => "vpcs",
             Self::SubnetsPerVpc => "subnets-per-vpc",
             Self::SecurityGroups => "security-groups",
@@ -73,7 +77,7 @@ impl Quota {
     #[must_use]
     pub fn default_limit(self) -> u64 {
         match self {
-            Self::Instances => 1000,
+            Self::Instances | Self::Addresses => 1000,
             Self::Cpus => 4000,
             Self::MemoryMib => 4 << 20,
             Self::Volumes => 5000,

@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod capture;
+pub mod host_port;
 mod link;
 mod mac;
 mod offload;

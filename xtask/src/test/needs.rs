@@ -65,6 +65,11 @@ pub const NEEDS: &[Need] = &[
         purpose: "make taps and bridges in a network of their own",
     },
     Need {
+        program: "nft",
+        package: "nftables",
+        purpose: "lead ports of public addresses elsewhere",
+    },
+    Need {
         program: "unshare",
         package: "util-linux",
         purpose: "make that network",

@@ -294,8 +294,12 @@ async fn describe(call: &Call<'_>) -> Reply {
         owned && (users.is_empty() || users.iter().any(may))
     });
     call.dry_run()?;
-    let (page, token) = selection.cut(images, field);
-    Ok(paged("imagesSet", page.iter().map(show), token))
+    let (page, token) = selection.cut(images, |image, name| field(image, name));
+    Ok(paged(
+        "imagesSet",
+        page.iter().map(|image| show(image)),
+        token,
+    ))
 }
 
 async fn deregister(call: &Call<'_>) -> Reply {

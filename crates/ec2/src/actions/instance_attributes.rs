@@ -9,11 +9,30 @@ use super::interfaces::group_set;
 use super::launch::{self, shutdown_behavior};
 use super::{Handler, Reply, done};
 use crate::call::Call;
+use crate::describe::{Listing, Selection};
 use crate::error::Error;
 use crate::parameters::Parameters;
 use crate::xml::Element;
 
 pub const ACTIONS: &[Handler] = &[
+    Handler {
+        name: "DescribeInstanceCreditSpecifications",
+        understood: &[
+            "InstanceId.N",
+            "Filter.N.Name",
+            "Filter.N.Value.N",
+            "MaxResults",
+            "NextToken",
+        ],
+        filters: CREDITS.filters,
+        run: |call| Box::pin(credits(call)),
+    },
+    Handler {
+        name: "GetInstanceMetadataDefaults",
+        understood: &[],
+        filters: &[],
+        run: |call| Box::pin(metadata_defaults(call)),
+    },
     Handler {
         name: "DescribeInstanceAttribute",
         understood: &["InstanceId", "Attribute"],
@@ -194,4 +213,33 @@ async fn modify_metadata_options(call: &Call<'_>) -> Reply {
         Element::leaf("instanceId", &id),
         metadata_options("instanceMetadataOptions", &options),
     ])
+}
+
+const CREDITS: Listing = Listing {
+    ids: "InstanceId",
+    filters: &["instance-id"],
+    pages: Some((5, 1000)),
+    pages_of_ids: false,
+};
+
+/// No type is burstable, and so no instance has credits.
+async fn credits(call: &Call<'_>) -> Reply {
+    Selection::parse(call, &CREDITS)?;
+    let ids: Vec<InstanceId> = call.parameters.ids(CREDITS.ids)?;
+    for id in &ids {
+        call.plane().find::<Instance>(&call.caller, id)?;
+    }
+    call.dry_run()?;
+    match ids.first() {
+        None => Ok(vec![Element::new("instanceCreditSpecificationSet")]),
+        Some(id) => Err(Error::unsupported(format!(
+            "The instance {id} has no CPU credits: no instance type of Holm is burstable"
+        ))),
+    }
+}
+
+/// Accounts have no defaults of their own.
+async fn metadata_defaults(call: &Call<'_>) -> Reply {
+    call.dry_run()?;
+    Ok(vec![Element::new("accountLevel")])
 }

@@ -82,6 +82,7 @@ const LISTING: Listing = Listing {
         "block-device-mapping.device-name",
         "block-device-mapping.status",
         "block-device-mapping.volume-id",
+        "client-token",
         "dns-name",
         "ebs-optimized",
         "ena-support",
@@ -262,6 +263,7 @@ fn field(call: &Call<'_>, instance: &Instance, name: &str) -> Vec<String> {
         "instance-state-code" => one(instance.state.code()),
         "instance-state-name" => one(instance.state.name()),
         "instance-type" => one(&instance.instance_type),
+        "client-token" => maybe(instance.client_token.as_ref()),
         "key-name" => maybe(instance.key_name.as_ref()),
         "launch-index" => one(instance.launch_index),
         "launch-time" => one(launched(instance)),
@@ -429,6 +431,7 @@ fn show(call: &Call<'_>, instance: &Instance) -> Element {
         .text("reason", reason(instance))
         .option("keyName", instance.key_name.as_ref())
         .text("amiLaunchIndex", instance.launch_index)
+        .option("clientToken", instance.client_token.as_ref())
         .list("productCodes", [])
         .text("instanceType", &instance.instance_type)
         .text("launchTime", launched(instance))

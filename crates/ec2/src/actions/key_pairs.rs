@@ -134,7 +134,7 @@ async fn describe(call: &Call<'_>) -> Reply {
     }
     pairs.retain(|pair| names.is_empty() || names.contains(&pair.name));
     call.dry_run()?;
-    let (page, token) = selection.cut(pairs, field);
+    let (page, token) = selection.cut(pairs, |pair, name| field(pair, name));
     let items = page.iter().map(|pair| {
         let element = Element::item()
             .text("keyPairId", &pair.id)

@@ -91,7 +91,8 @@ fn request(call: &Call<'_>) -> Result<RunInstances, Error> {
     let sent = &call.parameters;
     let image: ImageId = sent.require_id("ImageId")?;
     let mut new = RunInstances::new(image, sent.text("InstanceType").unwrap_or("m5.large"));
-    new.count = count(sent)?;
+    let (least, most) = counts(sent)?;
+    (new.at_least, new.count) = (Some(least), most);
     new.key_name = sent.text("KeyName").map(str::to_owned);
     let cards = sent.structures("NetworkInterface");
     match cards.as_slice() {
@@ -159,8 +160,8 @@ fn refuse_the_rest(call: &Call<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-/// As many as fit within both numbers: Holm makes all or none.
-fn count(sent: &Parameters) -> Result<u32, Error> {
+/// The least and the most that are wanted.
+fn counts(sent: &Parameters) -> Result<(u32, u32), Error> {
     let least: u32 = sent
         .number("MinCount")?
         .ok_or_else(|| Error::missing("MinCount"))?;
@@ -178,7 +179,7 @@ fn count(sent: &Parameters) -> Result<u32, Error> {
             ),
         ));
     }
-    Ok(most)
+    Ok((least, most))
 }
 
 /// Network and groups, said of the instance itself.

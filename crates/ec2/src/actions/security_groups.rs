@@ -287,7 +287,7 @@ async fn describe(call: &Call<'_>) -> Reply {
     }
     groups.retain(|group| names.is_empty() || names.contains(&group.name));
     call.dry_run()?;
-    let (page, token) = selection.cut(groups, field);
+    let (page, token) = selection.cut(groups, |group, name| field(group, name));
     let items = page.iter().map(|group| show(call, group));
     Ok(paged("securityGroupInfo", items, token))
 }

@@ -129,7 +129,7 @@ async fn describe(call: &Call<'_>) -> Reply {
     // Whoever may see a snapshot may make volumes of it.
     call.owners("RestorableBy")?;
     call.dry_run()?;
-    let (page, token) = selection.cut(snapshots, field);
+    let (page, token) = selection.cut(snapshots, |snapshot, name| field(snapshot, name));
     let items = page.iter().map(|snapshot| show(Element::item(), snapshot));
     Ok(paged("snapshotSet", items, token))
 }

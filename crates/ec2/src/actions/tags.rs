@@ -2,8 +2,8 @@
 
 use control::Owned;
 use model::{
-    Image, Instance, InternetGateway, KeyPair, RouteTable, SecurityGroup, Snapshot, Subnet, Tags,
-    Volume, Vpc,
+    ElasticAddress, Image, Instance, InternetGateway, KeyPair, RouteTable, SecurityGroup, Snapshot,
+    Subnet, Tags, Volume, Vpc,
 };
 
 use super::{Handler, Reply, done};
@@ -116,6 +116,7 @@ fn collect<T: Owned + Described + Clone>(call: &Call<'_>, kind: &'static str, in
 async fn describe(call: &Call<'_>) -> Reply {
     let selection = Selection::parse(call, &LISTING)?;
     let mut all = Vec::new();
+    collect::<ElasticAddress>(call, "elastic-ip", &mut all);
     collect::<Image>(call, "image", &mut all);
     collect::<Instance>(call, "instance", &mut all);
     collect::<InternetGateway>(call, "internet-gateway", &mut all);

@@ -265,6 +265,13 @@ fn keys_regions_and_services_are_checked() {
             service: "iam",
             ..base()
         }),
+        "AccessDenied"
+    );
+    assert_eq!(
+        code(Sign {
+            service: "s3",
+            ..base()
+        }),
         "InvalidAction"
     );
     let temporary = Sign {

@@ -127,6 +127,20 @@ pub struct Arguments {
     /// How long a guest has to shut down before its power is cut (--grace 30s)
     #[arg(long, value_name = "DURATION", value_parser = crate::values::duration)]
     pub grace: Option<Duration>,
+
+    /// Whether this host gets an interface and a route into each network with running instances, to
+    /// reach their private addresses; auto: if the daemon has CAP_NET_ADMIN (--host-ports off)
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t = HostPorts::Auto)]
+    pub host_ports: HostPorts,
+}
+
+/// Whether the host has ports of its own in networks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum HostPorts {
+    /// If the daemon may make interfaces.
+    Auto,
+    /// No.
+    Off,
 }
 
 /// Runs until a signal; the exit status.
@@ -171,6 +185,10 @@ async fn serve(arguments: &Arguments) -> Result<(), DaemonError> {
         layout: layout.clone(),
     };
     let (driver, changes) = Real::new(config).map_err(DaemonError::host("making directories"))?;
+    let driver = match arguments.host_ports {
+        HostPorts::Auto => driver.with_host_ports(),
+        HostPorts::Off => driver,
+    };
     let driver: Arc<dyn Driver> = Arc::new(driver);
     let patience = patience(arguments);
     let reconciler = Reconciler::new(plane.clone(), driver.clone(), layout.clone(), patience);

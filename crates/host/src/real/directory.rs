@@ -7,9 +7,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use machine_protocol::host_port::{
+    HOST_PORT_FILE, HOST_PORT_REDIRECTS, HOST_PORT_STATUS, HostPort, HostPortStatus, Redirect,
+    RedirectList,
+};
 use machine_protocol::launch::{
-    self, EXIT_FILE, Exit, LAUNCH_FILE, LOCK_FILE, Launch, MESSAGES, RUNNING_FILE, Running,
-    SERIAL_LOG,
+    self, EXIT_FILE, Exit, LAUNCH_FILE, LAUNCH_VERSION, LOCK_FILE, Launch, MESSAGES, RUNNING_FILE,
+    Running, SERIAL_LOG,
 };
 use serde::de::DeserializeOwned;
 use tokio::net::UnixListener;
@@ -195,15 +199,51 @@ impl Directory {
     pub async fn prepare(&self, launch: &Launch) -> Result<Option<(File, File)>, DriverError> {
         let launch = serde_json::to_vec(launch)
             .map_err(|e| DriverError::refused("describing", &self.machine, e))?;
+        let old = &[RUNNING_FILE, EXIT_FILE];
+        self.prepare_file(LAUNCH_FILE, launch, old).await
+    }
+
+    /// The same for the host's own port in a network.
+    pub async fn prepare_port(&self, port: &HostPort) -> Result<Option<(File, File)>, DriverError> {
+        let port = serde_json::to_vec(port)
+            .map_err(|e| DriverError::refused("describing", &self.machine, e))?;
+        self.prepare_file(HOST_PORT_FILE, port, &[HOST_PORT_STATUS])
+            .await
+    }
+
+    /// Tells the process of the host's port what it is to lead elsewhere, if
+    /// that is something else than before.
+    pub async fn write_redirects(&self, redirects: Vec<Redirect>) -> Result<(), DriverError> {
+        let write = move |directory: &Self| {
+            let list = RedirectList {
+                version: LAUNCH_VERSION,
+                redirects,
+            };
+            let content = serde_json::to_vec(&list)?;
+            match directory.read_file(HOST_PORT_REDIRECTS)? {
+                Some(is) if is == content => Ok(()),
+                None if list.redirects.is_empty() => Ok(()),
+                _ => directory.write(HOST_PORT_REDIRECTS, &content),
+            }
+        };
+        self.blocking("writing the redirects of", write).await
+    }
+
+    async fn prepare_file(
+        &self,
+        file: &'static str,
+        content: Vec<u8>,
+        old: &'static [&'static str],
+    ) -> Result<Option<(File, File)>, DriverError> {
         let prepare = move |directory: &Self| {
             make(&directory.path)?;
             let Some(lock) = directory.lock()? else {
                 return Ok(None);
             };
-            for old in [RUNNING_FILE, EXIT_FILE] {
+            for old in old {
                 ignore_missing(fs::remove_file(directory.path.join(old)))?;
             }
-            directory.write(LAUNCH_FILE, &launch)?;
+            directory.write(file, &content)?;
             let mut messages = File::options();
             let messages = messages
                 .append(true)
@@ -213,6 +253,19 @@ impl Directory {
             Ok(Some((lock, messages)))
         };
         self.blocking("preparing", prepare).await
+    }
+
+    /// What the host's port there is to be, and what it says of itself.
+    pub async fn read_port(
+        &self,
+    ) -> Result<(Option<HostPort>, Option<HostPortStatus>), DriverError> {
+        let read = |directory: &Self| {
+            Ok((
+                directory.parse(HOST_PORT_FILE)?,
+                directory.parse(HOST_PORT_STATUS)?,
+            ))
+        };
+        self.blocking("reading the files of", read).await
     }
 
     fn lock(&self) -> io::Result<Option<File>> {

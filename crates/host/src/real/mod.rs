@@ -1,6 +1,7 @@
 //! A host of processes and files.
 
 mod directory;
+mod host_ports;
 mod process;
 mod volumes;
 
@@ -11,6 +12,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use ipnet::Ipv4Net;
+use machine_protocol::host_port::{HostPortStatus, Redirect};
 use machine_protocol::launch::{AGENT_SOCKET, Launch, RUNS, SERIAL_LOG};
 use machine_protocol::vpc::PortConfig;
 use machine_protocol::{Reply, Request, RunState};
@@ -58,6 +61,8 @@ pub struct Real {
     changed: UnboundedSender<Happened>,
     /// Machines whose events are followed.
     followed: Arc<Mutex<HashSet<String>>>,
+    /// The host gets ports of its own in networks.
+    host_ports: bool,
 }
 
 impl Real {
@@ -74,8 +79,17 @@ impl Real {
             files,
             changed,
             followed: Arc::default(),
+            host_ports: false,
         };
         Ok((real, changes))
+    }
+
+    /// The same host, with ports of its own in networks, if this process may
+    /// make them.
+    #[must_use]
+    pub fn with_host_ports(mut self) -> Self {
+        self.host_ports = host_ports::are_possible();
+        self
     }
 
     fn directory(&self, machine: &str) -> Result<Directory, DriverError> {
@@ -367,6 +381,43 @@ impl Driver for Real {
         };
         let told = client.ask(&request).await.map(drop);
         told.map_err(|error| refused(doing, &directory, &error))
+    }
+
+    fn has_host_ports(&self) -> bool {
+        self.host_ports
+    }
+
+    async fn host_ports(&self) -> Result<Vec<String>, DriverError> {
+        directory::make(&self.config.layout.host_ports())
+            .map_err(|e| DriverError::again("making", "the ports' directory", e))?;
+        directory::list(&self.config.layout.host_ports(), "the host's ports").await
+    }
+
+    async fn ensure_host_port(
+        &self,
+        network: &str,
+        block: Ipv4Net,
+    ) -> Result<Option<HostPortStatus>, DriverError> {
+        host_ports::ensure(&self.config, network, block).await
+    }
+
+    async fn displaced_ports(&self, machine: &str) -> Result<Vec<Redirect>, DriverError> {
+        let (directory, doing) = (self.directory(machine)?, "asking for the ports of");
+        let Some(mut client) = self.connect(doing, &directory).await? else {
+            return Ok(Vec::new());
+        };
+        let said = client.describe().await;
+        let said = said.map_err(|error| failed(doing, &directory, &error))?;
+        Ok(said.ports.iter().flat_map(host_ports::displaced).collect())
+    }
+
+    async fn redirect(&self, network: &str, redirects: Vec<Redirect>) -> Result<(), DriverError> {
+        let directory = Directory::of(&self.config.layout.host_ports(), network)?;
+        directory.write_redirects(redirects).await
+    }
+
+    async fn remove_host_port(&self, network: &str) -> Result<(), DriverError> {
+        host_ports::remove(&self.config, network).await
     }
 
     async fn remove_network(&self, network: &str) -> Result<(), DriverError> {

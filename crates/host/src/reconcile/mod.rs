@@ -9,6 +9,7 @@ mod boot;
 mod cards;
 mod events;
 mod fullness;
+mod host_ports;
 mod image;
 mod instance;
 mod machine;
@@ -199,6 +200,7 @@ impl Reconciler {
         });
         tasks.spawn(self.clone().tell_cards());
         tasks.spawn(self.clone().watch_fullness());
+        tasks.spawn(self.clone().keep_host_ports());
         let orphans = self.clone();
         tasks.spawn(async move { orphans.remove_orphans().await });
         let workers = Arc::new(Semaphore::new(self.patience.workers.max(1)));

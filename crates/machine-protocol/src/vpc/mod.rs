@@ -102,6 +102,10 @@ pub struct PortConfig {
     /// Whether the cable is plugged in.
     #[serde(default = "yes", skip_serializing_if = "Clone::clone")]
     pub link_up: bool,
+    /// It is the port of the host itself and not of a machine: its address is
+    /// [`Self::host_address`], and no DHCP answers.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub host: bool,
 }
 
 /// A name of a machine in the VPC.
@@ -187,7 +191,32 @@ impl PortConfig {
             egress: Vec::new(),
             groups: BTreeMap::new(),
             link_up: true,
+            host: false,
         }
+    }
+
+    /// The host's own port in the VPC of this block: the host begins what it
+    /// likes, and nothing is begun towards it.
+    #[must_use]
+    pub fn of_host(vpc: Cidr) -> Self {
+        let any = Cidr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        let mut port = Self::new(Ipv4Addr::UNSPECIFIED, vpc, vec![vpc]);
+        port.address = port.host_address();
+        port.egress = vec![Rule::all(Protocol::All, any.into_iter().collect())];
+        port.host = true;
+        port
+    }
+
+    /// The host's address in the VPC: number 3 of its first IPv4 block. No
+    /// machine has it, because the first four of each subnet are reserved.
+    #[must_use]
+    pub fn host_address(&self) -> Ipv4Addr {
+        self.nth(3)
+    }
+
+    fn nth(&self, number: u32) -> Ipv4Addr {
+        let first = self.vpc.iter().find_map(|block| block.host4(number));
+        first.unwrap_or(Ipv4Addr::UNSPECIFIED)
     }
 
     /// The gateway: the subnet's first address after its own.
@@ -199,8 +228,7 @@ impl PortConfig {
     /// The name server: number 2 of the VPC's first IPv4 block.
     #[must_use]
     pub fn name_server(&self) -> Ipv4Addr {
-        let first = self.vpc.iter().find_map(|block| block.host4(2));
-        first.unwrap_or(Ipv4Addr::UNSPECIFIED)
+        self.nth(2)
     }
 
     /// Whether an address belongs to the VPC.
@@ -223,11 +251,12 @@ impl PortConfig {
             return wrong("subnet", subnet.to_string(), "an IPv4 block of /8 to /28");
         }
         let last = subnet.last4();
-        let reserved = (0..=3).filter_map(|n| subnet.host4(n));
-        if !subnet.contains(self.address.into())
-            || Some(self.address) == last
-            || reserved.clone().any(|taken| taken == self.address)
-        {
+        let mut reserved = (0..=3).filter_map(|n| subnet.host4(n));
+        let free = match self.host {
+            true => self.address == self.host_address(),
+            false => Some(self.address) != last && reserved.all(|taken| taken != self.address),
+        };
+        if !subnet.contains(self.address.into()) || !free {
             let why = "an address of the subnet but its first four and its last";
             return wrong("address", self.address.to_string(), why);
         }
@@ -298,6 +327,21 @@ mod tests {
         assert_eq!(mac_text(config.address), "0a:48:0a:00:01:04");
         let text = serde_json::to_string(&config).unwrap();
         assert_eq!(serde_json::from_str::<PortConfig>(&text).unwrap(), config);
+    }
+
+    #[test]
+    fn the_hosts_port_has_the_address_that_no_machine_can_have() {
+        let vpc: Cidr = "10.0.0.0/16".parse().unwrap();
+        let port = PortConfig::of_host(vpc);
+        port.check().unwrap();
+        assert_eq!(port.address, Ipv4Addr::new(10, 0, 0, 3));
+        assert!(port.ingress.is_empty() && port.egress.len() == 1);
+        let mut machine = port.clone();
+        machine.host = false;
+        assert!(machine.check().is_err());
+        let mut other = port;
+        other.address = Ipv4Addr::new(10, 0, 0, 4);
+        assert!(other.check().is_err());
     }
 
     #[test]

@@ -6,6 +6,7 @@ mod sys;
 use std::fmt;
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::str::FromStr;
 
 use parking_lot::Mutex;
@@ -26,6 +27,11 @@ const PATTERN: &str = "holm%d";
 pub struct InterfaceName(String);
 
 impl InterfaceName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
     fn bytes(&self) -> [u8; 16] {
         let mut bytes = [0; 16];
         for (to, from) in bytes.iter_mut().zip(self.0.bytes()) {
@@ -133,6 +139,19 @@ pub enum TapError {
     },
 }
 
+/// What an interface of the host is in a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostAddress {
+    /// Address of its card.
+    pub mac: MacAddress,
+    /// The host's address.
+    pub address: Ipv4Addr,
+    /// Bits of the prefix of the network, which is on the link.
+    pub prefix: u8,
+    /// Largest IP packet, in bytes.
+    pub mtu: u16,
+}
+
 /// A tap. One that Holm made goes with it, whatever way the process ends: the
 /// kernel removes it with its last descriptor, from its bridge, too.
 pub struct Tap {
@@ -227,6 +246,37 @@ impl Tap {
         }
         tap.bridge = Some(bridge.clone());
         tap.mtu = mtu.clamp(68, 65_535) as u16;
+        Ok(tap)
+    }
+
+    /// A new tap of this name that is the host's own way into a network.
+    ///
+    /// # Errors
+    /// [`TapError`]; the tap is gone then.
+    pub fn of_host(name: &InterfaceName, host: &HostAddress) -> Result<Self, TapError> {
+        let failed = |what| {
+            let name = name.clone();
+            move |source| TapError::Host { name, what, source }
+        };
+        let interfaces = Interfaces::new().map_err(failed("asking the kernel"))?;
+        let mut tap = Self::open_queues(name, 1)?;
+        // Nothing but IPv4 is carried; without this the kernel would talk, and
+        // it does not matter more.
+        let v6 = format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6");
+        let _ = std::fs::write(v6, "1");
+        interfaces
+            .set_address(name, host.mac)
+            .map_err(failed("setting its card address"))?;
+        interfaces
+            .set_mtu(name, host.mtu.into())
+            .map_err(failed("setting its MTU"))?;
+        interfaces
+            .set_ipv4(name, host.address, host.prefix)
+            .map_err(failed("setting its address"))?;
+        interfaces
+            .set_up(name, true)
+            .map_err(failed("bringing it up"))?;
+        tap.mtu = host.mtu;
         Ok(tap)
     }
 

@@ -4,6 +4,7 @@
 use std::ffi::CStr;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
@@ -177,6 +178,23 @@ impl Interfaces {
         data[..2].copy_from_slice(&libc::ARPHRD_ETHER.to_ne_bytes());
         data[2..].copy_from_slice(&mac.0);
         self.ask(name, libc::SIOCSIFHWADDR, &data)?;
+        Ok(())
+    }
+
+    /// The address of the host there, in a network whose prefix has so many
+    /// bits.
+    pub fn set_ipv4(&self, name: &InterfaceName, address: Ipv4Addr, prefix: u8) -> io::Result<()> {
+        // struct sockaddr_in: family, port, address.
+        let data = |address: Ipv4Addr| {
+            let mut data = [0; 16];
+            data[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
+            data[4..8].copy_from_slice(&address.octets());
+            data
+        };
+        let host_bits = 32u32.saturating_sub(prefix.into());
+        let mask = Ipv4Addr::from(u32::MAX.checked_shl(host_bits).unwrap_or(0));
+        self.ask(name, libc::SIOCSIFADDR, &data(address))?;
+        self.ask(name, libc::SIOCSIFNETMASK, &data(mask))?;
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use machine_protocol::vpc::{PortConfig, mac_of};
 use super::counters::Counters;
 use super::names::Names;
 use super::policy::PortPolicy;
-use super::rules::Rules;
+use super::rules::{Question, Rules};
 use crate::MacAddress;
 use crate::user::{Reach, Subnet4, Subnet6, UserConfig};
 
@@ -153,6 +153,23 @@ impl Compiled {
         let mut all = vec![IpAddr::V4(Ipv4Addr::LOCALHOST)];
         all.extend(&self.config.host_addresses);
         all
+    }
+
+    /// Whether a member may begin this. The host's own port counts as itself
+    /// and as any of the host's addresses.
+    pub fn admits(&self, question: &Question) -> bool {
+        if self.ingress.allow(question) {
+            return true;
+        }
+        let is_host = question.remote == IpAddr::V4(self.config.host_address());
+        is_host
+            && self.host_addresses().into_iter().any(|remote| {
+                let question = Question {
+                    remote,
+                    ..*question
+                };
+                self.ingress.allow(&question)
+            })
     }
 
     /// The gateway behind the port, as a user network.

@@ -12,6 +12,7 @@ use super::counters::Counters;
 use super::fragments::Fragments;
 use super::network::Shared;
 use super::packet::{Kind, summarize};
+use super::rules::Question;
 use super::track::Outcome;
 use crate::switch::SwitchLink;
 use crate::user::UserLink;
@@ -165,7 +166,14 @@ impl VpcLink {
     }
 
     fn judge_ip(&mut self, ethernet: &Ethernet<'_>, ip: &Ip<'_>) -> Option<Step> {
-        if is_dhcp(&self.port, ip) || self.is_of_the_link(ip) {
+        if is_dhcp(&self.port, ip) {
+            // The host's address is set by who made its port.
+            return Some(match self.port.config.host {
+                true => self.drop_for(|c| &c.dropped_group),
+                false => Step::Gateway,
+            });
+        }
+        if self.is_of_the_link(ip) {
             return Some(Step::Gateway);
         }
         let group = match ip.destination {
@@ -390,9 +398,9 @@ impl Gate<'_> {
             self.shared.counters.dropped_malformed.one();
             return None;
         };
-        let rules = &self.port.ingress;
         let mut track = self.shared.track.lock();
-        let outcome = track.pass(&packet, false, self.now, |question| rules.allow(question));
+        let allow = |question: &Question| self.port.admits(question);
+        let outcome = track.pass(&packet, false, self.now, allow);
         if outcome == Outcome::Pass {
             pieces.passed(&ip, self.now);
         }
