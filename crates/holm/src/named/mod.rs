@@ -148,6 +148,9 @@ pub fn show(arguments: &Show) -> u8 {
                     println!("pid:     {}", d.pid);
                     d.disks.iter().for_each(show_disk);
                     d.nics.iter().for_each(|nic| println!("nic:     {nic}"));
+                    for nic in &d.attached_nics {
+                        println!("nic:     {} ({}, {})", nic.network, nic.name, nic.mac);
+                    }
                 }
             }),
     )
