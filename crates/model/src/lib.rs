@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod access_key;
+mod answer;
 mod api_token;
 mod id;
 mod image;
@@ -25,6 +26,7 @@ mod tag_policy;
 mod volume;
 
 pub use access_key::AccessKey;
+pub use answer::{Answer, Given};
 pub use api_token::ApiToken;
 pub use id::{
     AccountId, AllocationId, AssociationId, DhcpOptionsId, EventId, ImageId, InstanceId,

@@ -8,10 +8,10 @@ use machine::{Disk, Nic};
 use machine_protocol::{Description, Reply, Request};
 
 use super::client::{Client, ControlError};
-use super::{AGAIN, Named, finish, print_json};
-use crate::cli::{self, Output};
+use super::{AGAIN, Named, finish};
 use crate::console::terminal;
-use crate::{disk_option, network};
+use crate::form::{self, Output};
+use crate::{disk_option, network, values};
 
 /// `holm attach`.
 #[derive(Args, Debug)]
@@ -35,11 +35,11 @@ pub struct Attach {
     pub net: Option<network::Spec>,
 
     /// How long to wait for the guest to take it (--wait 30s)
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = cli::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     pub wait: Duration,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
@@ -55,7 +55,7 @@ pub struct Detach {
     pub device: String,
 
     /// How long to wait for the guest to give it up (--wait 1m)
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = cli::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     pub wait: Duration,
 
     /// Takes it away without asking, as if it were pulled out: what the guest has not written yet
@@ -76,7 +76,7 @@ pub struct Grow {
     pub disk: String,
 
     /// Its new capacity; K, M, G and T are powers of 1024 (20G)
-    #[arg(value_name = "SIZE", value_parser = cli::size)]
+    #[arg(value_name = "SIZE", value_parser = values::size)]
     pub size: u64,
 }
 
@@ -117,10 +117,9 @@ fn attach_disk(arguments: &Attach, mut disk: Disk) -> Result<(), ControlError> {
         d.as_ref().is_some_and(|d| d.in_use)
     })?;
     let report = report.ok_or_else(|| refused(&format!("disk {disk:?} has gone again")))?;
-    match arguments.output {
-        Output::Json => print_json(&report),
-        Output::Text => say_attached(&disk, report.in_use, "virtio_blk"),
-    }
+    form::print(arguments.output, &report, || {
+        attached_text(&disk, report.in_use, "virtio_blk")
+    });
     Ok(())
 }
 
@@ -139,22 +138,20 @@ fn attach_nic(arguments: &Attach, mut nic: Nic) -> Result<(), ControlError> {
         n.as_ref().is_some_and(|n| n.in_use)
     })?;
     let report = report.ok_or_else(|| refused(&format!("network card {nic:?} has gone again")))?;
-    match arguments.output {
-        Output::Json => print_json(&report),
-        Output::Text => say_attached(&nic, report.in_use, "virtio_net"),
-    }
+    form::print(arguments.output, &report, || {
+        attached_text(&nic, report.in_use, "virtio_net")
+    });
     Ok(())
 }
 
-fn say_attached(name: &str, in_use: bool, driver: &str) {
-    if in_use {
-        println!("{name}: attached, and the guest uses it");
-        return;
+fn attached_text(name: &str, in_use: bool, driver: &str) -> String {
+    match in_use {
+        true => format!("{name}: attached, and the guest uses it\n"),
+        false => format!(
+            "{name}: attached; the guest has not taken it yet (it is paused, starting, or has no \
+             drivers pciehp and {driver})\n"
+        ),
     }
-    println!(
-        "{name}: attached; the guest has not taken it yet (it is paused, starting, or has no \
-         drivers pciehp and {driver})"
-    );
 }
 
 /// Detaches a disk or a network card.
