@@ -12,11 +12,13 @@ holm=$(realpath "$1"); shift
 [ $# -gt 0 ] || set -- bullseye bookworm trixie
 engine=${ENGINE:-soft} cpus=${CPUS:-2}
 run=$(mktemp -d); export XDG_RUNTIME_DIR=$run
+suites=("$@")
+# By the array: in a function that fails, the parameters are the function's.
 cleanup() {
-  for suite; do "$holm" kill "k-$suite" > /dev/null 2>&1 || :; done
+  for suite in "${suites[@]}"; do "$holm" kill "k-$suite" > /dev/null 2>&1 || :; done
   rm -rf "$run"
 }
-trap 'cleanup "$@"' EXIT
+trap cleanup EXIT
 
 for suite; do
   "$holm" image show "kernels-$suite" > /dev/null 2>&1 && continue
@@ -78,7 +80,6 @@ for suite; do
 done
 
 # Each to the next.
-suites=("$@")
 for i in "${!suites[@]}"; do
   next=$(((i + 1) % ${#suites[@]}))
   in_guest "${suites[next]}" "iperf3 -s -1 -D"
