@@ -211,11 +211,12 @@ impl Core {
             signal.take(pending::INTERRUPT | pending::NMI);
             return Ok(None);
         }
-        if bits & pending::NMI != 0 && !self.cpu.nmi_blocked && !self.cpu.shadow {
-            signal.take(pending::NMI);
-            self.cpu.halted = false;
-            system::deliver_interrupt(self, 2, true)?;
-            return Ok(None);
+        if bits & pending::NMI != 0 && !self.cpu.shadow {
+            let delivered = !self.cpu.nmi_blocked;
+            system::take_nmi(self)?;
+            if delivered {
+                return Ok(None);
+            }
         }
         if bits & pending::INTERRUPT != 0 || self.cpu.interrupt_waits != 0 {
             self.interrupt()?;

@@ -184,7 +184,7 @@ pub enum Command {
     ///   holm console web1 --watch --replay 256K
     #[command(verbatim_doc_comment, after_help = exit_code::CONSOLE_HELP)]
     Console(named::console::Arguments),
-    /// Attaches a disk to a running machine
+    /// Attaches a disk or a network card to a running machine
     ///
     /// The guest's kernel finds it by PCI Express hot-plug, as Linux does on its own; there is
     /// place for eight. Says whether the guest has taken it.
@@ -192,9 +192,10 @@ pub enum Command {
     /// Examples:
     ///   holm attach web1 --disk data.img
     ///   holm attach web1 --disk /dev/vg/data,name=data,serial=DATA,iops=500
+    ///   holm attach web1 --net switch=lab,name=lab
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
     Attach(named::disks::Attach),
-    /// Detaches a disk that was attached to a running machine
+    /// Detaches a disk or a network card that was attached to a running machine
     ///
     /// Asks the guest to give it up, as the button at a drive bay would: Linux does so after five
     /// seconds. Unmount it in the guest before.
@@ -202,6 +203,7 @@ pub enum Command {
     /// Examples:
     ///   holm detach web1 data
     ///   holm detach web1 data --force
+    ///   holm detach web1 lab
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
     Detach(named::disks::Detach),
     /// Makes a disk of a running machine larger; the guest sees it at once

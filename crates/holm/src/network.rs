@@ -17,7 +17,7 @@ pub enum Spec {
 
 const KINDS: &str =
     "a network is none, user, tap=NAME, bridge=NAME, switch=NAME or vpc=DIRECTORY,port=FILE";
-const OPTIONS: &str = "mac=ADDR, mtu=N, rate=1gbit, burst=SIZE, queues=N, pcap=FILE, snaplen=SIZE, \
+const OPTIONS: &str = "name=N, mac=ADDR, mtu=N, rate=1gbit, burst=SIZE, queues=N, pcap=FILE, snaplen=SIZE, \
      pcap-limit=SIZE; with user also publish=[ADDR:]HOST:GUEST[/udp], subnet=ADDR/N, ipv6=off, \
      hostname=NAME, reach=everything|not-the-host|nothing; with vpc also door=SOCKET";
 
@@ -42,6 +42,7 @@ pub fn spec(text: &str) -> Result<Spec, String> {
     for word in words {
         let (key, value) = word.split_once('=').unwrap_or((word, ""));
         match key {
+            "name" if !value.is_empty() => nic.name = Some(value.into()),
             "mac" => nic.mac = Some(named(value)?),
             "mtu" => nic.mtu = Some(number(word, value, 68, 65_520)?),
             "queues" => nic.queues = Some(number(word, value, 1, 64)?),

@@ -271,7 +271,7 @@ fn disks_come_grow_and_go_under_load() {
 }
 
 #[test]
-fn an_attached_disk_is_in_a_snapshot_and_in_what_is_made_of_it() {
+fn attached_devices_are_in_a_snapshot_and_in_what_is_made_of_it() {
     let directory = tempfile::tempdir().unwrap();
     let runtime = directory.path();
     let (mut console, second) = with_two_disks(runtime);
@@ -281,6 +281,11 @@ fn an_attached_disk_is_in_a_snapshot_and_in_what_is_made_of_it() {
         &mut console,
         "echo attached before | dd of=/dev/vdb conv=fsync 2> /dev/null",
     );
+    let nic = ["attach", "d", "--net", "user,name=out", "--wait", "60s"];
+    done(runtime, &nic);
+    let gateway = "ping -c 1 -w 30 10.0.7.2 | grep -o '1 packets received'";
+    let up = format!("ip link set eth1 up; ip addr add 10.0.7.15/24 dev eth1; {gateway}");
+    assert_eq!(guest(&mut console, &up), "1 packets received");
     let snapshot = runtime.join("snapshot");
     let snapshot = snapshot.to_str().unwrap();
     done(runtime, &["snapshot", "create", "d", snapshot]);
@@ -298,6 +303,17 @@ fn an_attached_disk_is_in_a_snapshot_and_in_what_is_made_of_it() {
     let mut console = Console::start(&mut command).unwrap();
     let read = "echo 3 > /proc/sys/vm/drop_caches; head -n 1 /dev/vdb";
     assert_eq!(guest(&mut console, read), "attached before");
+    assert_eq!(guest(&mut console, gateway), "1 packets received");
+    let nics = show(runtime)["attached_nics"].take();
+    assert_eq!(
+        (&nics[0]["name"], &nics[0]["in_use"]),
+        (&"out".into(), &true.into())
+    );
+    done(runtime, &["detach", "d", "out", "--wait", "60s"]);
+    assert_eq!(
+        guest(&mut console, "ls /sys/class/net | tr '\\n' ' '"),
+        "eth0 lo"
+    );
     done(runtime, &["detach", "d", "data", "--wait", "60s"]);
     assert_eq!(guest(&mut console, ALL_DISKS), "vda");
     let disk = format!("{second},name=again");

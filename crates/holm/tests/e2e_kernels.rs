@@ -1,5 +1,5 @@
 //! Guests of three releases of Debian at once, each with its own kernel (Linux
-//! 5.10, 6.1 and 6.12), C library and programs: `proofs/kernels` does the same
+//! 5.10, 6.1 and 6.12), C library and programs: `proofs/kernels.sh` does the same
 //! with whole Debians.
 
 mod common;
@@ -77,7 +77,7 @@ fn three_kernels_and_userlands_work_beside_each_other() {
     each_is_of_its_release(&mut guests);
     all_compute_and_write(&mut guests);
     what_each_sends_arrives(&mut guests);
-    disks_come_and_go(&mut guests, runtime.path());
+    devices_come_and_go(&mut guests, runtime.path());
     for mut guest in guests {
         // Nothing that a kernel says when something is wrong with its machine.
         let log = guest.run("dmesg");
@@ -86,7 +86,7 @@ fn three_kernels_and_userlands_work_beside_each_other() {
             "WARNING:",
             "Call Trace",
             "Oops",
-            "stall",
+            "stalls on",
             "lockup",
             "unstable",
         ];
@@ -172,7 +172,7 @@ fn what_each_sends_arrives(guests: &mut [Guest]) {
 }
 
 /// Each kernel's own driver of hot-plug slots.
-fn disks_come_and_go(guests: &mut [Guest], runtime: &Path) {
+fn devices_come_and_go(guests: &mut [Guest], runtime: &Path) {
     let ask = |arguments: &[&str]| {
         let output = holm()
             .args(arguments)
@@ -181,17 +181,50 @@ fn disks_come_and_go(guests: &mut [Guest], runtime: &Path) {
             .unwrap();
         assert!(output.status.success(), "{output:?}");
     };
-    for (guest, (name, ..)) in guests.iter_mut().zip(GUESTS) {
+    for (n, (guest, (name, ..))) in guests.iter_mut().zip(GUESTS).enumerate() {
         let disk = runtime.join(format!("{name}-more.img"));
         fs::write(&disk, vec![b'H'; 1 << 20]).unwrap();
+        let disk = format!("{},name=more", disk.display());
+        ask(&["attach", name, "--disk", &disk, "--wait", "60s"]);
+        assert_eq!(guest.run("tr -d H < /dev/vdb | wc -c"), "0\n");
         ask(&[
             "attach",
             name,
-            "--disk",
-            &format!("{},name=more", disk.display()),
+            "--net",
+            "switch=more,name=lan",
+            "--wait",
+            "60s",
         ]);
-        assert_eq!(guest.run("tr -d H < /dev/vdb | wc -c"), "0\n");
+        let up = format!(
+            "ip link set eth1 up; ip addr add 10.4.0.{}/24 dev eth1",
+            n + 1
+        );
+        guest.run(&up);
+    }
+    // By the cards that came, and then not.
+    let ping = "ping -c 3 -w 30 10.4.0.2 | grep -o '[0-9]* packets received'";
+    assert_eq!(guests[0].run(ping), "3 packets received\n");
+    assert_eq!(guests[2].run(ping), "3 packets received\n");
+    let refused = holm()
+        .args(["attach", "tiny", "--net", "user,name=lan"])
+        .env("XDG_RUNTIME_DIR", runtime)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && said.contains("\"lan\" already"),
+        "{said}"
+    );
+    // One asks, the others are pulled out.
+    ask(&["detach", "tiny-bullseye", "lan", "--wait", "60s"]);
+    for (guest, (name, ..)) in guests.iter_mut().zip(GUESTS) {
+        if name != "tiny-bullseye" {
+            ask(&["detach", "--force", name, "lan"]);
+        }
         ask(&["detach", "--force", name, "more"]);
-        guest.run("n=0; while [ -e /sys/block/vdb ] && [ $n -lt 300 ]; do usleep 100000; n=$((n+1)); done; [ ! -e /sys/block/vdb ]");
+        guest.run(
+            "n=0; while [ -e /sys/block/vdb ] || [ -e /sys/class/net/eth1 ]; do\n\
+             [ $n -lt 300 ]; usleep 100000; n=$((n + 1)); done",
+        );
     }
 }

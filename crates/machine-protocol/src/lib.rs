@@ -111,6 +111,22 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Attaches a network card, which the guest takes when it likes:
+    /// [`Reply::NicAttached`].
+    AttachNic {
+        /// The card as in a machine's description: `network`, `name`, `mac`,
+        /// `mtu` and others; not one in a VPC.
+        nic: serde_json::Value,
+    },
+    /// Asks the guest to give up an attached network card. It is gone when it
+    /// is no longer in the [`Description`].
+    DetachNic {
+        /// Its name.
+        nic: String,
+        /// Takes it away without asking, as if it were pulled out.
+        #[serde(default)]
+        force: bool,
+    },
     /// Makes a disk larger and tells the guest.
     GrowDisk {
         /// Its name.
@@ -170,6 +186,11 @@ pub enum Reply {
         /// The name of the disk in the machine.
         disk: String,
     },
+    /// To [`Request::AttachNic`].
+    NicAttached {
+        /// The name of the card in the machine.
+        nic: String,
+    },
     /// To [`Request::ConfigureNic`].
     NicConfigured(PortReport),
     /// To [`Request::Snapshot`].
@@ -228,6 +249,9 @@ pub struct Description {
     pub disks: Vec<DiskReport>,
     /// Its network cards: where they lead.
     pub nics: Vec<String>,
+    /// Network cards that were attached while it ran.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attached_nics: Vec<NicReport>,
     /// Its network cards in VPCs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortReport>,
@@ -284,6 +308,19 @@ pub struct DiskReport {
     /// What the host could not do since the machine was last resumed. A
     /// machine that is paused for it tries again when it is resumed.
     pub failure: Option<String>,
+}
+
+/// A network card that was attached while the machine ran.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NicReport {
+    /// By which requests address it.
+    pub name: String,
+    /// Where it leads.
+    pub network: String,
+    /// Its address.
+    pub mac: String,
+    /// A driver in the guest uses it.
+    pub in_use: bool,
 }
 
 /// Counters of a machine by name, with units in the names, as in Prometheus.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use devices::chipset::{Chipset, ChipsetConfig, ChipsetState};
-use devices::pci::{PciFunction, RootPortState};
+use devices::pci::{PciFunction, RootPortState, behind};
 use devices::power::{PowerEvent, PowerSink};
 use devices::serial::SerialSink;
 use devices::timer::Clock;
@@ -22,8 +22,8 @@ use virtio::{VirtioDevice, VirtioPci, VirtioPciState};
 use crate::control::{Control, Event};
 use crate::description::{Description, Disk};
 use crate::events::{Events, GuestEvent};
-use crate::hotplug::{HotPlug, HotPlugError};
-use crate::nic::{self, NicPort, OpenNic};
+use crate::hotplug::{AttachedNic, HotPlug, HotPlugError};
+use crate::nic::{self, Nic, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
 use crate::storage::{self, DiskPort};
@@ -145,9 +145,15 @@ impl Board {
         }
         let mut peripherals = Handles::attach(&description.peripherals, ram, &mut attach)?;
         let mut nics = Vec::new();
-        for (slot, nic) in (FIRST_NIC_SLOT..).zip(backends.nics) {
-            attach(slot, Box::new(nic.device))?;
-            nics.push((slot, nic.port));
+        let mut nics_behind_ports = Vec::new();
+        let mut slots = FIRST_NIC_SLOT..;
+        for (open, nic) in backends.nics.into_iter().zip(&description.nics) {
+            let Some(slot) = slots.next().filter(|_| nic.port.is_none()) else {
+                nics_behind_ports.push((nic, open));
+                continue;
+            };
+            attach(slot, Box::new(open.device))?;
+            nics.push((slot, open.port));
         }
         let mut disks = Vec::new();
         let mut behind_ports = Vec::new();
@@ -174,6 +180,9 @@ impl Board {
         for (backend, name, disk) in behind_ports {
             let slot = disk.port.unwrap_or_default();
             board.hot_plug.plug(slot, name, disk, backend)?;
+        }
+        for (nic, open) in nics_behind_ports {
+            board.hot_plug.plug_nic(nic, open)?;
         }
         board.hot_plug.reset();
         Ok(board)
@@ -237,9 +246,8 @@ impl Board {
     pub(crate) fn shut_down(&self) {
         self.peripherals.end();
         self.pause();
-        for (_, nic) in &self.nics {
-            drop(nic.door.lock().take());
-            nic.card.close();
+        for (_, nic) in self.all_nics() {
+            nic.close();
         }
     }
 
@@ -262,9 +270,16 @@ impl Board {
         }
     }
 
-    fn user_networks(&self) -> impl Iterator<Item = (u8, &Arc<UserNetwork>)> {
-        let nics = self.nics.iter();
-        nics.filter_map(|(slot, port)| Some((*slot, port.user.as_ref()?)))
+    /// All network cards by their place.
+    fn all_nics(&self) -> impl Iterator<Item = (u8, NicPort)> {
+        let attached = self.hot_plug.nics().into_iter();
+        let attached = attached.map(|a| (behind(a.nic.port.unwrap_or_default()), a.port));
+        self.nics.iter().cloned().chain(attached)
+    }
+
+    fn user_networks(&self) -> impl Iterator<Item = (u8, Arc<UserNetwork>)> {
+        let nics = self.all_nics();
+        nics.filter_map(|(slot, port)| Some((slot, port.user?)))
     }
 
     fn vpc_ports(&self) -> impl Iterator<Item = (u8, &Arc<VpcNetwork>)> {
@@ -272,9 +287,14 @@ impl Board {
         nics.filter_map(|(slot, port)| Some((*slot, port.vpc.as_ref()?)))
     }
 
-    /// The network cards.
+    /// The network cards that do not come and go.
     pub(crate) fn nics(&self) -> impl Iterator<Item = &NicPort> {
         self.nics.iter().map(|(_, port)| port)
+    }
+
+    /// The network cards that were attached.
+    pub(crate) fn attached_nics(&self) -> Vec<AttachedNic> {
+        self.hot_plug.nics()
     }
 
     /// The disks.
@@ -305,6 +325,20 @@ impl Board {
             true => HotPlugError::Fixed(name).into(),
             false => HotPlugError::NoDisk(name).into(),
         })
+    }
+
+    /// Attaches a network card; its name.
+    pub(crate) fn attach_nic(&self, nic: &Nic, uuid: &[u8; 16]) -> Result<String, MachineError> {
+        let fixed: Vec<String> = (0..self.nics.len()).map(|n| format!("net{n}")).collect();
+        self.hot_plug.attach_nic(nic, &fixed, uuid)
+    }
+
+    /// Has a network card go; see [`HotPlug::detach`].
+    pub(crate) fn detach_nic(&self, name: &str, force: bool) -> Result<(), MachineError> {
+        match self.hot_plug.detach_nic(name, force)? {
+            true => Ok(()),
+            false => Err(HotPlugError::NoNic(name.into()).into()),
+        }
     }
 
     /// Makes a disk larger, to this many bytes.

@@ -238,6 +238,25 @@ impl Disk {
     }
 }
 
+/// Whether a device can have this name.
+fn is_name(name: &str) -> bool {
+    let easy = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=32).contains(&name.len()) && name.chars().all(easy)
+}
+
+impl Nic {
+    /// Refuses what cannot be a network card on any host.
+    ///
+    /// # Errors
+    /// [`DescriptionError`].
+    pub fn check(&self) -> Result<(), DescriptionError> {
+        match self.name.as_deref().filter(|name| !is_name(name)) {
+            Some(name) => Err(DescriptionError::NicName(name.into())),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Disk {
     /// Refuses what cannot be a disk on any host.
     ///
@@ -250,10 +269,7 @@ impl Disk {
         {
             return Err(DescriptionError::DiskSerial(serial.into()));
         }
-        let easy = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-        if let Some(name) = self.name.as_deref()
-            && (!(1..=32).contains(&name.len()) || !name.chars().all(easy))
-        {
+        if let Some(name) = self.name.as_deref().filter(|name| !is_name(name)) {
             return Err(DescriptionError::DiskName(name.into()));
         }
         if let Some(size) = self.block_size.filter(|size| !matches!(size, 512 | 4096)) {
@@ -311,15 +327,18 @@ pub enum DescriptionError {
     /// A disk's name that is hard to type.
     #[error("the name {0:?} of a disk is not 1 to 32 letters, digits, `-`, `_` and `.`")]
     DiskName(String),
+    /// A network card's name that is hard to type.
+    #[error("the name {0:?} of a network card is not 1 to 32 letters, digits, `-`, `_` and `.`")]
+    NicName(String),
     /// Two disks of one name.
     #[error("two disks have the name {0:?}; give one of them another with name=")]
     DiskNames(String),
     /// A logical block size other than 512 or 4096.
     #[error("a disk's blocks have 512 or 4096 bytes, not {0}")]
     BlockSize(u32),
-    /// Disks behind ports that do not exist, or two behind one.
-    #[error("disks are behind the ports {0:?}; there are the ports 24 to 31, for one disk each")]
-    DiskPorts(Vec<u8>),
+    /// Devices behind ports that do not exist, or two behind one.
+    #[error("devices are behind the ports {0:?}; there are the ports 24 to 31, for one each")]
+    Ports(Vec<u8>),
     /// A rate of nothing.
     #[error("a disk's limit of 0 would let nothing through; leave it out for no limit")]
     DiskLimit,
@@ -390,14 +409,17 @@ impl Description {
         if fixed > MOST_DISKS {
             return Err(DescriptionError::Disks(fixed));
         }
-        let mut ports: Vec<u8> = self.disks.iter().filter_map(|disk| disk.port).collect();
+        let disks = self.disks.iter().filter_map(|disk| disk.port);
+        let nics = self.nics.iter().filter_map(|nic| nic.port);
+        let mut ports: Vec<u8> = disks.chain(nics).collect();
         ports.sort_unstable();
         let twice = ports.windows(2).any(|pair| pair[0] == pair[1]);
         if twice || !ports.iter().all(|port| PORTS.contains(port)) {
-            return Err(DescriptionError::DiskPorts(ports));
+            return Err(DescriptionError::Ports(ports));
         }
-        if self.nics.len() > MOST_NICS {
-            return Err(DescriptionError::Nics(self.nics.len()));
+        let fixed = self.nics.iter().filter(|nic| nic.port.is_none()).count();
+        if fixed > MOST_NICS {
+            return Err(DescriptionError::Nics(fixed));
         }
         if let Boot::Disk(boot) = &self.boot
             && boot.disk >= self.disks.len()
@@ -405,6 +427,7 @@ impl Description {
             return Err(DescriptionError::BootDisk(boot.disk));
         }
         self.disks.iter().try_for_each(Disk::check)?;
+        self.nics.iter().try_for_each(Nic::check)?;
         let mut names = crate::storage::names(&self.disks);
         names.sort_unstable();
         match names.windows(2).find(|pair| pair[0] == pair[1]) {

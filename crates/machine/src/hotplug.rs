@@ -1,4 +1,4 @@
-//! Disks that come and go while the machine runs: behind the root ports in the
+//! Disks and network cards that come and go while the machine runs: behind the root ports in the
 //! slots 24 to 31 of bus 0, by PCI Express native hot-plug.
 
 use std::collections::BTreeMap;
@@ -9,43 +9,90 @@ use engine::InterruptSink;
 use machine_protocol::EventKind;
 use memory::GuestRam;
 use parking_lot::Mutex;
-use virtio::VirtioPci;
+use virtio::{VirtioDevice, VirtioPci};
 
 use crate::control::Control;
 use crate::description::Disk;
 use crate::events::Events;
+use crate::nic::{self, Nic, NicNetwork, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::storage::{self, DiskPort};
 
 /// Slots of bus 0 with root ports.
 pub(crate) const PORTS: std::ops::RangeInclusive<u8> = 24..=31;
 
-/// Why a disk cannot be attached, detached or grown.
+/// Why a device cannot be attached or detached, or a disk not be grown.
 #[derive(Debug, thiserror::Error)]
 pub enum HotPlugError {
     /// All ports are taken.
-    #[error("{} disks were attached already, and there is no place for more; detach one first", PORTS.count())]
+    #[error("{} disks and network cards were attached already, and there is no place for more; detach one first", PORTS.count())]
     Full,
-    /// Another disk has this name.
-    #[error("the machine has a disk {0:?} already; give this one another name with name=")]
+    /// Another device has this name.
+    #[error("the machine has a device {0:?} already; give this one another name with name=")]
     Name(String),
     /// No such disk.
     #[error("the machine has no disk {0:?}; `holm show` lists them")]
     NoDisk(String),
+    /// No such network card.
+    #[error("no network card {0:?} was attached to the machine; `holm show` lists them")]
+    NoNic(String),
+    /// A card in a VPC.
+    #[error("a port in a VPC cannot be attached to a running machine; start the machine with it")]
+    Vpc,
     /// It has been there since the machine started.
     #[error("disk {0:?} has been there since the machine started; only attached disks can go")]
     Fixed(String),
     /// The guest does not hear the request.
     #[error(
         "the guest does not listen to its hot-plug slots (it is starting, or has no driver \
-         pciehp), so disk {0:?} stays; --force takes it away without asking"
+         pciehp), so {0:?} stays; --force takes it away without asking"
     )]
     Deaf(String),
 }
 
 struct Plugged {
     function: Arc<VirtioPci>,
-    disk: DiskPort,
+    device: Device,
+}
+
+/// A network card behind a port.
+#[derive(Clone)]
+pub struct AttachedNic {
+    /// How it was described, with its name and port.
+    pub nic: Nic,
+    /// The host's side.
+    pub port: NicPort,
+    /// Whether a driver in the guest uses it.
+    pub in_use: bool,
+}
+
+impl AttachedNic {
+    /// Its name in this machine.
+    pub fn name(&self) -> &str {
+        self.nic.name.as_deref().unwrap_or_default()
+    }
+}
+
+/// What can be behind a port.
+enum Device {
+    Disk(DiskPort),
+    Nic(Box<AttachedNic>),
+}
+
+impl Device {
+    fn name(&self) -> &str {
+        match self {
+            Self::Disk(disk) => &disk.name,
+            Self::Nic(nic) => nic.name(),
+        }
+    }
+
+    /// Leaves what it has of the host.
+    fn close(&self) {
+        if let Self::Nic(nic) = self {
+            nic.port.close();
+        }
+    }
 }
 
 /// What the ports' threads share.
@@ -79,7 +126,8 @@ impl Slots {
             port.unplug();
         }
         if let Some(gone) = gone {
-            let device = gone.disk.name;
+            gone.device.close();
+            let device = gone.device.name().to_owned();
             self.note(EventKind::DeviceDetached { device });
         }
     }
@@ -160,54 +208,118 @@ impl HotPlug {
         disk: &Disk,
         backend: Arc<dyn disk::BlockBackend>,
     ) -> Result<(), MachineError> {
-        let port = self.slots.port(slot);
-        let port = port.ok_or(HotPlugError::Full)?;
         let (device, mut disk) = storage::device(name, disk, backend, self.cpus, &self.control);
         disk.disk.port = Some(slot);
         disk.disk.name = Some(disk.name.clone());
-        let function =
-            VirtioPci::behind_port(Box::new(device), self.ram.clone(), self.interrupts.clone());
-        let function = function.map_err(wrong)?;
+        self.put(slot, Box::new(device), Device::Disk(disk))
+    }
+
+    /// Puts an open network card behind the port that `nic` names.
+    pub fn plug_nic(&self, nic: &Nic, open: OpenNic) -> Result<(), MachineError> {
+        let attached = AttachedNic {
+            nic: nic.clone(),
+            port: open.port,
+            in_use: false,
+        };
+        let device = Device::Nic(Box::new(attached));
+        self.put(nic.port.unwrap_or_default(), Box::new(open.device), device)
+    }
+
+    fn put(
+        &self,
+        slot: u8,
+        virtio: Box<dyn VirtioDevice>,
+        device: Device,
+    ) -> Result<(), MachineError> {
+        let port = self.slots.port(slot).ok_or(HotPlugError::Full)?;
+        let (ram, interrupts) = (self.ram.clone(), self.interrupts.clone());
+        let function = VirtioPci::behind_port(virtio, ram, interrupts).map_err(wrong)?;
         if self.control.is_paused() {
             function.pause();
         }
         let on_bus = function.clone() as Arc<dyn PciFunction>;
         self.slots.pci.attach(behind(slot), on_bus).map_err(wrong)?;
-        let device = disk.name.clone();
+        let name = device.name().to_owned();
         let mut plugged = self.slots.plugged.lock();
-        plugged.insert(slot, Plugged { function, disk });
+        plugged.insert(slot, Plugged { function, device });
         port.plug();
-        self.slots.note(EventKind::DeviceAttached { device });
+        self.slots.note(EventKind::DeviceAttached { device: name });
         Ok(())
+    }
+
+    /// A free port, and the name of a device for it: its own, or `kind` and a
+    /// number. `fixed` are the names of devices that do not come and go.
+    fn place(
+        &self,
+        own: Option<&String>,
+        kind: &str,
+        fixed: &[String],
+    ) -> Result<(u8, String), HotPlugError> {
+        let plugged = self.slots.plugged.lock();
+        let free = PORTS.into_iter().find(|slot| !plugged.contains_key(slot));
+        let slot = free.ok_or(HotPlugError::Full)?;
+        let mut names = fixed.to_vec();
+        names.extend(plugged.values().map(|p| p.device.name().to_owned()));
+        match own {
+            Some(name) if names.contains(name) => Err(HotPlugError::Name(name.clone())),
+            Some(name) => Ok((slot, name.clone())),
+            None => Ok((slot, free_name(kind, fixed.len(), &names))),
+        }
     }
 
     /// Opens a disk and puts it behind a free port; its name. `fixed` are the
     /// names of the disks that do not come and go.
     pub fn attach(&self, disk: &Disk, fixed: &[String]) -> Result<String, MachineError> {
-        let taken: Vec<u8> = self.slots.plugged.lock().keys().copied().collect();
-        let free = PORTS.into_iter().find(|slot| !taken.contains(slot));
-        let slot = free.ok_or(HotPlugError::Full)?;
-        let mut names = fixed.to_vec();
-        names.extend(self.disks().into_iter().map(|disk| disk.name));
-        let name = match &disk.name {
-            Some(name) if names.contains(name) => {
-                return Err(HotPlugError::Name(name.clone()).into());
-            }
-            Some(name) => name.clone(),
-            None => free_name(&names),
-        };
+        let (slot, name) = self.place(disk.name.as_ref(), "disk", fixed)?;
         let backend = storage::open(disk)?;
         self.plug(slot, name.clone(), disk, backend)?;
+        Ok(name)
+    }
+
+    /// Opens the network of a card and puts it behind a free port; its name.
+    /// `fixed` are the names of the cards that do not come and go.
+    pub fn attach_nic(
+        &self,
+        nic: &Nic,
+        fixed: &[String],
+        uuid: &[u8; 16],
+    ) -> Result<String, MachineError> {
+        if matches!(nic.network, NicNetwork::Vpc(_)) {
+            return Err(HotPlugError::Vpc.into());
+        }
+        let (slot, name) = self.place(nic.name.as_ref(), "net", fixed)?;
+        let nic = Nic {
+            name: Some(name.clone()),
+            port: Some(slot),
+            ..nic.clone()
+        };
+        let open = nic::open_behind(slot, &nic, uuid)?;
+        self.plug_nic(&nic, open)?;
         Ok(name)
     }
 
     /// Asks the guest to give a disk up, or takes it away by `force`. Returns
     /// before it is gone. `Ok(false)`: there is no such disk here.
     pub fn detach(&self, name: &str, force: bool) -> Result<bool, HotPlugError> {
+        self.take_out(name, force, |device| matches!(device, Device::Disk(_)))
+    }
+
+    /// As [`Self::detach`], for a network card.
+    pub fn detach_nic(&self, name: &str, force: bool) -> Result<bool, HotPlugError> {
+        self.take_out(name, force, |device| matches!(device, Device::Nic(_)))
+    }
+
+    fn take_out(
+        &self,
+        name: &str,
+        force: bool,
+        is_meant: impl Fn(&Device) -> bool,
+    ) -> Result<bool, HotPlugError> {
         let slot = {
             let plugged = self.slots.plugged.lock();
-            let found = plugged.iter().find(|(_, p)| p.disk.name == name);
-            found.map(|(slot, _)| *slot)
+            let mut all = plugged.iter().map(|(slot, p)| (*slot, &p.device));
+            let found = all.find(|(_, device)| device.name() == name && is_meant(device));
+            found.map(|(slot, _)| slot)
         };
         let Some((slot, port)) = slot.and_then(|slot| Some((slot, self.slots.port(slot)?))) else {
             return Ok(false);
@@ -223,7 +335,24 @@ impl HotPlug {
     /// The disks behind the ports.
     pub fn disks(&self) -> Vec<DiskPort> {
         let plugged = self.slots.plugged.lock();
-        plugged.values().map(|p| p.disk.clone()).collect()
+        let disks = plugged.values().filter_map(|p| match &p.device {
+            Device::Disk(disk) => Some(disk.clone()),
+            Device::Nic(_) => None,
+        });
+        disks.collect()
+    }
+
+    /// The network cards behind the ports.
+    pub fn nics(&self) -> Vec<AttachedNic> {
+        let plugged = self.slots.plugged.lock();
+        let nics = plugged.values().filter_map(|p| match &p.device {
+            Device::Disk(_) => None,
+            Device::Nic(nic) => Some(AttachedNic {
+                in_use: p.function.is_in_use(),
+                ..(**nic).clone()
+            }),
+        });
+        nics.collect()
     }
 
     /// The functions behind the ports, by their place.
@@ -264,11 +393,10 @@ impl HotPlug {
     }
 }
 
-/// `disk` and the first number that gives a new name.
-fn free_name(names: &[String]) -> String {
-    (names.len()..)
-        .chain(0..names.len())
-        .map(|n| format!("disk{n}"))
+/// `kind` and the first number from `first` on that gives a new name.
+fn free_name(kind: &str, first: usize, names: &[String]) -> String {
+    (first..)
+        .map(|n| format!("{kind}{n}"))
         .find(|name| !names.contains(name))
         .unwrap_or_default()
 }

@@ -35,7 +35,7 @@ pub use description::{
 };
 pub use devices::serial::SerialSink;
 pub use events::{GuestEvent, Listener};
-pub use hotplug::HotPlugError;
+pub use hotplug::{AttachedNic, HotPlugError};
 pub use machine::{Machine, MakeEngine, RunState};
 pub use nic::{
     MOST_NICS, Nic, NicCapture, NicError, NicNetwork, NicPort, NicReach, UserNic, VpcNic,

@@ -20,7 +20,8 @@ use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, Disk};
 use crate::events::{Events, Listener};
-use crate::nic::NicPort;
+use crate::hotplug::AttachedNic;
+use crate::nic::{Nic, NicPort};
 use crate::outcome::{MachineError, Outcome};
 use crate::snapshot::{self, Ledger, Snapshot, SnapshotError, SnapshotMade};
 use crate::source::Source;
@@ -349,6 +350,32 @@ impl Machine {
         self.inner.detach_disk(name, force)
     }
 
+    /// Attaches a network card while the machine runs; its name. The guest
+    /// takes it when it likes.
+    ///
+    /// # Errors
+    /// [`MachineError::HotPlug`], [`MachineError::Nic`],
+    /// [`MachineError::Description`].
+    pub fn attach_nic(&self, nic: &Nic) -> Result<String, MachineError> {
+        self.inner.attach_nic(nic)
+    }
+
+    /// Asks the guest to give up a network card that was attached, or with
+    /// `force` takes it away. It is gone when it is no longer among
+    /// [`Self::attached_nics`].
+    ///
+    /// # Errors
+    /// [`MachineError::HotPlug`].
+    pub fn detach_nic(&self, name: &str, force: bool) -> Result<(), MachineError> {
+        self.inner.detach_nic(name, force)
+    }
+
+    /// The network cards that were attached while the machine ran.
+    #[must_use]
+    pub fn attached_nics(&self) -> Vec<AttachedNic> {
+        self.inner.board.attached_nics()
+    }
+
     /// Makes a disk larger, to `size` bytes, and tells the guest.
     ///
     /// # Errors
@@ -363,7 +390,8 @@ impl Machine {
         self.inner.board.disks()
     }
 
-    /// The network cards, in the order of their description.
+    /// The network cards that do not come and go, in the order of their
+    /// description.
     pub fn nics(&self) -> impl Iterator<Item = &NicPort> {
         self.inner.board.nics()
     }

@@ -46,6 +46,13 @@ pub struct Nic {
     /// Where what crosses it is captured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capture: Option<NicCapture>,
+    /// Name by which an attached card can be detached; others need none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Slot of the root port, 24 to 31, behind which it is because it was
+    /// attached while the machine ran. Missing: it is on bus 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u8>,
 }
 
 /// What a card is plugged into.
@@ -152,6 +159,8 @@ impl Nic {
             queues: None,
             rate: None,
             capture: None,
+            name: None,
+            port: None,
         }
     }
 }
@@ -277,15 +286,33 @@ pub struct NicPort {
     pub(crate) door: Arc<Mutex<Option<PortDoor>>>,
 }
 
+impl NicPort {
+    /// Leaves the network for good.
+    pub(crate) fn close(&self) {
+        drop(self.door.lock().take());
+        self.card.close();
+    }
+}
+
 /// Opens the networks of all cards.
 pub(crate) fn open_all(nics: &[Nic], uuid: &[u8; 16]) -> Result<Vec<OpenNic>, NicError> {
     let mut users = 0;
     let open = |(index, nic): (usize, &Nic)| {
+        if let Some(port) = nic.port {
+            return open_behind(port, nic, uuid);
+        }
         let before = users;
         users += u8::from(matches!(nic.network, NicNetwork::User(_)));
         open(index, nic, uuid, before)
     };
     nics.iter().enumerate().map(open).collect()
+}
+
+/// Opens the network of a card behind a root port. It counts from that, so that
+/// addresses are the same wherever the machine goes on.
+pub(crate) fn open_behind(port: u8, nic: &Nic, uuid: &[u8; 16]) -> Result<OpenNic, NicError> {
+    let number = MOST_NICS as u8 + port % 8;
+    open(number.into(), nic, uuid, number)
 }
 
 fn open(index: usize, nic: &Nic, uuid: &[u8; 16], users: u8) -> Result<OpenNic, NicError> {

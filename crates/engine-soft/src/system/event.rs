@@ -8,7 +8,7 @@ use arch::{Exception, exception};
 use iced_x86::{Code, Instruction};
 
 use crate::core::{Core, Exec, Trap};
-use crate::cpu::{Seg, View, flag, seg};
+use crate::cpu::{Seg, View, flag, pending, seg};
 use crate::interpret::operand::{canonical, next_ip};
 use crate::system::descriptor::{Descriptor, UNUSABLE, gp, np, null, ss, ts};
 use crate::system::segment::{load_flat, null_stack};
@@ -93,6 +93,25 @@ fn combine(first: Exception, second: Exception) -> Exec<Exception> {
     } else {
         second
     })
+}
+
+/// Delivers an NMI that was signalled, or keeps it while NMIs are blocked.
+pub fn take_nmi(core: &mut Core) -> Exec {
+    core.signal().take(pending::NMI);
+    if core.cpu.nmi_blocked {
+        core.system.nmi_waits = true;
+        return Ok(());
+    }
+    core.cpu.halted = false;
+    deliver_interrupt(core, 2, true)
+}
+
+/// Ends the time in which NMIs wait; what waited is signalled again.
+pub fn unblock_nmi(core: &mut Core) {
+    core.cpu.nmi_blocked = false;
+    if std::mem::take(&mut core.system.nmi_waits) {
+        core.signal().raise(pending::NMI);
+    }
 }
 
 /// Delivers an external interrupt (`nmi`: the NMI, vector 2).

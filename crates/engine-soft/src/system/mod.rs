@@ -32,7 +32,7 @@ use crate::interpret::operand::{next_ip, write_gpr};
 
 pub use debug::code_breakpoint;
 pub(crate) use debug::{data_breakpoints, for_each_access};
-pub use event::{debug_trap, deliver_exception, deliver_interrupt, software_interrupt};
+pub use event::{debug_trap, deliver_exception, deliver_interrupt, software_interrupt, take_nmi};
 pub use msr::SystemState;
 pub use segment::load_segment;
 pub use state::{init_reset, startup};

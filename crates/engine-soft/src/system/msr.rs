@@ -33,6 +33,9 @@ pub struct SystemState {
     pub kvm_steal_time: u64,
     /// What another engine had begun to deliver: comes first.
     pub injected: Option<Injected>,
+    /// An NMI has come while NMIs are blocked: `iret` raises it again. In the
+    /// signal it would keep an idle vCPU awake.
+    pub nmi_waits: bool,
     /// IA32_BIOS_SIGN_ID.
     pub microcode: u64,
 }
@@ -53,6 +56,7 @@ impl Default for SystemState {
             kvm_wall_clock: 0,
             kvm_steal_time: 0,
             injected: None,
+            nmi_waits: false,
             microcode: 0x0100_0065 << 32,
         }
     }

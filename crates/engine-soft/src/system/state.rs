@@ -74,7 +74,7 @@ impl Core {
             system_time: Some(self.system_time(tsc)),
             interrupt_shadow: c.shadow,
             nmi_blocked: c.nmi_blocked,
-            nmi_pending: bits & pending::NMI != 0,
+            nmi_pending: bits & pending::NMI != 0 || self.system.nmi_waits,
             injected: self.system.injected,
         }
     }
@@ -195,6 +195,7 @@ impl Core {
         if s.lapic.tsc_deadline != 0 {
             self.set_tsc_deadline(s.lapic.tsc_deadline);
         }
+        self.system.nmi_waits = false;
         if s.nmi_pending {
             signal.raise(pending::NMI);
         }
@@ -213,6 +214,7 @@ pub fn init_reset(core: &mut Core) {
     core.cpu.xcr0 = xcr0;
     core.cpu.efer = efer;
     core.cpu.nmi_blocked = false;
+    core.system.nmi_waits = false;
     core.lapic.init();
     core.tlb_flush_all();
     core.update_mode();

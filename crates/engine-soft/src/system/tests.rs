@@ -1,5 +1,6 @@
 //! System instructions and events on a bare vCPU.
 
+mod nmi;
 mod stepping;
 
 use std::sync::Arc;
@@ -287,19 +288,6 @@ fn a_fault_pushes_its_error_code_with_rf_on_an_aligned_stack() {
     assert_eq!(get(&core, core.cpu.gpr[4]), 2);
     assert_ne!(get(&core, core.cpu.gpr[4] + 24) & flag::RF, 0);
     assert_eq!(get(&core, core.cpu.gpr[4] + 32), STACK0 - 5);
-}
-
-#[test]
-fn ist_is_used_even_without_a_change_of_privilege() {
-    let mut core = long();
-    gate(&core, 2, 0xe, 0, 1);
-    deliver_interrupt(&mut core, 2, true).unwrap();
-    assert_eq!(core.cpu.gpr[4], STACK_IST - 40);
-    assert!(core.cpu.nmi_blocked);
-    assert_eq!(core.cpu.seg[seg::SS].selector, K_DATA);
-    run(&mut core, &[0x48, 0xcf]).unwrap();
-    assert!(!core.cpu.nmi_blocked);
-    assert_eq!(core.cpu.gpr[4], STACK0);
 }
 
 #[test]

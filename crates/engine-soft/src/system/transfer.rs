@@ -7,7 +7,7 @@ use crate::core::{Core, Exec};
 use crate::cpu::{Seg, flag, seg};
 use crate::interpret::operand::{self, canonical, next_ip};
 use crate::system::descriptor::{self, Descriptor, UNUSABLE, gp, np, null};
-use crate::system::event::{Frame, inner_frame, tss64};
+use crate::system::event::{Frame, inner_frame, tss64, unblock_nmi};
 use crate::system::segment::{load_flat, null_stack};
 use crate::system::task;
 
@@ -395,7 +395,7 @@ pub(crate) fn iret(core: &mut Core, i: &Instruction) -> Exec {
         iret_protected(core, i, size)
     };
     if r.is_ok() {
-        core.cpu.nmi_blocked = false;
+        unblock_nmi(core);
     }
     r
 }

@@ -1,17 +1,17 @@
-//! `holm attach`, `holm detach` and `holm grow`: disks of running machines.
+//! `holm attach`, `holm detach` and `holm grow`: disks and network cards of
+//! running machines.
 
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use machine::Disk;
-use machine_protocol::{DiskReport, Reply, Request};
+use machine::{Disk, Nic};
+use machine_protocol::{Description, Reply, Request};
 
 use super::client::{Client, ControlError};
 use super::{AGAIN, Named, finish};
 use crate::console::terminal;
-use crate::disk_option;
 use crate::form::{self, Output};
-use crate::values;
+use crate::{disk_option, network, values};
 
 /// `holm attach`.
 #[derive(Args, Debug)]
@@ -22,7 +22,17 @@ pub struct Attach {
 
     /// The disk, as with `holm run --disk` (--disk data.img,name=data)
     #[arg(long = "disk", value_name = "FILE[,OPTION[=VALUE]…]", value_parser = disk_option::parse)]
-    pub disk: Disk,
+    pub disk: Option<Disk>,
+
+    /// A network card instead, as with `holm run --net`, not in a VPC (--net switch=lab,name=lab)
+    #[arg(
+        long = "net",
+        value_name = "NETWORK[,OPTION…]",
+        value_parser = network::spec,
+        conflicts_with = "disk",
+        required_unless_present = "disk"
+    )]
+    pub net: Option<network::Spec>,
 
     /// How long to wait for the guest to take it (--wait 30s)
     #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
@@ -40,9 +50,9 @@ pub struct Detach {
     #[command(flatten)]
     pub machine: Named,
 
-    /// The disk's name (`holm show`)
-    #[arg(value_name = "DISK")]
-    pub disk: String,
+    /// The disk's or network card's name (`holm show`)
+    #[arg(value_name = "DEVICE")]
+    pub device: String,
 
     /// How long to wait for the guest to give it up (--wait 1m)
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
@@ -70,64 +80,113 @@ pub struct Grow {
     pub size: u64,
 }
 
-/// Attaches a disk.
+/// Attaches a disk or a network card.
 pub fn attach(arguments: &Attach) -> u8 {
     finish(try_attach(arguments))
 }
 
 fn try_attach(arguments: &Attach) -> Result<(), ControlError> {
-    let name = &arguments.machine.name;
-    let refused = |message: String| ControlError::Refused {
-        name: name.clone(),
-        message,
-    };
-    let mut disk = arguments.disk.clone();
+    match (&arguments.disk, &arguments.net) {
+        (Some(disk), _) => attach_disk(arguments, disk.clone()),
+        (None, Some(network::Spec::Card(nic))) => attach_nic(arguments, (**nic).clone()),
+        (None, _) => Err(refused(arguments)("--net none is no network card")),
+    }
+}
+
+/// The machine's answer that it is not done, in its name.
+fn refused(arguments: &Attach) -> impl Fn(&str) -> ControlError {
+    |message| ControlError::Refused {
+        name: arguments.machine.name.clone(),
+        message: message.into(),
+    }
+}
+
+const ANOTHER_ANSWER: &str = "it gave an answer to something else";
+
+fn attach_disk(arguments: &Attach, mut disk: Disk) -> Result<(), ControlError> {
+    let refused = refused(arguments);
     // The machine's process may be in another directory.
-    disk.file = std::path::absolute(&disk.file).map_err(|e| refused(e.to_string()))?;
-    let disk = serde_json::to_value(&disk).map_err(|e| refused(e.to_string()))?;
-    let mut client = Client::connect(name)?;
+    disk.file = std::path::absolute(&disk.file).map_err(|e| refused(&e.to_string()))?;
+    let disk = serde_json::to_value(&disk).map_err(|e| refused(&e.to_string()))?;
+    let mut client = Client::connect(&arguments.machine.name)?;
     let Reply::Attached { disk } = client.ask(&Request::AttachDisk { disk })? else {
-        return Err(refused("it gave an answer to something else".into()));
+        return Err(refused(ANOTHER_ANSWER));
     };
-    let report = wait_for(&mut client, &disk, arguments.wait, |d| {
-        d.is_some_and(|d| d.in_use)
+    let find = |d: Description| d.disks.into_iter().find(|d| d.name == disk);
+    let report = wait_for(&mut client, arguments.wait, find, |d| {
+        d.as_ref().is_some_and(|d| d.in_use)
     })?;
-    let report = report.ok_or_else(|| refused(format!("disk {disk:?} has gone again")))?;
-    form::print(arguments.output, &report, || match report.in_use {
-        true => format!("{disk}: attached, and the guest uses it\n"),
-        false => format!(
-            "{disk}: attached; the guest has not taken it yet (it is paused, starting, or has no \
-             drivers pciehp and virtio_blk)\n"
-        ),
+    let report = report.ok_or_else(|| refused(&format!("disk {disk:?} has gone again")))?;
+    form::print(arguments.output, &report, || {
+        attached_text(&disk, report.in_use, "virtio_blk")
     });
     Ok(())
 }
 
-/// Detaches a disk.
+fn attach_nic(arguments: &Attach, mut nic: Nic) -> Result<(), ControlError> {
+    let refused = refused(arguments);
+    if let Some(capture) = &mut nic.capture {
+        capture.file = std::path::absolute(&capture.file).map_err(|e| refused(&e.to_string()))?;
+    }
+    let nic = serde_json::to_value(&nic).map_err(|e| refused(&e.to_string()))?;
+    let mut client = Client::connect(&arguments.machine.name)?;
+    let Reply::NicAttached { nic } = client.ask(&Request::AttachNic { nic })? else {
+        return Err(refused(ANOTHER_ANSWER));
+    };
+    let find = |d: Description| d.attached_nics.into_iter().find(|n| n.name == nic);
+    let report = wait_for(&mut client, arguments.wait, find, |n| {
+        n.as_ref().is_some_and(|n| n.in_use)
+    })?;
+    let report = report.ok_or_else(|| refused(&format!("network card {nic:?} has gone again")))?;
+    form::print(arguments.output, &report, || {
+        attached_text(&nic, report.in_use, "virtio_net")
+    });
+    Ok(())
+}
+
+fn attached_text(name: &str, in_use: bool, driver: &str) -> String {
+    match in_use {
+        true => format!("{name}: attached, and the guest uses it\n"),
+        false => format!(
+            "{name}: attached; the guest has not taken it yet (it is paused, starting, or has no \
+             drivers pciehp and {driver})\n"
+        ),
+    }
+}
+
+/// Detaches a disk or a network card.
 pub fn detach(arguments: &Detach) -> u8 {
     finish(try_detach(arguments))
 }
 
 fn try_detach(arguments: &Detach) -> Result<(), ControlError> {
-    let (name, disk) = (&arguments.machine.name, &arguments.disk);
+    let (name, device) = (&arguments.machine.name, &arguments.device);
     let mut client = Client::connect(name)?;
-    client.ask(&Request::DetachDisk {
-        disk: disk.clone(),
-        force: arguments.force,
-    })?;
-    match wait_for(&mut client, disk, arguments.wait, |d| d.is_none())? {
-        None => {
-            terminal::say(&format!("{disk}: detached"));
-            Ok(())
-        }
-        Some(_) => Err(ControlError::Refused {
+    let is_nic = |d: &Description| d.attached_nics.iter().any(|nic| nic.name == *device);
+    let force = arguments.force;
+    let request = match is_nic(&client.describe()?) {
+        true => Request::DetachNic {
+            nic: device.clone(),
+            force,
+        },
+        false => Request::DetachDisk {
+            disk: device.clone(),
+            force,
+        },
+    };
+    client.ask(&request)?;
+    let there = |d: Description| is_nic(&d) || d.disks.iter().any(|disk| disk.name == *device);
+    if wait_for(&mut client, arguments.wait, there, |there| !there)? {
+        return Err(ControlError::Refused {
             name: name.clone(),
             message: format!(
-                "the guest was asked and has not given up disk {disk:?} yet; it may still do so, \
+                "the guest was asked and has not given up {device:?} yet; it may still do so, \
                  and --force takes it away"
             ),
-        }),
+        });
     }
+    terminal::say(&format!("{device}: detached"));
+    Ok(())
 }
 
 /// Makes a disk larger.
@@ -141,19 +200,18 @@ pub fn grow(arguments: &Grow) -> u8 {
     finish(asked.map(drop))
 }
 
-/// Looks at a disk until it is as wanted, or the time is over; what it was
-/// then.
-fn wait_for(
+/// Looks at the machine until what is found is as wanted, or the time is over;
+/// what it was then.
+fn wait_for<T>(
     client: &mut Client,
-    disk: &str,
     within: Duration,
-    wanted: impl Fn(Option<&DiskReport>) -> bool,
-) -> Result<Option<DiskReport>, ControlError> {
+    find: impl Fn(Description) -> T,
+    wanted: impl Fn(&T) -> bool,
+) -> Result<T, ControlError> {
     let start = Instant::now();
     loop {
-        let disks = client.describe()?.disks;
-        let found = disks.into_iter().find(|d| d.name == disk);
-        if wanted(found.as_ref()) || start.elapsed() >= within {
+        let found = find(client.describe()?);
+        if wanted(&found) || start.elapsed() >= within {
             return Ok(found);
         }
         std::thread::sleep(AGAIN);

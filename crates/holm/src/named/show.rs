@@ -83,7 +83,12 @@ fn watch_alone(name: &str, output: Output) -> Result<(), ControlError> {
     let mut before = None;
     // It ends with the machine.
     while let Ok(d) = client.describe() {
-        let changed = Some((d.state, d.disks.clone(), d.ports.clone()));
+        let changed = Some((
+            d.state,
+            d.disks.clone(),
+            d.attached_nics.clone(),
+            d.ports.clone(),
+        ));
         if changed != before {
             again(output, &with_name(name, &d), || text(name, &d));
             before = changed;
@@ -116,6 +121,10 @@ fn text(name: &str, d: &Description) -> String {
     d.disks.iter().for_each(|disk| text += &disk_text(disk));
     for nic in &d.nics {
         text += &form::fields(&[("nic", nic.clone())]);
+    }
+    for nic in &d.attached_nics {
+        let what = format!("{} ({}, {})", nic.network, nic.name, nic.mac);
+        text += &form::fields(&[("nic", what)]);
     }
     text
 }

@@ -5,16 +5,19 @@ use std::time::Duration;
 
 use machine_protocol::vpc::PortReport;
 use machine_protocol::{
-    Description, DiskCopied, DiskReport, ErrorCode, EventKind, Metrics, Reply, Request, RunState,
-    SnapshotMade,
+    Description, DiskCopied, DiskReport, ErrorCode, EventKind, Metrics, NicReport, Reply, Request,
+    RunState, SnapshotMade,
 };
 
 use net::vpc::VpcNetwork;
 use serde::Deserialize;
+use virtio::net::NetHandle;
 
 use crate::control::Event;
 use crate::description::Disk;
+use crate::hotplug::AttachedNic;
 use crate::machine::Inner;
+use crate::nic::Nic;
 use crate::outcome::MachineError;
 use crate::storage::DiskPort;
 
@@ -43,6 +46,13 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
         Request::DetachDisk { disk, force } => {
             return done(machine.detach_disk(disk, *force));
         }
+        Request::AttachNic { nic } => {
+            return match attach_nic(machine, nic) {
+                Ok(nic) => Reply::NicAttached { nic },
+                Err(message) => refused(message),
+            };
+        }
+        Request::DetachNic { nic, force } => return done(machine.detach_nic(nic, *force)),
         Request::ConfigureNic { nic, port } => {
             return match machine.configure_nic(*nic, (**port).clone()) {
                 Ok(report) => Reply::NicConfigured(report),
@@ -107,6 +117,15 @@ fn attach(machine: &Inner, disk: &serde_json::Value) -> Result<String, String> {
     machine.attach_disk(&disk).map_err(|e| e.to_string())
 }
 
+fn attach_nic(machine: &Inner, nic: &serde_json::Value) -> Result<String, String> {
+    let nic = Nic::deserialize(nic).map_err(|e| format!("the card is not described: {e}"))?;
+    let capture = nic.capture.as_ref();
+    if capture.is_some_and(|capture| !capture.file.is_absolute()) {
+        return Err("a capture file is named by its absolute path".into());
+    }
+    machine.attach_nic(&nic).map_err(|e| e.to_string())
+}
+
 fn snapshot(machine: &Inner, directory: &Path, incremental: bool) -> Reply {
     let failed = |message: String| Reply::Error {
         code: ErrorCode::Failed,
@@ -167,6 +186,7 @@ fn describe(machine: &Inner) -> Description {
         memory: d.memory,
         disks: machine.board().disks().iter().map(disk).collect(),
         nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
+        attached_nics: machine.board().attached_nics().iter().map(nic).collect(),
         ports: ports(machine),
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
         uuid: hexadecimal(d.uuid),
@@ -219,6 +239,26 @@ fn disk(port: &DiskPort) -> DiskReport {
     }
 }
 
+fn nic(attached: &AttachedNic) -> NicReport {
+    NicReport {
+        name: attached.name().to_owned(),
+        network: attached.nic.network.to_string(),
+        mac: attached.port.card.mac().to_string(),
+        in_use: attached.in_use,
+    }
+}
+
+fn nic_metrics(name: &str, card: &NetHandle, metrics: &mut Metrics) {
+    let stats = card.stats();
+    for (direction, d) in [("received", stats.received), ("sent", stats.sent)] {
+        let labels = [("nic", name.to_owned()), ("direction", direction.into())];
+        metrics.add("holm_nic_packets_total", &labels, d.packets);
+        metrics.add("holm_nic_bytes_total", &labels, d.bytes);
+        metrics.add("holm_nic_errors_total", &labels, d.errors);
+        metrics.add("holm_nic_drops_total", &labels, d.drops);
+    }
+}
+
 fn disk_metrics(port: &DiskPort, metrics: &mut Metrics) {
     let stats = port.control.stats();
     let disk = || ("disk", port.name.clone());
@@ -268,17 +308,13 @@ fn metrics(machine: &Inner) -> Reply {
         metrics.add("holm_balloon_reported_bytes_total", &[], report.reported);
     }
     for (index, port) in machine.board().nics().enumerate() {
-        let stats = port.card.stats();
-        for (direction, d) in [("received", stats.received), ("sent", stats.sent)] {
-            let labels = [("nic", index.to_string()), ("direction", direction.into())];
-            metrics.add("holm_nic_packets_total", &labels, d.packets);
-            metrics.add("holm_nic_bytes_total", &labels, d.bytes);
-            metrics.add("holm_nic_errors_total", &labels, d.errors);
-            metrics.add("holm_nic_drops_total", &labels, d.drops);
-        }
+        nic_metrics(&index.to_string(), &port.card, &mut metrics);
         if let Some(vpc) = &port.vpc {
             port_metrics(index, vpc, &mut metrics);
         }
+    }
+    for attached in machine.board().attached_nics() {
+        nic_metrics(attached.name(), &attached.port.card, &mut metrics);
     }
     for port in machine.board().disks() {
         disk_metrics(&port, &mut metrics);

@@ -17,7 +17,7 @@ use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, Disk, OnReset};
 use crate::events::{Events, GuestEvent};
-use crate::nic::NicError;
+use crate::nic::{Nic, NicError};
 use crate::outcome::{MachineError, Outcome};
 use crate::peripherals::WatchdogAction;
 use crate::snapshot::Ledger;
@@ -205,6 +205,20 @@ impl Inner {
     pub(crate) fn detach_disk(&self, name: &str, force: bool) -> Result<(), MachineError> {
         let _one = self.operation.lock();
         self.board.detach_disk(name, force)
+    }
+
+    /// See [`Machine::attach_nic`].
+    pub(crate) fn attach_nic(&self, nic: &Nic) -> Result<String, MachineError> {
+        nic.check()?;
+        let _one = self.operation.lock();
+        self.must_not_have_ended()?;
+        self.board.attach_nic(nic, &self.description.uuid)
+    }
+
+    /// See [`Machine::detach_nic`].
+    pub(crate) fn detach_nic(&self, name: &str, force: bool) -> Result<(), MachineError> {
+        let _one = self.operation.lock();
+        self.board.detach_nic(name, force)
     }
 
     /// See [`Machine::grow_disk`].

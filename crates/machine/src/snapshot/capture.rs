@@ -15,6 +15,7 @@ use super::files::{self, NewDirectory, PageList};
 use super::ledger::{Last, Ledger};
 use super::manifest::{self, MANIFEST, Manifest, MemoryFile, Parent, StateFile};
 use crate::machine::Inner;
+use crate::nic::Nic;
 
 /// Pages copied while the guest stands; more are frozen. 16 MiB take some 4 ms.
 const COPIED_STANDING: u64 = 4096;
@@ -41,6 +42,8 @@ struct Standing {
     memory: Taken,
     state: crate::MachineState,
     disks: Vec<super::disks::Taken>,
+    /// Network cards that were attached.
+    nics: Vec<Nic>,
     /// What the ledger knew before.
     since: PageSet,
     stopped: Duration,
@@ -231,10 +234,12 @@ fn take(
         .map_err(|e| SnapshotError::Refused(e.to_string()))?;
     let disks = super::disks::take(machine, disks)?;
     let none = PageSet::none(ram.pages());
+    let nics = machine.board().attached_nics();
     Ok(Standing {
         memory,
         state,
         disks,
+        nics: nics.into_iter().map(|attached| attached.nic).collect(),
         since: std::mem::replace(&mut ledger.since, none),
         stopped: Duration::ZERO,
         created: SystemTime::now()
@@ -277,6 +282,8 @@ fn store(
         .map_err(|e| SnapshotError::Refused(format!("its state cannot be written: {e}")))?;
     directory.put(files::STATE, &state)?;
     let mut described = machine.description().clone();
+    described.nics.retain(|nic| nic.port.is_none());
+    described.nics.extend(standing.nics);
     described.disks = standing.disks.iter().map(|d| d.described.clone()).collect();
     let disks = super::disks::finish(standing.disks, directory)?;
     let manifest = Manifest {

@@ -153,6 +153,12 @@ impl VirtioPci {
         common.pause()
     }
 
+    /// Whether a driver in the guest uses the device. While it is paused, none
+    /// does.
+    pub fn is_in_use(&self) -> bool {
+        self.doorbell.read().is_some()
+    }
+
     /// Ends [`Self::pause`], also after [`Self::restore`].
     pub fn resume(&self) {
         let mut common = self.common.lock();
