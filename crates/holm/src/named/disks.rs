@@ -9,8 +9,8 @@ use machine_protocol::{DiskReport, Reply, Request};
 use super::client::{Client, ControlError};
 use super::{AGAIN, Named, finish};
 use crate::console::terminal;
-use crate::disk_option;
 use crate::form::{self, Output};
+use crate::run::disk_option;
 use crate::values;
 
 /// `holm attach`.

@@ -72,6 +72,10 @@ pub struct Create {
     /// What it holds at first (--snapshot snap-0123…)
     #[arg(long, value_name = "SNAPSHOT", add = completion::snapshots())]
     pub snapshot: Option<String>,
+
+    /// Form of the answer; text is its id
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `holm volume attach`.
@@ -128,6 +132,10 @@ pub struct Snap {
     /// What it is for
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub description: String,
+
+    /// Form of the answer; text is its id
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Does it, and returns the exit status.
@@ -155,7 +163,7 @@ fn try_run(client: &Client, command: &Command) -> Result<(), PlaneError> {
                 body["snapshot_id"] = id(client, "/v1/snapshots", "snapshot", "snap-", of)?.into();
             }
             let made: VolumeView = client.ask("POST", "/v1/volumes", Some(&body))?;
-            form::out(&format!("{}\n", made.id));
+            form::print(new.output, &made, || format!("{}\n", made.id));
         }
         Command::Attach(attach) => {
             let mut body = json!({"instance_id": instance(client, &attach.machine)?.id});
@@ -184,7 +192,7 @@ fn try_run(client: &Client, command: &Command) -> Result<(), PlaneError> {
                 "tags": tags(&[], snap.name.as_deref()),
             });
             let made: SnapshotView = client.ask("POST", "/v1/snapshots", Some(&body))?;
-            form::out(&format!("{}\n", made.id));
+            form::print(snap.output, &made, || format!("{}\n", made.id));
         }
         Command::Rm(name) => {
             let path = format!("/v1/volumes/{}", volume(client, &name.name)?);

@@ -2,8 +2,16 @@
 //! is made of an image's name; else a machine of its own in the foreground.
 
 pub mod arguments;
+pub mod background;
+pub mod disk_option;
+pub mod disks;
+pub mod engine_choice;
+pub mod guest;
+pub mod image;
 mod managed;
+pub mod network;
 pub mod own;
+pub mod peripherals;
 pub mod session;
 
 use std::path::Path;
@@ -11,11 +19,11 @@ use std::path::Path;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
-use crate::background;
 use crate::console::terminal;
 use crate::failure::Failure;
 use crate::plane::client::Client;
 use crate::plane::create::KEPT;
+use crate::run::background;
 use arguments::{OWN, Run};
 
 /// An option that was given, and under which heading it stands.
