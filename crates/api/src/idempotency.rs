@@ -1,17 +1,19 @@
 //! `Idempotency-Key`: a request that comes again with the key of an earlier
 //! one gets that one's answer, and is not done again.
 //!
-//! Answers are kept in memory; what `control` keeps of client tokens (of new
-//! instances and volumes) outlives the daemon, too.
+//! Answers are in the store, and outlive the daemon. A request is noted before
+//! it is done: one that the daemon's end interrupted is not done twice, unless
+//! `control` itself knows how far it came.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, to_bytes};
-use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use model::{Answer, Given, Timestamp};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
@@ -22,89 +24,44 @@ use crate::problem::{Code, Problem};
 
 /// How long an answer is kept.
 const KEPT: Duration = Duration::from_secs(3600);
-/// Most answers that are kept.
-const ANSWERS_MAX: usize = 10_000;
+/// How often old ones are looked for.
+const SWEEP: Duration = Duration::from_secs(600);
 /// Longest answer that is kept, in bytes.
 const ANSWER_MAX: usize = 256 << 10;
+/// Headers that are kept.
+const HEADERS: [HeaderName; 3] = [header::CONTENT_TYPE, header::ETAG, header::LOCATION];
+/// Paths whose requests `control` knows again by themselves.
+const KNOWN_AGAIN: [&str; 3] = ["/v1/instances", "/v1/volumes", "/v1/route-tables"];
 
-/// Who asked, and the key.
-type Name = (String, String);
+/// Marks an answer that holds a secret, and is given once.
+#[derive(Clone, Copy)]
+pub struct Secret;
 
-/// What was answered to requests with keys.
+/// Requests with keys.
 #[derive(Default)]
-pub struct Answers(Mutex<Kept>);
-
-#[derive(Default)]
-struct Kept {
-    answers: HashMap<Name, Entry>,
-    order: VecDeque<(Instant, Name)>,
+pub struct Answers {
+    /// Ids of those that are being done.
+    running: Mutex<HashSet<String>>,
+    /// When old ones were looked for last.
+    swept: Mutex<Option<Instant>>,
 }
 
-struct Entry {
-    /// Digest of method, path and body.
-    request: [u8; 32],
-    /// `None`: it is being done.
-    answer: Option<(StatusCode, HeaderMap, Bytes)>,
-}
-
-enum Found {
-    New,
-    Same(Option<(StatusCode, HeaderMap, Bytes)>),
-    Other,
-}
-
-impl Answers {
-    fn begin(&self, name: &Name, request: [u8; 32], now: Instant) -> Found {
-        let mut kept = self.0.lock();
-        while let Some((at, _)) = kept.order.front() {
-            let old = now.saturating_duration_since(*at) > KEPT;
-            if !old && kept.order.len() < ANSWERS_MAX {
-                break;
-            }
-            if let Some((_, name)) = kept.order.pop_front() {
-                kept.answers.remove(&name);
-            }
-        }
-        if let Some(entry) = kept.answers.get(name) {
-            return match entry.request == request {
-                true => Found::Same(entry.answer.clone()),
-                false => Found::Other,
-            };
-        }
-        let answer = None;
-        kept.answers.insert(name.clone(), Entry { request, answer });
-        kept.order.push_back((now, name.clone()));
-        Found::New
-    }
-
-    fn end(&self, name: &Name, answer: Option<(StatusCode, HeaderMap, Bytes)>) {
-        let mut kept = self.0.lock();
-        match answer {
-            Some(answer) => {
-                if let Some(entry) = kept.answers.get_mut(name) {
-                    entry.answer = Some(answer);
-                }
-            }
-            None => {
-                kept.answers.remove(name);
-                kept.order.retain(|(_, other)| other != name);
-            }
-        }
-    }
-}
-
-/// Forgets a request that did not come to its end.
-struct Unfinished<'a> {
+/// A request that is being done; no longer when this goes.
+struct Running<'a> {
     answers: &'a Answers,
-    name: &'a Name,
-    finished: bool,
+    id: String,
 }
 
-impl Drop for Unfinished<'_> {
+impl<'a> Running<'a> {
+    fn begin(answers: &'a Answers, id: String) -> Option<Self> {
+        let new = answers.running.lock().insert(id.clone());
+        new.then_some(Self { answers, id })
+    }
+}
+
+impl Drop for Running<'_> {
     fn drop(&mut self) {
-        if !self.finished {
-            self.answers.end(self.name, None);
-        }
+        self.answers.running.lock().remove(&self.id);
     }
 }
 
@@ -113,60 +70,130 @@ pub async fn once(State(app): State<App>, request: Request, next: Next) -> Respo
     if request.method() != Method::POST {
         return next.run(request).await;
     }
-    let key = match extract::key(request.headers()) {
-        Ok(Some(key)) => key,
-        Ok(None) => return next.run(request).await,
-        Err(problem) => return problem.into_response(),
-    };
+    match extract::key(request.headers()) {
+        Ok(Some(key)) => match keyed(&app, &key, request, next).await {
+            Ok(response) => response,
+            Err(problem) => problem.into_response(),
+        },
+        Ok(None) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    }
+}
+
+async fn keyed(app: &App, key: &str, request: Request, next: Next) -> Result<Response, Problem> {
+    sweep(app);
     let caller = request.extensions().get::<Caller>();
     let caller = caller.map_or_else(String::new, |caller| caller.identity.to_string());
-    let name = (caller, key);
+    let id = digest([caller.as_bytes(), key.as_bytes()]);
+    let path = request.extensions().get::<MatchedPath>();
+    let again = path.is_some_and(|path| KNOWN_AGAIN.contains(&path.as_str()));
     let (parts, body) = request.into_parts();
     let Ok(body) = to_bytes(body, app.limits.body).await else {
         let detail = format!("the body is longer than {} bytes", app.limits.body);
-        return Problem::new(Code::TooLarge, detail).into_response();
+        return Err(Problem::new(Code::TooLarge, detail));
     };
-    let mut digest = Sha256::new();
-    digest.update(parts.uri.to_string());
-    digest.update([0]);
-    digest.update(&body);
-    match app
-        .answers
-        .begin(&name, digest.finalize().into(), Instant::now())
-    {
-        Found::New => {}
-        Found::Same(Some((status, headers, body))) => {
-            return (status, headers, body).into_response();
-        }
-        Found::Same(None) => {
-            return Problem::new(Code::Conflict, "the same request is being done")
+    let digest = digest([parts.uri.to_string().as_bytes(), &body]);
+    let Some(running) = Running::begin(&app.answers, id) else {
+        return Err(
+            Problem::new(Code::Conflict, "a request with the same key is being done")
                 .next("ask again in a moment, with the same key")
-                .retry_after(1)
-                .into_response();
+                .retry_after(1),
+        );
+    };
+    let mut answer = Answer {
+        request: digest,
+        at: Timestamp::now(),
+        given: None,
+    };
+    if let Some(earlier) = app.plane.answer(&running.id).await? {
+        if earlier.request != answer.request {
+            let detail = format!("the Idempotency-Key {key:?} came with another request");
+            return Err(Problem::new(Code::IdempotencyMismatch, detail)
+                .next("use a new key for a new request"));
         }
-        Found::Other => {
-            let detail = format!("the Idempotency-Key {:?} came with another request", name.1);
-            return Problem::new(Code::IdempotencyMismatch, detail)
-                .next("use a new key for a new request")
-                .into_response();
+        match earlier.given {
+            Some(given) => return replay(given),
+            None if again => {}
+            None => return Err(interrupted()),
         }
     }
-    let mut unfinished = Unfinished {
-        answers: &app.answers,
-        name: &name,
-        finished: false,
-    };
+    app.plane.note_answer(&running.id, &answer).await?;
     let response = next.run(Request::from_parts(parts, Body::from(body))).await;
     // What may succeed the next time is tried the next time.
     if response.extensions().get::<Problem>().is_some() {
-        return response;
+        app.plane.forget_answer(&running.id).await?;
+        return Ok(response);
     }
+    let secret = response.extensions().get::<Secret>().is_some();
     let (parts, body) = response.into_parts();
-    let Ok(body) = to_bytes(body, ANSWER_MAX).await else {
-        return Problem::new(Code::Internal, "the answer is too long to be kept").into_response();
+    let Ok(body) = to_bytes(body, usize::MAX).await else {
+        let detail = "the answer could not be read to its end";
+        return Err(Problem::new(Code::Internal, detail));
     };
-    unfinished.finished = true;
-    let answer = (parts.status, parts.headers.clone(), body.clone());
-    app.answers.end(&name, Some(answer));
-    Response::from_parts(parts, Body::from(body))
+    let kept = String::from_utf8(body.to_vec()).ok();
+    let headers = HEADERS.into_iter().filter_map(|name| {
+        let value = parts.headers.get(&name)?.to_str().ok()?.to_owned();
+        Some((name.to_string(), value))
+    });
+    answer.given = Some(Given {
+        status: parts.status.as_u16(),
+        headers: headers.collect(),
+        body: kept.filter(|text| !secret && text.len() <= ANSWER_MAX),
+    });
+    app.plane.note_answer(&running.id, &answer).await?;
+    Ok(Response::from_parts(parts, Body::from(body)))
+}
+
+/// An earlier answer.
+fn replay(given: Given) -> Result<Response, Problem> {
+    let Some(body) = given.body else {
+        let place = given.headers.iter().find(|(name, _)| name == "location");
+        let place = place.map_or("what it made", |(_, place)| place);
+        let detail = "this was done, and its answer, which was given once, is not kept";
+        return Err(Problem::new(Code::AlreadyExists, detail).next(format!(
+            "if the answer was lost, remove {place} and ask with a new key"
+        )));
+    };
+    let mut response = Bytes::from(body).into_response();
+    *response.status_mut() = StatusCode::from_u16(given.status).unwrap_or_default();
+    for (name, value) in given.headers {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), HeaderValue::from_str(&value)) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    Ok(response)
+}
+
+fn interrupted() -> Problem {
+    let detail = "the daemon ended while it did this request; it may or may not be done";
+    Problem::new(Code::Conflict, detail).next("look at what there is, and ask with a new key")
+}
+
+/// Forgets old answers, now and then.
+fn sweep(app: &App) {
+    let now = Instant::now();
+    let mut swept = app.answers.swept.lock();
+    if swept.is_some_and(|at| now.saturating_duration_since(at) < SWEEP) {
+        return;
+    }
+    *swept = Some(now);
+    let plane = app.plane.clone();
+    tokio::spawn(async move {
+        let kept = u64::try_from(KEPT.as_millis()).unwrap_or(u64::MAX);
+        let before = Timestamp(Timestamp::now().0.saturating_sub(kept));
+        if let Err(error) = plane.forget_answers(before).await {
+            tracing::warn!(%error, "forgetting old answers");
+        }
+    });
+}
+
+fn digest<const N: usize>(parts: [&[u8]; N]) -> String {
+    let mut digest = Sha256::new();
+    for part in parts {
+        // Lengths keep `a`, `bc` and `ab`, `c` apart.
+        digest.update((part.len() as u64).to_le_bytes());
+        digest.update(part);
+    }
+    let bytes = digest.finalize();
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -213,11 +213,11 @@ pub fn router(app: App) -> Router {
         .layer(DefaultBodyLimit::max(app.limits.body))
         .layer(middleware::from_fn_with_state(
             around(&app),
-            layers::contain,
+            idempotency::once,
         ))
         .layer(middleware::from_fn_with_state(
             around(&app),
-            idempotency::once,
+            layers::contain,
         ))
         .layer(middleware::from_fn_with_state(around(&app), layers::admit))
         .layer(middleware::from_fn_with_state(

@@ -11,7 +11,8 @@ use control::{Changed, Owned, Plane};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use model::{
-    Event, Image, Instance, KeyPair, Operation, SecurityGroup, Snapshot, Subnet, Volume, Vpc,
+    Event, Image, Instance, InternetGateway, KeyPair, Operation, RouteTable, SecurityGroup,
+    Snapshot, Subnet, Volume, Vpc,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -122,6 +123,8 @@ fn kinds(names: Option<&str>) -> Result<Vec<Kind>, Problem> {
         kind::<Vpc>(),
         kind::<Subnet>(),
         kind::<SecurityGroup>(),
+        kind::<RouteTable>(),
+        kind::<InternetGateway>(),
         kind::<Operation>(),
         events(),
     ];

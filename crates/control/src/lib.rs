@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod access_keys;
+mod answers;
 mod api_tokens;
 mod batch;
 mod bootstrap;

@@ -25,6 +25,7 @@ mod state_directory;
 mod state_store;
 mod values;
 
+use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use clap::{CommandFactory, FromArgMatches};
@@ -53,6 +54,7 @@ fn main() -> ! {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_env("HOLM_LOG").unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // A panic's own status, 101, could be mistaken for a guest's.
     let code = catch_unwind(AssertUnwindSafe(|| lead(&arguments.command, &given)))

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 mod access_key;
+mod answer;
 mod api_token;
 mod id;
 mod image;
@@ -25,6 +26,7 @@ mod tag_policy;
 mod volume;
 
 pub use access_key::AccessKey;
+pub use answer::{Answer, Given};
 pub use api_token::ApiToken;
 pub use id::{
     AccountId, AllocationId, AssociationId, DhcpOptionsId, EventId, ImageId, InstanceId,
@@ -35,7 +37,7 @@ pub use id::{
 pub use image::{Image, ImageDisk, ImageState};
 pub use instance::{
     BlockDevice, Boot, BootStage, Desired, Instance, InstanceState, Interface, MetadataOptions,
-    ShutdownBehavior, StateReason, Token, USER_DATA_MAX,
+    Noted, ShutdownBehavior, StateReason, Token, USER_DATA_MAX,
 };
 pub use instance_type::{CATALOGUE, InstanceType, catalogued};
 pub use invalid::Invalid;

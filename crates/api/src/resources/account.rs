@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use control::NewAccessKey;
 use model::{AccessKey, Quota, Tags, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use utoipa::ToSchema;
 
 use crate::App;
 use crate::extract::{Admin, Body, InPath, Reader};
+use crate::idempotency::Secret;
 use crate::listing::Listing;
 use crate::problem::{Code, Problem};
 
@@ -194,7 +196,7 @@ pub async fn create_access_key(
     State(app): State<App>,
     Admin(caller): Admin,
     Body(body): Body<NewAccessKeyBody>,
-) -> Result<(StatusCode, Json<MadeAccessKey>), Problem> {
+) -> Result<Response, Problem> {
     let after = |seconds| Timestamp::now().after(std::time::Duration::from_secs(seconds));
     let new = NewAccessKey {
         user: body.user.unwrap_or_else(|| "root".into()),
@@ -203,7 +205,9 @@ pub async fn create_access_key(
     let made = app.plane.create_access_key(&caller, new).await?;
     let key = AccessKeyView::from(&made);
     let secret = made.secret;
-    Ok((StatusCode::CREATED, Json(MadeAccessKey { key, secret })))
+    let place = [(header::LOCATION, format!("/v1/access-keys/{}", key.id))];
+    let made = Json(MadeAccessKey { key, secret });
+    Ok((StatusCode::CREATED, place, Extension(Secret), made).into_response())
 }
 
 /// Removes an access key: requests signed with it are refused from now on

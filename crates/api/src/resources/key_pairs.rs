@@ -1,9 +1,9 @@
 //! Keys with which people log in.
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use control::{KeyMaterial, NewKeyPair, Plane, Refusal};
 use model::{KeyPair, KeyPairId, KeyType, Tags};
 use serde::{Deserialize, Serialize};
@@ -13,6 +13,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::collection::{Names, Removable, Resource, Target};
 use crate::extract::{Admin, Body};
+use crate::idempotency::Secret;
 use crate::listing::{Facts, Shown};
 use crate::problem::{Code, Problem};
 
@@ -150,5 +151,5 @@ pub async fn create(
     let pair = KeyPair::show(&app.plane, &found);
     let place = [(header::LOCATION, format!("/v1/key-pairs/{}", made.id))];
     let made = Json(MadeKeyPair { pair, private_key });
-    Ok((StatusCode::CREATED, place, made).into_response())
+    Ok((StatusCode::CREATED, place, Extension(Secret), made).into_response())
 }

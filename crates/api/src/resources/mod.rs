@@ -4,8 +4,11 @@ pub mod account;
 pub mod images;
 pub mod instance_types;
 pub mod instances;
+pub mod internet_gateways;
 pub mod key_pairs;
 pub mod records;
+pub mod reports;
+pub mod route_tables;
 pub mod security_groups;
 pub mod snapshots;
 pub mod subnets;
@@ -17,7 +20,10 @@ pub mod vpcs;
 pub use crate::listing::Listing;
 pub use crate::watching::WatchEvent;
 
-use model::{Image, Instance, KeyPair, Operation, SecurityGroup, Snapshot, Subnet, Volume, Vpc};
+use model::{
+    Image, Instance, InternetGateway, KeyPair, Operation, RouteTable, SecurityGroup, Snapshot,
+    Subnet, Volume, Vpc,
+};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -83,6 +89,23 @@ fn networks() -> OpenApiRouter<App> {
         .routes(routes!(security_groups::create))
         .routes(routes!(security_groups::add_rules))
         .routes(routes!(security_groups::delete_rule))
+        .merge(routing())
+}
+
+fn routing() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .merge(collection::<RouteTable>())
+        .merge(removal::<RouteTable>())
+        .routes(routes!(route_tables::create))
+        .routes(routes!(route_tables::put_route, route_tables::delete_route))
+        .routes(routes!(route_tables::associate))
+        .routes(routes!(route_tables::disassociate))
+        .routes(routes!(route_tables::make_main))
+        .merge(collection::<InternetGateway>())
+        .merge(removal::<InternetGateway>())
+        .routes(routes!(internet_gateways::create))
+        .routes(routes!(internet_gateways::attach))
+        .routes(routes!(internet_gateways::detach))
 }
 
 fn accounts() -> OpenApiRouter<App> {
@@ -95,6 +118,9 @@ fn accounts() -> OpenApiRouter<App> {
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::delete))
         .routes(routes!(account::tags))
+        .routes(routes!(reports::tag_policy, reports::set_tag_policy))
+        .routes(routes!(reports::orphans))
+        .routes(routes!(reports::drift))
         .merge(collection::<KeyPair>())
         .merge(removal::<KeyPair>())
         .routes(routes!(key_pairs::create))

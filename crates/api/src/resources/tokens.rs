@@ -1,8 +1,9 @@
 //! Tokens of this interface.
 
-use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use control::NewApiToken;
 use model::{ApiToken, Timestamp};
 use serde::{Deserialize, Serialize};
@@ -11,6 +12,7 @@ use utoipa::ToSchema;
 use crate::App;
 use crate::caller::Role;
 use crate::extract::{Admin, Body, InPath};
+use crate::idempotency::Secret;
 use crate::listing::Listing;
 use crate::problem::{Code, Problem};
 use crate::tokens::Token;
@@ -94,7 +96,7 @@ pub async fn create(
     State(app): State<App>,
     Admin(caller): Admin,
     Body(body): Body<NewTokenBody>,
-) -> Result<(StatusCode, Json<MadeToken>), Problem> {
+) -> Result<Response, Problem> {
     let token = Token::random()
         .map_err(|e| Problem::new(Code::Internal, format!("taking random bytes: {e}")))?;
     let after = |seconds| Timestamp::now().after(std::time::Duration::from_secs(seconds));
@@ -110,7 +112,9 @@ pub async fn create(
         token: TokenView::from(&made),
         secret: token.text,
     };
-    Ok((StatusCode::CREATED, Json(made)))
+    let place = format!("/v1/tokens/{}", made.token.id);
+    let place = [(header::LOCATION, place)];
+    Ok((StatusCode::CREATED, place, Extension(Secret), Json(made)).into_response())
 }
 
 /// Removes a token: its bearer is no longer let in

@@ -52,7 +52,11 @@ pub async fn site() -> Site {
 
 /// An interface for a state directory of this user.
 pub async fn site_with(owner: u32, limits: Limits) -> Site {
-    let directory = Arc::new(tempfile::tempdir().unwrap());
+    site_in(Arc::new(tempfile::tempdir().unwrap()), owner, limits).await
+}
+
+/// An interface for a state directory that may have been used before.
+pub async fn site_in(directory: Arc<TempDir>, owner: u32, limits: Limits) -> Site {
     let store = Sqlite::open(&directory.path().join("store")).unwrap();
     let plane = Plane::open(Arc::new(store)).await.unwrap();
     let caller = Caller::owner(plane.site().unwrap().account);
@@ -107,12 +111,17 @@ impl Site {
 
     /// An image from which instances can be made.
     pub async fn image(&self) -> Image {
+        self.image_of("debian-13").await
+    }
+
+    /// Such an image, with another name.
+    pub async fn image_of(&self, name: &str) -> Image {
         let (plane, caller) = (&self.plane, &self.caller);
         let snapshot = plane.adopt_snapshot(caller, "sha256:00", 1 << 30, 10, "");
         let new = RegisterImage {
             family: Some("debian".into()),
             login: Some("debian".into()),
-            ..RegisterImage::of("debian-13", snapshot.await.unwrap().id)
+            ..RegisterImage::of(name, snapshot.await.unwrap().id)
         };
         plane.register_image(caller, new).await.unwrap()
     }

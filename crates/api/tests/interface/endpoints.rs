@@ -13,11 +13,13 @@ async fn every_endpoint_does_what_it_says_and_none_is_left_out() {
     let client = site.owner();
     daemon(&client).await;
     networks(&client).await;
+    routing(&client).await;
     keys(&client).await;
     account(&client).await;
     storage(&site, &client).await;
     instances(&site, &client).await;
     records(&site, &client).await;
+    reports(&site, &client).await;
 
     let document = serde_json::to_value(api::document()).unwrap();
     let called = client.called.lock().unwrap().clone();
@@ -173,6 +175,163 @@ async fn networks(client: &Client) {
     client.does("DELETE", &subnet_path, None, 204).await;
     client.does("DELETE", &path, None, 204).await;
     client.refused("GET", &path, None, "not-found").await;
+}
+
+async fn routing(client: &Client) {
+    let body = json!({"cidr": "10.20.0.0/16"});
+    let vpc = client.does("POST", "/v1/vpcs", Some(body), 201).await;
+    let vpc = id(&vpc.json());
+    let body = json!({"vpc_id": vpc, "cidr": "10.20.1.0/24"});
+    let subnet = client.does("POST", "/v1/subnets", Some(body), 201).await;
+    let subnet = id(&subnet.json());
+    let body = json!({"tags": {"Name": "out"}});
+    let path = "/v1/internet-gateways";
+    let gateway = client.does("POST", path, Some(body), 201).await.json();
+    let gateway_path = format!("{path}/{}", id(&gateway));
+    let found = client.does("GET", "/v1/internet-gateways?name=out", None, 200);
+    assert_eq!(found.await.json()["items"], json!([gateway]));
+    let detach = format!("{gateway_path}/detach");
+    client.refused("POST", &detach, None, "wrong-state").await;
+
+    let body = json!({"vpc_id": vpc});
+    let path = "/v1/route-tables";
+    let table = client
+        .does("POST", path, Some(body.clone()), 201)
+        .await
+        .json();
+    let path = format!("{path}/{}", id(&table));
+    let routes = format!("{path}/routes");
+    let route = json!({"destination": "0.0.0.0/0", "gateway_id": id(&gateway)});
+    client
+        .refused("PUT", &routes, Some(route.clone()), "invalid-value")
+        .await;
+    let attach = format!("{gateway_path}/attach");
+    let attached = client.does("POST", &attach, Some(body), 200).await.json();
+    assert_eq!(attached["vpc_id"], vpc);
+    client
+        .refused("DELETE", &gateway_path, None, "in-use")
+        .await;
+    // Twice is once.
+    for _ in 0..2 {
+        let table = client
+            .does("PUT", &routes, Some(route.clone()), 200)
+            .await
+            .json();
+        assert_eq!(table["routes"], json!([route]));
+    }
+    for bad in ["x", "0.0.0.1/0", ""] {
+        let route = json!({"destination": bad, "gateway_id": id(&gateway)});
+        client
+            .refused("PUT", &routes, Some(route), "invalid-value")
+            .await;
+    }
+    let body = json!({"subnet_id": subnet});
+    let post = async |what: &str, body| {
+        let path = format!("{path}/{what}");
+        client.does("POST", &path, body, 200).await.json()
+    };
+    let named = post("associate", Some(body.clone())).await;
+    assert_eq!(named["subnet_ids"], json!([subnet]));
+    client.refused("DELETE", &path, None, "in-use").await;
+    let named = post("disassociate", Some(body.clone())).await;
+    assert_eq!(named["subnet_ids"], json!([]));
+    let again = format!("{path}/disassociate");
+    client
+        .refused("POST", &again, Some(body), "not-found")
+        .await;
+    assert_eq!(post("make-main", None).await["is_main"], true);
+    let shown = client.does("GET", &path, None, 200).await.json();
+    assert_eq!(shown["is_main"], true);
+    let all = client
+        .does("GET", "/v1/route-tables", None, 200)
+        .await
+        .json();
+    let all = all["items"].as_array().unwrap();
+    let mains = all
+        .iter()
+        .filter(|t| t["vpc_id"] == vpc && t["is_main"] == true);
+    assert_eq!(mains.count(), 1);
+    let old = all
+        .iter()
+        .find(|t| t["vpc_id"] == vpc && t["is_main"] == false);
+    let old = format!("/v1/route-tables/{}", id(old.unwrap()));
+    client.does("DELETE", &old, None, 204).await;
+    let gone = format!("{routes}?destination=0.0.0.0/0");
+    client.does("DELETE", &gone, None, 204).await;
+    client.refused("DELETE", &gone, None, "not-found").await;
+    client.does("POST", &detach, None, 200).await;
+    client.does("GET", &gateway_path, None, 200).await;
+    client.does("DELETE", &gateway_path, None, 204).await;
+    client
+        .does("DELETE", &format!("/v1/subnets/{subnet}"), None, 204)
+        .await;
+    client
+        .does("DELETE", &format!("/v1/vpcs/{vpc}"), None, 204)
+        .await;
+}
+
+async fn reports(site: &Site, client: &Client) {
+    let mut volumes = Vec::new();
+    for _ in 0..3 {
+        let body = json!({"size": 1_u64 << 30, "tags": {"Name": "lost"}});
+        let made = client.does("POST", "/v1/volumes", Some(body), 201).await;
+        let volume = id(&made.json());
+        site.made(&volume).await;
+        volumes.push(volume);
+    }
+    let first = client.does("GET", "/v1/reports/orphans?limit=2", None, 200);
+    let first = first.await.json();
+    let next = first["next"].as_str().unwrap();
+    let path = format!("/v1/reports/orphans?limit=2&after={next}");
+    let second = client.does("GET", &path, None, 200).await.json();
+    let all = [&first, &second].map(|page| page["items"].as_array().unwrap().clone());
+    let all = all.concat();
+    let since: Vec<_> = all.iter().map(|o| o["since"].as_str()).collect();
+    assert!(since.is_sorted(), "the oldest first: {since:?}");
+    let lost = all.iter().filter(|orphan| orphan["name"] == "lost");
+    let mut seen: Vec<_> = lost.map(|o| o["volume_id"].as_str().unwrap()).collect();
+    seen.sort_unstable();
+    volumes.sort_unstable();
+    assert_eq!(seen, volumes);
+
+    let body = json!({"image": "golden-2", "instance_type": "t3.micro"});
+    let image = site.image_of("golden-2").await;
+    let made = client
+        .does("POST", "/v1/instances", Some(body), 201)
+        .await
+        .json();
+    let instance = id(&made["instances"][0]);
+    let policy = json!({"required": {"team": ["red", "blue"]}});
+    let path = "/v1/tag-policy";
+    let none = client.does("GET", path, None, 200).await.json();
+    assert_eq!(none, json!({"required": {}}));
+    let set = client.does("PUT", path, Some(policy), 200).await.json();
+    assert_eq!(client.get(path).await.json(), set);
+    let body = json!({"size": 1_u64 << 30, "tags": {"team": "green"}});
+    client
+        .refused("POST", "/v1/volumes", Some(body), "invalid-value")
+        .await;
+    let gone = format!("/v1/images/{}", image.id);
+    client.does("DELETE", &gone, None, 204).await;
+    let drift = client
+        .does("GET", "/v1/reports/drift", None, 200)
+        .await
+        .json();
+    let drift = drift["items"].as_array().unwrap();
+    let of = drift
+        .iter()
+        .find(|d| d["instance_id"] == instance.as_str())
+        .unwrap();
+    let kinds: Vec<_> = of["differences"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|d| &d["kind"])
+        .collect();
+    assert_eq!(kinds, ["image-gone", "tags"], "{of}");
+    for bad in ["/v1/reports/drift?limit=0", "/v1/reports/orphans?limit=0"] {
+        client.refused("GET", bad, None, "bad-request").await;
+    }
 }
 
 async fn keys(client: &Client) {

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::common::{Client, peer, site};
+use std::sync::Arc;
+
+use crate::common::{Client, OWNER, peer, site, site_in};
 use axum::body::{Body, BodyDataStream};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
@@ -79,6 +81,86 @@ async fn a_change_is_made_only_to_what_its_caller_has_seen() {
     holding
         .refused("PATCH", &path, grow(4), "revision-mismatch")
         .await;
+}
+
+/// Runs a daemon's life, to its end.
+fn life<R>(directory: &Arc<tempfile::TempDir>, story: impl AsyncFnOnce(Client) -> R) -> R {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    runtime.block_on(async {
+        let site = site_in(directory.clone(), OWNER, api::Limits::default()).await;
+        story(site.owner()).await
+    })
+}
+
+#[test]
+fn answers_outlive_the_daemon_but_for_their_secrets() {
+    let directory = Arc::new(tempfile::tempdir().unwrap());
+    let body = || Some(json!({"name": "web"}));
+    let path = "/v1/security-groups";
+    let (made, place) = life(&directory, async |client| {
+        let keyed = client.with("idempotency-key", "k-1");
+        let made = keyed.does("POST", path, body(), 201).await;
+        let keyed = client.with("idempotency-key", "k-2");
+        let key = keyed.does("POST", "/v1/key-pairs", body(), 201).await;
+        assert!(key.text().contains("PRIVATE KEY"));
+        (made, key.header("location").to_owned())
+    });
+    life(&directory, async |client| {
+        let keyed = client.with("idempotency-key", "k-1");
+        let again = keyed.does("POST", path, body(), 201).await;
+        assert_eq!(made.json(), again.json());
+        for header in ["location", "etag", "content-type"] {
+            assert_eq!(made.header(header), again.header(header), "{header}");
+        }
+        let other = Some(json!({"name": "db"}));
+        let refused = keyed.refused("POST", path, other, "idempotency-mismatch");
+        refused.await;
+        let keyed = client.with("idempotency-key", "k-2");
+        let refused = keyed.refused("POST", "/v1/key-pairs", body(), "already-exists");
+        let refused = refused.await.text();
+        assert!(
+            refused.contains(&place) && !refused.contains("PRIVATE"),
+            "{refused}"
+        );
+        let all = client.get("/v1/key-pairs").await.json();
+        assert_eq!(all["items"].as_array().unwrap().len(), 1);
+    });
+    // Nothing of the private key is in the state directory.
+    let left = std::process::Command::new("grep")
+        .args(["-rlE", "PRIVATE KEY"])
+        .arg(directory.path())
+        .output()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&left.stdout), "");
+}
+
+#[tokio::test]
+async fn a_request_that_was_interrupted_is_not_done_twice() {
+    let site = site().await;
+    let client = site.owner().with("idempotency-key", "k-1");
+    let groups = async || site.owner().get("/v1/security-groups").await.json()["items"].clone();
+    let body = || Some(json!({"name": "web"}));
+    client
+        .does("POST", "/v1/security-groups", body(), 201)
+        .await;
+    let store = site.plane.store();
+    let noted = store.list("answer/", "", 10).await.unwrap().documents;
+    assert_eq!(noted.len(), 1);
+    // As if the daemon had ended before it noted what it answered.
+    let id = noted[0].key.strip_prefix("answer/").unwrap();
+    let mut answer = site.plane.answer(id).await.unwrap().unwrap();
+    answer.given = None;
+    site.plane.note_answer(id, &answer).await.unwrap();
+    let before = groups().await;
+    let path = "/v1/security-groups";
+    let refused = client.refused("POST", path, body(), "conflict").await;
+    assert!(refused.json()["next"].as_str().unwrap().contains("new key"));
+    assert_eq!(groups().await, before);
+    let at = answer.at;
+    assert_eq!(site.plane.forget_answers(at).await.unwrap(), 0);
+    let later = model::Timestamp(at.0 + 1);
+    assert_eq!(site.plane.forget_answers(later).await.unwrap(), 1);
+    client.refused("POST", path, body(), "already-exists").await;
 }
 
 #[tokio::test]
