@@ -228,7 +228,11 @@ fn run_makes_a_machine_that_the_daemon_keeps_and_shows_it() {
         ),
         (&["run", "tyni"], 28, "did you mean tiny?"),
         (&["run", "windows"], 28, "holm image build debian"),
-        (&["run", "tiny", "--type", "t3.mikro"], 28, "did you mean t3.micro"),
+        (
+            &["run", "tiny", "--type", "t3.mikro"],
+            28,
+            "did you mean t3.micro",
+        ),
         (&["create", "tiny", "--key", "none"], 28, "holm key create"),
         (&["logs", "web9"], 28, "holm ls"),
     ] {
@@ -246,7 +250,9 @@ fn run_makes_a_machine_that_the_daemon_keeps_and_shows_it() {
     assert!(said.contains("gone is removed"), "{said}");
 
     // What is piped in is typed; when the guest powers off, it is over.
-    let words = ["run", "tiny", "--type", "t2.nano", "--name", "typed", "--rm"];
+    let words = [
+        "run", "tiny", "--type", "t2.nano", "--name", "typed", "--rm",
+    ];
     let mut typed = plane.command(&words);
     let typed = typed.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut typed = typed.stderr(Stdio::piped()).spawn().unwrap();

@@ -239,7 +239,9 @@ impl Order<'_> {
     fn missing(&self, client: &Client) -> Option<PlaneError> {
         let which = |what: &str, name: &str, names: Vec<String>, list: &str| {
             let hint = nearest::hint(name, names, list);
-            Some(PlaneError::Which(format!("the daemon has no {what} {name:?}{hint}")))
+            Some(PlaneError::Which(format!(
+                "the daemon has no {what} {name:?}{hint}"
+            )))
         };
         let images: Vec<ImageView> = client.all("/v1/images", "").ok()?;
         if !images.iter().any(|image| is(image, self.image)) {

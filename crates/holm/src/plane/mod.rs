@@ -92,7 +92,9 @@ pub fn id(
             let names = all.iter().filter_map(|v| v["name"].as_str());
             let list = format!("`holm {} ls` lists those that exist", command(collection));
             let hint = nearest::hint(name, names.map(str::to_owned), &list);
-            Err(PlaneError::Which(format!("there is no {noun} {name:?}{hint}")))
+            Err(PlaneError::Which(format!(
+                "there is no {noun} {name:?}{hint}"
+            )))
         }
         _ => Err(PlaneError::Which(format!(
             "{} are named {name:?}: {}; use an id",
