@@ -23,7 +23,6 @@ use crate::console::terminal;
 use crate::failure::Failure;
 use crate::plane::client::Client;
 use crate::plane::create::KEPT;
-use crate::run::background;
 use arguments::{OWN, Run};
 
 /// An option that was given, and under which heading it stands.
