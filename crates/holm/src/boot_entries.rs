@@ -13,7 +13,7 @@ use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::form::{self, Output};
-use crate::image::{self, Target};
+use crate::run::image::{self, Target};
 
 /// The answer for programs. Version 1.
 #[derive(Serialize)]

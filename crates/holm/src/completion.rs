@@ -20,9 +20,9 @@ use crate::cli;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::form;
-use crate::image;
 use crate::named::place;
 use crate::plane::client::Client;
+use crate::run::image;
 use crate::state_directory;
 
 /// Environment variable by which a shell asks.

@@ -1,8 +1,8 @@
 //! Why a machine could not be run, by exit status.
 
-use crate::disks::CopyError;
 use crate::exit_code;
-use crate::image::ImageError;
+use crate::run::disks::CopyError;
+use crate::run::image::ImageError;
 
 /// A failure; the text says what was being done and what the user can do.
 #[derive(Debug, thiserror::Error)]

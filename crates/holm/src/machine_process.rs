@@ -27,11 +27,11 @@ use crate::console::input::Room;
 use crate::console::log::SerialLog;
 use crate::console::output::Output;
 use crate::console::terminal;
-use crate::engine_choice;
 use crate::exit_code;
 use crate::failure::Failure;
-use crate::guest::Guest;
 use crate::run::arguments::EngineChoice;
+use crate::run::engine_choice;
+use crate::run::guest::Guest;
 use crate::run::session::Origin;
 
 /// Time for the serial log to be written at the end.
@@ -96,7 +96,7 @@ pub(crate) fn enter(directory: &Path) -> Result<File, Failure> {
     }
     let null = File::open("/dev/null").map_err(failed)?;
     rustix::stdio::dup2_stdin(&null).map_err(|e| failed(e.into()))?;
-    crate::background::leave_session();
+    crate::run::background::leave_session();
     introduce(&lock).map_err(failed)?;
     Ok(lock)
 }

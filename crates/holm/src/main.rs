@@ -2,29 +2,21 @@
 #![forbid(unsafe_code)]
 
 mod agent;
-mod background;
 mod boot_entries;
 mod cli;
 mod completion;
 mod console;
 mod daemon;
 mod disk_images;
-mod disk_option;
-mod disks;
 mod doctor;
-mod engine_choice;
 mod exit_code;
 mod failure;
 mod form;
-mod guest;
 mod host_port_process;
-mod image;
 mod image_library;
 mod machine_process;
 mod named;
 mod nearest;
-mod network;
-mod peripherals;
 mod plane;
 mod restore;
 mod run;
@@ -66,8 +58,17 @@ fn main() -> ! {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     // A panic's own status, 101, could be mistaken for a guest's.
-    let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {
-        Command::Run(arguments) => run::run(arguments, &given),
+    let code = catch_unwind(AssertUnwindSafe(|| lead(&arguments.command, &given)))
+        .unwrap_or(exit_code::INTERNAL);
+    console::terminal::restore();
+    // Threads of the machine may still run: the process ends them.
+    std::process::exit(i32::from(code));
+}
+
+/// Leads each command to its module; the exit status.
+fn lead(command: &Command, given: &[run::Given]) -> u8 {
+    match command {
+        Command::Run(arguments) => run::run(arguments, given),
         Command::BootEntries(entries) => boot_entries::run(entries),
         Command::Disk(command) => disk_images::run(command),
         Command::Image(command) => image_library::run(command),
@@ -113,9 +114,5 @@ fn main() -> ! {
         Command::State(command) => state_store::run(command),
         Command::Machine(arguments) => machine_process::run(arguments),
         Command::HostPort(arguments) => host_port_process::run(arguments),
-    }))
-    .unwrap_or(exit_code::INTERNAL);
-    console::terminal::restore();
-    // Threads of the machine may still run: the process ends them.
-    std::process::exit(i32::from(code));
+    }
 }

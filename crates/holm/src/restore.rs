@@ -7,16 +7,16 @@ use clap::Args;
 use machine::snapshot::{DiskKept, Snapshot};
 use machine::{Description, NicNetwork};
 
-use crate::background;
 use crate::console::terminal;
-use crate::disks::{self, OwnDisk};
-use crate::engine_choice;
 use crate::failure::Failure;
-use crate::image::Template;
 use crate::named::place;
-use crate::network;
-use crate::peripherals::LogOption;
 use crate::run::arguments::{EngineChoice, Serial, serial};
+use crate::run::background;
+use crate::run::disks::{self, OwnDisk};
+use crate::run::engine_choice;
+use crate::run::image::Template;
+use crate::run::network;
+use crate::run::peripherals::LogOption;
 use crate::run::session::{self, Origin, Plan};
 use crate::run::{self, own};
 use crate::values::duration;
@@ -76,7 +76,7 @@ pub struct Restore {
     pub serial: Serial,
 
     /// Keeps what the serial console prints (--serial-log web1.log,max=4M)
-    #[arg(long, value_name = "FILE[,max=SIZE]", value_parser = crate::peripherals::serial_log)]
+    #[arg(long, value_name = "FILE[,max=SIZE]", value_parser = crate::run::peripherals::serial_log)]
     pub serial_log: Option<LogOption>,
 
     /// Ends the machine after this time (--timeout 5m)

@@ -221,6 +221,14 @@ fn run_instances_and_then_ssh() {
     let said = world.holm(&["ssh", &instance, "--", "-i", key_option, "id", "-un"]);
     assert_eq!(said.trim_end(), "debian");
 
+    // Or by the guest's agent.
+    let exec = ["exec", "--wait", "1m", &instance, "--", "uname", "-r"];
+    assert!(world.holm(&exec).contains("cloud"));
+    let from = format!("{instance}:/etc/hostname");
+    let to = world.state.path().join("hostname");
+    world.holm(&["cp", &from, to.to_str().unwrap()]);
+    assert!(!fs::read_to_string(&to).unwrap().trim().is_empty());
+
     // A volume comes while it runs, and goes.
     let volume = aws("ec2 create-volume --availability-zone us-east-1a --size 1 --query VolumeId");
     let of_volume = format!("ec2 describe-volumes --volume-ids {volume} --query Volumes[0].State");

@@ -6,7 +6,7 @@ mod common;
 mod site;
 
 use std::fs;
-use std::io::{BufRead, BufReader, Lines};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
@@ -195,6 +195,8 @@ fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
     plane.until("the volume is made", || {
         plane.ok(&["volume", "ls"]).contains("available")
     });
+    let said = plane.refused(&["volume", "rm", "dada"], 28);
+    assert!(said.contains("did you mean data?"), "{said}");
     let snapshot = plane.ok(&["volume", "snapshot", "data", "--description", "monday"]);
     assert!(plane.ok(&["snapshot", "ls"]).contains("monday"));
     plane.until("the snapshot is made", || {
@@ -232,6 +234,12 @@ fn run_makes_a_machine_that_the_daemon_keeps_and_shows_it() {
         ),
         (&["run", "tyni"], 28, "did you mean tiny?"),
         (&["run", "windows"], 28, "holm image build debian"),
+        (
+            &["run", "tiny", "--type", "t3.mikro"],
+            28,
+            "did you mean t3.micro",
+        ),
+        (&["create", "tiny", "--key", "none"], 28, "holm key create"),
         (&["logs", "web9"], 28, "holm ls"),
     ] {
         let said = plane.refused(arguments, code);
@@ -246,6 +254,21 @@ fn run_makes_a_machine_that_the_daemon_keeps_and_shows_it() {
     let (code, said) = run.interrupt();
     assert_eq!(code, Some(22), "{said}");
     assert!(said.contains("gone is removed"), "{said}");
+
+    // What is piped in is typed; when the guest powers off, it is over.
+    let words = [
+        "run", "tiny", "--type", "t2.nano", "--name", "typed", "--rm",
+    ];
+    let mut typed = plane.command(&words);
+    let typed = typed.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut typed = typed.stderr(Stdio::piped()).spawn().unwrap();
+    let mut keys = typed.stdin.take().unwrap();
+    keys.write_all(b"echo still-$((6*7)); exit\n").unwrap();
+    let output = typed.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("still-42"));
+    drop(keys);
 
     let detached = [
         "run", "-d", "tiny", "--type", "t2.nano", "--ttl", "1h", "--wait", "running",
@@ -371,7 +394,8 @@ fn keys_groups_and_networks_are_made_and_removed() {
     plane.refused(&["sg", "allow", "web", "ssh"], 2);
     plane.ok(&["sg", "rm", "web"]);
 
-    plane.ok(&["net", "create", "lab", "--cidr", "10.9.0.0/16"]);
+    let made = plane.json(&["net", "create", "lab", "--cidr", "10.9.0.0/16"]);
+    assert_eq!(made["cidr"], "10.9.0.0/16");
     plane.ok(&[
         "net",
         "subnet",

@@ -8,9 +8,9 @@ use clap::Args;
 use engine_kvm::KvmVerdict;
 use serde::Serialize;
 
-use crate::engine_choice;
 use crate::exit_code;
 use crate::form::{self, Output};
+use crate::run::engine_choice;
 
 /// Version of the JSON form.
 const VERSION: u32 = 1;

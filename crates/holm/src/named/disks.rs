@@ -11,7 +11,8 @@ use super::client::{Client, ControlError};
 use super::{AGAIN, Named, finish};
 use crate::console::terminal;
 use crate::form::{self, Output};
-use crate::{disk_option, network, values};
+use crate::run::{disk_option, network};
+use crate::values;
 
 /// `holm attach`.
 #[derive(Args, Debug)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use api::resources::images::ImageView;
+use api::resources::instance_types::InstanceTypeView;
 use api::resources::instances::{InstanceView, LaunchView};
 use api::resources::key_pairs::KeyPairView;
 use base64::Engine as _;
@@ -228,23 +229,38 @@ impl Order<'_> {
 
     /// A refusal, with the next step if what was meant does not exist.
     fn explained(&self, client: &Client, error: PlaneError) -> PlaneError {
-        if !matches!(error, PlaneError::Refused(_)) {
-            return error;
+        match &error {
+            PlaneError::Refused(_) => self.missing(client).unwrap_or(error),
+            _ => error,
         }
-        let Ok(images) = client.all::<ImageView>("/v1/images", "") else {
-            return error;
+    }
+
+    /// What of an order does not exist, with the names that are near.
+    fn missing(&self, client: &Client) -> Option<PlaneError> {
+        let which = |what: &str, name: &str, names: Vec<String>, list: &str| {
+            let hint = nearest::hint(name, names, list);
+            Some(PlaneError::Which(format!(
+                "the daemon has no {what} {name:?}{hint}"
+            )))
         };
-        if images.iter().any(|image| is(image, self.image)) {
-            return error;
+        let images: Vec<ImageView> = client.all("/v1/images", "").ok()?;
+        if !images.iter().any(|image| is(image, self.image)) {
+            let names = images.into_iter().flat_map(|i| [Some(i.name), i.family]);
+            let list = "`holm image ls` lists images, `holm image build debian` builds one, \
+                        `holm image import FILE NAME` takes one from a file or URL";
+            return which("image", self.image, names.flatten().collect(), list);
         }
-        let names = images
-            .into_iter()
-            .flat_map(|image| [Some(image.name), image.family])
-            .flatten();
-        let list = "`holm image ls` lists images, `holm image build debian` builds one, \
-                    `holm image import FILE NAME` takes one from a file or URL";
-        let hint = nearest::hint(self.image, names, list);
-        PlaneError::Which(format!("the daemon has no image {:?}{hint}", self.image))
+        let types: Vec<InstanceTypeView> = client.all("/v1/instance-types", "").ok()?;
+        let types: Vec<String> = types.into_iter().map(|t| t.name).collect();
+        if !types.contains(&self.launch.size) {
+            let list = "`holm type ls` lists them, `holm type create` makes others";
+            return which("instance type", &self.launch.size, types, list);
+        }
+        let keys: Vec<KeyPairView> = client.all("/v1/key-pairs", "").ok()?;
+        let keys: Vec<String> = keys.into_iter().map(|k| k.name).collect();
+        let key = self.launch.key.as_ref().filter(|key| !keys.contains(key))?;
+        let list = "`holm key ls` lists them, `holm key create` and `import` make them";
+        which("key pair", key, keys, list)
     }
 }
 

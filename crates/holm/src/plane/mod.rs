@@ -19,6 +19,7 @@ use api::resources::instances::InstanceView;
 
 use crate::console::terminal;
 use crate::exit_code;
+use crate::nearest;
 use client::{Client, PlaneError, quoted};
 
 /// Says what failed; the exit status.
@@ -47,9 +48,15 @@ pub fn instance(client: &Client, name: &str) -> Result<InstanceView, PlaneError>
     named.retain(|i| i.state != "terminated");
     match named.len() {
         1 => Ok(named.remove(0)),
-        0 => Err(PlaneError::Which(format!(
-            "there is no machine named {name:?}; `holm ls` lists those that exist"
-        ))),
+        0 => {
+            let all: Vec<InstanceView> = client.all("/v1/instances", "")?;
+            let names = all.into_iter().filter(|i| i.state != "terminated");
+            let list = "`holm ls` lists those that exist";
+            let hint = nearest::hint(name, names.filter_map(|i| i.name), list);
+            Err(PlaneError::Which(format!(
+                "there is no machine named {name:?}{hint}"
+            )))
+        }
         count => {
             let ids: Vec<_> = named.iter().map(|i| i.id.as_str()).collect();
             let ids = ids.join(", ");
@@ -80,12 +87,31 @@ pub fn id(
     let ids: Vec<&str> = named.iter().filter_map(|v| v["id"].as_str()).collect();
     match ids[..] {
         [one] => Ok(one.to_owned()),
-        [] => Err(PlaneError::Which(format!("there is no {noun} {name:?}"))),
+        [] => {
+            let all: Vec<serde_json::Value> = client.all(collection, "")?;
+            let names = all.iter().filter_map(|v| v["name"].as_str());
+            let list = format!("`holm {} ls` lists those that exist", command(collection));
+            let hint = nearest::hint(name, names.map(str::to_owned), &list);
+            Err(PlaneError::Which(format!(
+                "there is no {noun} {name:?}{hint}"
+            )))
+        }
         _ => Err(PlaneError::Which(format!(
             "{} are named {name:?}: {}; use an id",
             ids.len(),
             ids.join(", ")
         ))),
+    }
+}
+
+/// The command that lists a collection.
+fn command(collection: &str) -> &'static str {
+    match collection {
+        "/v1/volumes" => "volume",
+        "/v1/snapshots" => "snapshot",
+        "/v1/security-groups" => "sg",
+        "/v1/key-pairs" => "key",
+        _ => "net",
     }
 }
 

@@ -50,6 +50,10 @@ pub struct NewNet {
     /// Its addresses, 16 to 28 bits (--cidr 10.9.0.0/16)
     #[arg(long, value_name = "CIDR")]
     pub cidr: String,
+
+    /// Form of the answer; text is its id
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `holm net subnet`.
@@ -70,6 +74,10 @@ pub struct NewSubnet {
     /// Machines in it get an address on this host
     #[arg(long)]
     pub public: bool,
+
+    /// Form of the answer; text is its id
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Does it, and returns the exit status.
@@ -83,7 +91,7 @@ fn try_net(client: &Client, command: &Net) -> Result<(), PlaneError> {
         Net::Create(new) => {
             let body = json!({"cidr": new.cidr, "tags": tags(&[], Some(&new.name))});
             let made: VpcView = client.ask("POST", "/v1/vpcs", Some(&body))?;
-            form::out(&format!("{}\n", made.id));
+            form::print(new.output, &made, || format!("{}\n", made.id));
             terminal::say(&format!(
                 "its machines need a subnet: holm net subnet {} --cidr …",
                 new.name
@@ -94,12 +102,12 @@ fn try_net(client: &Client, command: &Net) -> Result<(), PlaneError> {
             let body = json!({
                 "vpc_id": vpc, "cidr": new.cidr, "tags": tags(&[], new.name.as_deref()),
             });
-            let made: SubnetView = client.ask("POST", "/v1/subnets", Some(&body))?;
+            let mut made: SubnetView = client.ask("POST", "/v1/subnets", Some(&body))?;
             if new.public {
                 let path = format!("/v1/subnets/{}", made.id);
-                client.call("PATCH", &path, Some(&json!({"map_public_ip": true})))?;
+                made = client.ask("PATCH", &path, Some(&json!({"map_public_ip": true})))?;
             }
-            form::out(&format!("{}\n", made.id));
+            form::print(new.output, &made, || format!("{}\n", made.id));
         }
         Net::Rm(name) => {
             let subnet = id(client, "/v1/subnets", "subnet", "subnet-", &name.name);
@@ -214,6 +222,10 @@ pub struct NewGroup {
     /// Its network (--net lab); the default unless given
     #[arg(long = "net", value_name = "NETWORK", add = completion::networks())]
     pub network: Option<String>,
+
+    /// Form of the answer; text is its id
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `holm sg allow`.
@@ -308,7 +320,7 @@ fn try_group(client: &Client, command: &Group) -> Result<(), PlaneError> {
                 body["vpc_id"] = id(client, "/v1/vpcs", "network", "vpc-", network)?.into();
             }
             let made: SecurityGroupView = client.ask("POST", "/v1/security-groups", Some(&body))?;
-            form::out(&format!("{}\n", made.id));
+            form::print(new.output, &made, || format!("{}\n", made.id));
         }
         Group::Allow(allow) => self::allow(client, allow)?,
         Group::Revoke(revoke) => {

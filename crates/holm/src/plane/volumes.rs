@@ -81,6 +81,10 @@ pub struct Create {
     /// What it holds at first (--snapshot snap-0123…)
     #[arg(long, value_name = "SNAPSHOT", add = completion::snapshots())]
     pub snapshot: Option<String>,
+
+    /// Form of the answer; text is its id
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `holm volume attach`.
@@ -137,6 +141,10 @@ pub struct Snap {
     /// What it is for
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub description: String,
+
+    /// Form of the answer; text is its id
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// `holm volume rollback`.
@@ -179,7 +187,7 @@ fn try_run(client: &Client, command: &Command) -> Result<(), PlaneError> {
                 body["snapshot_id"] = id(client, "/v1/snapshots", "snapshot", "snap-", of)?.into();
             }
             let made: VolumeView = client.ask("POST", "/v1/volumes", Some(&body))?;
-            form::out(&format!("{}\n", made.id));
+            form::print(new.output, &made, || format!("{}\n", made.id));
         }
         Command::Attach(attach) => {
             let mut body = json!({"instance_id": instance(client, &attach.machine)?.id});
@@ -208,7 +216,7 @@ fn try_run(client: &Client, command: &Command) -> Result<(), PlaneError> {
                 "tags": tags(&[], snap.name.as_deref()),
             });
             let made: SnapshotView = client.ask("POST", "/v1/snapshots", Some(&body))?;
-            form::out(&format!("{}\n", made.id));
+            form::print(snap.output, &made, || format!("{}\n", made.id));
         }
         Command::Rollback(back) => {
             let to = id(client, "/v1/snapshots", "snapshot", "snap-", &back.snapshot)?;

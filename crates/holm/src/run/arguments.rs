@@ -7,14 +7,14 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use disk::Format;
 
-use crate::background;
 use crate::completion;
-use crate::disk_option;
 use crate::form::Form;
 use crate::named::place;
-use crate::network;
-use crate::peripherals;
 use crate::plane::create::{KEPT, Launch};
+use crate::run::background;
+use crate::run::disk_option;
+use crate::run::network;
+use crate::run::peripherals;
 use crate::values::{duration, size};
 
 /// Least memory of a machine, in bytes.

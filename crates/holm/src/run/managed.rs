@@ -104,10 +104,6 @@ fn attached(arguments: &Run, client: &Client, made: InstanceView) -> u8 {
 /// Shows the console until the machine has ended or the user leaves it; a
 /// reboot is no end. The exit status.
 fn at_console(client: &Client, id: &str, shown: &str) -> Result<u8, PlaneError> {
-    let keyboard = match std::io::stdin().is_terminal() {
-        true => Keyboard::IfFree,
-        false => Keyboard::No,
-    };
     loop {
         let socket = match find::control(id) {
             Ok(socket) => socket,
@@ -116,7 +112,7 @@ fn at_console(client: &Client, id: &str, shown: &str) -> Result<u8, PlaneError> 
             Err(_) => return Ok(exit_code::SUCCESS),
         };
         let end = match Control::at(shown, &socket) {
-            Ok(control) => console::session(control, shown, keyboard, REPLAY),
+            Ok(control) => console::session(control, shown, Keyboard::IfFree, REPLAY),
             Err(_) => console::End::Ended,
         };
         match end {

@@ -2,8 +2,16 @@
 //! is made of an image's name; else a machine of its own in the foreground.
 
 pub mod arguments;
+pub mod background;
+pub mod disk_option;
+pub mod disks;
+pub mod engine_choice;
+pub mod guest;
+pub mod image;
 mod managed;
+pub mod network;
 pub mod own;
+pub mod peripherals;
 pub mod session;
 
 use std::path::Path;
@@ -11,7 +19,6 @@ use std::path::Path;
 use clap::parser::ValueSource;
 use clap::{ArgMatches, Command};
 
-use crate::background;
 use crate::console::terminal;
 use crate::failure::Failure;
 use crate::plane::client::Client;
@@ -169,4 +176,80 @@ fn not_alone(option: &str, why: &Why, image: &str) -> String {
         }
     };
     format!("--{option} is for a machine that a daemon keeps, {because}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{Arguments, Command};
+    use clap::{CommandFactory, FromArgMatches};
+
+    /// A command line of `holm run`, and its options.
+    fn parsed(words: &[&str]) -> (Run, Vec<Given>) {
+        let words = ["holm", "run"].iter().chain(words);
+        let mut command = Arguments::command();
+        let matches = command.try_get_matches_from_mut(words).unwrap();
+        let given = given(&command, &matches);
+        match Arguments::from_arg_matches(&matches).unwrap().command {
+            Command::Run(run) => (*run, given),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_daemon_keeps_what_is_made_of_a_name() {
+        let of = |words: &[&str], daemon: bool| keeper(&parsed(words).0, || daemon);
+        assert_eq!(of(&["debian"], true), Keeper::Daemon);
+        assert_eq!(of(&["debian@2", "--detach"], true), Keeper::Daemon);
+        assert_eq!(of(&["debian"], false), Keeper::Itself(Why::NoDaemon));
+        for path in ["./debian", "/srv/disk.img", "images/debian", "../x"] {
+            assert_eq!(of(&[path], true), Keeper::Itself(Why::Path), "{path}");
+        }
+        assert_eq!(
+            of(&["debian", "--standalone"], true),
+            Keeper::Itself(Why::Asked)
+        );
+        assert_eq!(of(&["--kernel", "k"], true), Keeper::Itself(Why::Kernel));
+        let again = ["debian", "--detach", "--in-background"];
+        assert_eq!(of(&again, true), Keeper::Itself(Why::Asked));
+        // Of this crate: a file that exists.
+        assert_eq!(of(&["Cargo.toml"], true), Keeper::Itself(Why::Path));
+    }
+
+    #[test]
+    fn options_are_for_one_kind_or_for_both() {
+        let both = ["x", "--name", "a", "--rm", "--ttl", "1h", "--detach"];
+        let (_, given) = parsed(&both);
+        assert!(refused(&given, OWN, not_kept).is_none());
+        assert!(refused(&given, KEPT, not_kept).is_none());
+        let said = |words: &[&str], heading| refused(&parsed(words).1, heading, not_kept);
+        for option in [
+            "--cpus=2",
+            "--memory=1G",
+            "--append=x",
+            "--serial=null",
+            "--watchdog=reset",
+        ] {
+            assert!(said(&["x", option], OWN).is_some(), "{option}");
+        }
+        for option in [
+            "--type=x",
+            "--key=x",
+            "--sg=x",
+            "--wait=made",
+            "--boot-timeout=1s",
+            "-ojson",
+        ] {
+            assert!(said(&["x", option], KEPT).is_some(), "{option}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_to_use() {
+        assert!(not_kept("memory").contains("--type"));
+        assert!(not_kept("timeout").contains("--ttl"));
+        assert!(not_kept("gdb").contains("--standalone"));
+        let path = not_alone("key", &Why::Path, "disk.img");
+        assert!(path.contains("holm image import disk.img NAME"), "{path}");
+    }
 }

@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 
 use super::arguments::{self, Own, Run};
 use super::session::{self, Origin, Plan};
-use crate::disks::{self, OwnDisk};
-use crate::engine_choice;
 use crate::failure::Failure;
-use crate::guest;
-use crate::image::{self, Image, Target};
 use crate::named::place;
-use crate::network;
+use crate::run::disks::{self, OwnDisk};
+use crate::run::engine_choice;
+use crate::run::guest;
+use crate::run::image::{self, Image, Target};
+use crate::run::network;
 
 /// Added to a boot entry's command line that names no console.
 const SERIAL_CONSOLE: &str = "console=ttyS0";

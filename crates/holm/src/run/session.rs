@@ -8,24 +8,24 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use machine::{Description, MachineError, Outcome, Snapshot};
+use machine::{Description, MachineError, Outcome, OwnSocket, Snapshot};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use super::arguments::{self, Serial};
-use crate::background;
 use crate::console::input::{Input, Room};
 use crate::console::log::SerialLog;
 use crate::console::monitor::{self, Command, Line};
 use crate::console::output::Output;
 use crate::console::terminal::{self, RawMode};
-use crate::disks::OwnDisk;
-use crate::engine_choice::EngineKind;
 use crate::exit_code;
 use crate::failure::Failure;
-use crate::guest::Guest;
-use crate::named;
-use crate::peripherals::LogOption;
+use crate::named::place::Claim;
+use crate::run::background;
+use crate::run::disks::OwnDisk;
+use crate::run::engine_choice::EngineKind;
+use crate::run::guest::Guest;
+use crate::run::peripherals::LogOption;
 
 /// Time for the guest's last output to reach a slow reader.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -73,7 +73,7 @@ pub struct Plan {
     /// Where it begins.
     pub origin: Origin,
     /// Its name, if it has one.
-    pub claim: Option<named::place::Claim>,
+    pub claim: Option<Claim>,
     /// Its CPU engine.
     pub engine: EngineKind,
     /// Where its serial port leads.
@@ -117,19 +117,8 @@ pub fn run(mut plan: Plan) -> Result<u8, Failure> {
         events.clone(),
     )?);
 
-    if let Some(gdb) = &plan.gdb {
-        let address = guest.serve_gdb(gdb)?;
-        terminal::say(&format!("holm: GDB is served at {address}"));
-    }
-    let by_name = plan.claim.as_ref().map(|claim| claim.agent());
-    let agent_socket = plan.agent_socket.or(by_name);
-    let agent_socket = agent_socket.map(|path| guest.serve_agent(&path));
-    let _agent_socket = agent_socket.transpose()?;
-    let control_socket = plan
-        .claim
-        .as_ref()
-        .map(|claim| guest.serve_control(&claim.control()));
-    let _control_socket = control_socket.transpose()?;
+    let (claim, gdb) = (plan.claim.as_ref(), plan.gdb.as_ref());
+    let _sockets = open_doors(&guest, claim, gdb, plan.agent_socket)?;
     watch_signals(events.clone()).map_err(|e| internal("watching for signals", e))?;
     let raw = match on_stdio {
         true => RawMode::enter().map_err(|e| internal("setting the terminal to raw mode", e))?,
@@ -175,6 +164,24 @@ pub fn run(mut plan: Plan) -> Result<u8, Failure> {
     drop(raw);
     drop(plan.own_disks);
     result
+}
+
+/// Serves GDB, the guest's agent and the machine's control socket, as far as
+/// that is wanted; the sockets, which go with the values.
+fn open_doors(
+    guest: &Guest,
+    claim: Option<&Claim>,
+    gdb: Option<&arguments::Gdb>,
+    agent: Option<PathBuf>,
+) -> Result<[Option<OwnSocket>; 2], Failure> {
+    if let Some(gdb) = gdb {
+        let address = guest.serve_gdb(gdb)?;
+        terminal::say(&format!("holm: GDB is served at {address}"));
+    }
+    let agent = agent.or(claim.map(Claim::agent));
+    let agent = agent.map(|path| guest.serve_agent(&path)).transpose()?;
+    let control = claim.map(|claim| guest.serve_control(&claim.control()));
+    Ok([agent, control.transpose()?])
 }
 
 struct Session {

@@ -13,7 +13,7 @@ use disk::Format;
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use crate::image::Template;
+use crate::run::image::Template;
 
 /// Why a machine does not get a disk of its own.
 #[derive(Debug, thiserror::Error)]

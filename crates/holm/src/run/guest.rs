@@ -21,9 +21,9 @@ use crate::console::input::{Port, Room};
 use crate::console::monitor;
 use crate::console::output::Output;
 use crate::console::terminal;
-use crate::engine_choice::EngineKind;
 use crate::failure::Failure;
 use crate::run::arguments;
+use crate::run::engine_choice::EngineKind;
 use crate::run::session::{Event, Origin};
 
 /// A machine with the first serial port as its console.
