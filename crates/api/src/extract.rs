@@ -1,9 +1,12 @@
 //! What a request says, read with errors as problems.
 
+use std::time::Duration;
+
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, header};
+use model::Timestamp;
 use serde::de::DeserializeOwned;
 
 use crate::App;
@@ -194,6 +197,24 @@ pub fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
             format!(
                 "the Idempotency-Key is not 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters"
             ),
+        )),
+    }
+}
+
+/// Longest time to live, in seconds: a hundred years.
+pub const TTL_MAX: u64 = 100 * 365 * 86_400;
+
+/// When something ends that lives so many seconds from now.
+///
+/// # Errors
+/// [`Code::InvalidValue`]: it would not live at all, or longer than
+/// [`TTL_MAX`].
+pub fn end_of(ttl_seconds: u64) -> Result<Timestamp, Problem> {
+    match (1..=TTL_MAX).contains(&ttl_seconds) {
+        true => Ok(Timestamp::now().after(Duration::from_secs(ttl_seconds))),
+        false => Err(Problem::new(
+            Code::InvalidValue,
+            format!("ttl_seconds: {ttl_seconds} is not 1 to {TTL_MAX}"),
         )),
     }
 }
