@@ -45,7 +45,9 @@ pub fn run(
     let mut arguments = vec!["run".to_owned(), image.as_str().to_owned()];
     arguments.extend_from_slice(options);
     match image {
-        Name::Tiny => run_tiny(holm, arguments, command, patience),
+        Name::Tiny | Name::TinyBullseye | Name::TinyTrixie => {
+            run_tiny(holm, arguments, command, patience)
+        }
         Name::Debian | Name::DebianDisk => run_debian(holm, arguments, command, patience),
     }
 }

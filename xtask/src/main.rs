@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod churn;
 mod console;
 mod guest;
 mod host;
@@ -42,6 +43,10 @@ enum Task {
     ///
     /// Example: cargo xtask soak --minutes 10
     Soak(soak::Soak),
+    /// Makes and ends real machines under a daemon that is killed, and looks for what is left
+    ///
+    /// Example: cargo xtask churn --kill-daemon 3
+    Churn(churn::Churn),
     /// Makes the Python environment with the clients of EC2 that tests use
     Venv,
     /// Makes a guest image if its recipe or packages have changed
@@ -72,6 +77,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Test(arguments) => return test::test(&arguments),
         Task::Bench(arguments) => return bench::bench(&arguments),
         Task::Soak(arguments) => return soak::soak(&arguments),
+        Task::Churn(arguments) => return churn::churn(&arguments),
         Task::Venv => drop(venv::ensure()?),
         Task::Image { name, force } => {
             println!("{}", image::make(name, force)?.display());

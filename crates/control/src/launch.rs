@@ -357,6 +357,8 @@ impl Plane {
             launched: Some(now),
             boot: Boot::default(),
             host: None,
+            noted: model::Noted::default(),
+            trouble: None,
             token_key: Base64(random_bytes::<32>().to_vec()),
             id,
         };

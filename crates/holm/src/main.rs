@@ -28,6 +28,7 @@ mod snapshot;
 mod state_directory;
 mod state_store;
 
+use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use clap::Parser;
@@ -52,6 +53,7 @@ fn main() -> ! {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_env("HOLM_LOG").unwrap_or_else(|_| "warn".into()))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     // A panic's own status, 101, could be mistaken for a guest's.
     let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {

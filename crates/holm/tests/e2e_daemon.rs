@@ -11,7 +11,8 @@ mod site;
 use std::path::Path;
 use std::time::Duration;
 
-use host::{Driver, Observed, Real, RealConfig};
+use host::{ControlClient, Driver, Observed, Real, RealConfig};
+use machine_protocol::Request;
 use machine_protocol::launch::{Ended, Engine, LAUNCH_VERSION, Launch};
 use model::{Instance, InstanceState, Volume};
 use site::Site;
@@ -113,9 +114,16 @@ async fn an_instance_runs_without_a_daemon_and_leaves_nothing() {
     let copy = site.run_of(&image).await;
     drop(daemon);
     let daemon = site.daemon();
-    // Time to do something wrong: the boots of `tiny` have no end to wait for.
-    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    // `tiny` has no agent that could tell the end of its boot.
+    site.until_settled(&daemon).await;
     assert_eq!(site.process(&id).await, pid, "it is another process");
+
+    let directory = site.layout.machine(id.as_str());
+    let mut machine = ControlClient::connect(&directory).await.unwrap();
+    for request in [Request::Pause {}, Request::Resume {}] {
+        machine.ask(&request).await.unwrap();
+    }
+    site.until_event(&id, "instance-paused").await;
 
     site.plane
         .stop_instances(&site.caller, std::slice::from_ref(&id), false)

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
-use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
 use machine_protocol::vpc::PortConfig;
+use machine_protocol::{Event, RunState};
 use provisioning::BootProgress;
 use tokio::net::UnixListener;
 
@@ -137,6 +137,26 @@ pub struct Inventory {
     pub machines: Vec<String>,
     /// Volumes.
     pub volumes: Vec<String>,
+    /// Networks, with cards or without.
+    pub networks: Vec<String>,
+}
+
+/// Something that happened to a machine, as a driver tells it unasked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Happened {
+    /// The machine.
+    pub machine: String,
+    /// What its process said, and of which start. It is told again to each
+    /// daemon that comes. `None`: it ended, perhaps; it is to be looked at.
+    pub told: Option<(u64, Event)>,
+}
+
+impl Happened {
+    /// The machine is to be looked at.
+    pub(crate) fn look(machine: String) -> Self {
+        let told = None;
+        Self { machine, told }
+    }
 }
 
 /// What may be done about a step that was not taken.
@@ -259,6 +279,13 @@ pub trait Driver: Send + Sync + 'static {
         nic: usize,
         port: &PortConfig,
     ) -> Result<(), DriverError>;
+
+    /// Removes what is left of a network that no card is in; no effect if
+    /// there is nothing.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn remove_network(&self, network: &str) -> Result<(), DriverError>;
 
     /// Whether it is of any use to call [`Self::configure_nic`].
     fn takes_ports(&self) -> bool {

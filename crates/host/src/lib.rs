@@ -19,8 +19,8 @@ mod simulated;
 
 pub use control_client::{ControlClient, ControlError};
 pub use driver::{
-    Content, Driver, DriverError, Facts, Failure, Inventory, MachineEnd, Observed, VolumeFile,
-    VolumeSource, VolumeSpec,
+    Content, Driver, DriverError, Facts, Failure, Happened, Inventory, MachineEnd, Observed,
+    VolumeFile, VolumeSource, VolumeSpec,
 };
 pub use layout::Layout;
 pub use library::adopt_images;

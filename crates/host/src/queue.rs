@@ -21,6 +21,8 @@ pub enum Key {
     Snapshot(String),
     /// An image.
     Image(String),
+    /// Where the cards of a VPC meet.
+    Network(String),
 }
 
 /// Keys that wait, now or for a moment to come. A key is there once, and is not

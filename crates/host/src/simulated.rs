@@ -7,17 +7,17 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
-use machine_protocol::RunState;
 use machine_protocol::launch::{Ended, Launch};
 use machine_protocol::vpc::PortConfig;
+use machine_protocol::{Event, EventKind, RunState};
 use parking_lot::Mutex;
 use provisioning::BootProgress;
 use tokio::net::UnixListener;
 use tokio::sync::mpsc::{self, UnboundedReceiver, UnboundedSender};
 
 use crate::driver::{
-    Content, Driver, DriverError, Facts, Inventory, MachineEnd, Observed, VolumeFile, VolumeSource,
-    VolumeSpec,
+    Content, Driver, DriverError, Facts, Happened, Inventory, MachineEnd, Observed, VolumeFile,
+    VolumeSource, VolumeSpec,
 };
 
 /// How a simulated host behaves.
@@ -62,8 +62,10 @@ struct State {
     machines: BTreeMap<String, Machine>,
     volumes: BTreeMap<String, VolumeSpec>,
     contents: BTreeSet<String>,
+    /// That cards have been in.
+    networks: BTreeSet<String>,
     /// To the daemon that adopted the host last.
-    changed: Option<UnboundedSender<String>>,
+    changed: Option<UnboundedSender<Happened>>,
 }
 
 struct Machine {
@@ -72,6 +74,8 @@ struct Machine {
     disks: BTreeSet<String>,
     /// Last configurations of its network cards.
     nics: BTreeMap<usize, PortConfig>,
+    /// What it told.
+    events: Vec<Event>,
 }
 
 impl Machine {
@@ -85,9 +89,9 @@ impl Machine {
 }
 
 impl Simulated {
-    /// An empty host, and the ids of machines to which something happened.
+    /// An empty host, and what happens to its machines.
     #[must_use]
-    pub fn new(config: SimulatedConfig) -> (Self, UnboundedReceiver<String>) {
+    pub fn new(config: SimulatedConfig) -> (Self, UnboundedReceiver<Happened>) {
         let (changed, changes) = mpsc::unbounded_channel();
         let state = State {
             random: config.seed,
@@ -101,11 +105,22 @@ impl Simulated {
         (host, changes)
     }
 
-    /// The same host for another daemon, which is told of changes from now on.
+    /// The same host for another daemon, which is told of changes from now on,
+    /// and again of what machines that run have told.
     #[must_use]
-    pub fn adopted(&self) -> (Self, UnboundedReceiver<String>) {
+    pub fn adopted(&self) -> (Self, UnboundedReceiver<Happened>) {
         let (changed, changes) = mpsc::unbounded_channel();
-        self.state.lock().changed = Some(changed);
+        let mut state = self.state.lock();
+        for (id, machine) in state.machines.iter().filter(|(_, m)| m.end.is_none()) {
+            for event in &machine.events {
+                let told = Some((machine.launch.number, event.clone()));
+                let machine = id.clone();
+                // The receiver is here.
+                let _ = changed.send(Happened { machine, told });
+            }
+        }
+        state.changed = Some(changed);
+        drop(state);
         (self.clone(), changes)
     }
 
@@ -121,6 +136,26 @@ impl Simulated {
             machine.end(how);
         }
         self.tell(machine);
+    }
+
+    /// Something happens to a machine, which tells it.
+    pub fn happen(&self, machine: &str, kind: EventKind) {
+        let mut state = self.state.lock();
+        let Some(found) = state.machines.get_mut(machine) else {
+            return;
+        };
+        let event = Event {
+            number: found.events.len() as u64 + 1,
+            at_milliseconds: 0,
+            kind,
+        };
+        found.events.push(event.clone());
+        let told = Some((found.launch.number, event));
+        let machine = machine.to_owned();
+        if let Some(changed) = &state.changed {
+            // Without a receiver the daemon is gone.
+            let _ = changed.send(Happened { machine, told });
+        }
     }
 
     /// The launch of a machine that is there.
@@ -144,6 +179,7 @@ impl Simulated {
         let inventory = Inventory {
             machines: state.machines.keys().cloned().collect(),
             volumes: state.volumes.keys().cloned().collect(),
+            networks: state.networks.iter().cloned().collect(),
         };
         (inventory, state.contents.iter().cloned().collect())
     }
@@ -151,7 +187,7 @@ impl Simulated {
     fn tell(&self, machine: &str) {
         if let Some(changed) = &self.state.lock().changed {
             // Without a receiver the daemon is gone.
-            let _ = changed.send(machine.to_owned());
+            let _ = changed.send(Happened::look(machine.to_owned()));
         }
     }
 
@@ -214,6 +250,15 @@ impl State {
     }
 }
 
+/// Networks that a launch has cards in.
+fn networks(launch: &Launch) -> impl Iterator<Item = String> {
+    let cards = launch.machine["nics"].as_array().into_iter().flatten();
+    cards.filter_map(|card| {
+        let directory = card["network"]["vpc"]["directory"].as_str()?;
+        directory.rsplit('/').next().map(str::to_owned)
+    })
+}
+
 #[async_trait]
 impl Driver for Simulated {
     async fn inventory(&self) -> Result<Inventory, DriverError> {
@@ -221,6 +266,7 @@ impl Driver for Simulated {
             Ok(Inventory {
                 machines: state.machines.keys().cloned().collect(),
                 volumes: state.volumes.keys().cloned().collect(),
+                networks: state.networks.iter().cloned().collect(),
             })
         };
         self.step("listing", "everything", list).await
@@ -266,7 +312,9 @@ impl Driver for Simulated {
                 end: None,
                 disks: disks.collect(),
                 nics: BTreeMap::new(),
+                events: Vec::new(),
             };
+            state.networks.extend(networks(launch));
             state.machines.insert(machine.to_owned(), started);
             Ok(())
         };
@@ -370,6 +418,14 @@ impl Driver for Simulated {
 
     fn takes_ports(&self) -> bool {
         self.config.takes_ports
+    }
+
+    async fn remove_network(&self, network: &str) -> Result<(), DriverError> {
+        let remove = |state: &mut State| {
+            state.networks.remove(network);
+            Ok(())
+        };
+        self.step("removing the files of", network, remove).await
     }
 
     async fn metadata_listener(&self, _: &str) -> Result<Option<UnixListener>, DriverError> {

@@ -2,7 +2,7 @@
 
 mod world;
 
-use control::NewSecurityGroup;
+use control::{NewSecurityGroup, NewSubnet, NewVpc, RunInstances};
 use host::SimulatedConfig;
 use machine_protocol::vpc::{PortConfig, Protocol};
 use model::{
@@ -103,4 +103,44 @@ async fn cards_know_their_network_and_hear_of_changes() {
     world
         .until_card(&one, "the name is gone", |port| !knows(port))
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_network_has_on_the_host_goes_with_it() {
+    let world = World::new(SimulatedConfig::default()).await;
+    let daemon = world.daemon();
+    let (plane, caller) = (&world.plane, &world.caller);
+    let cidr = "10.9.0.0/16".parse().unwrap();
+    let new = NewVpc {
+        cidr,
+        tags: Tags::new(),
+    };
+    let vpc = plane.create_vpc(caller, new).await.unwrap().id;
+    let new = NewSubnet {
+        vpc: vpc.clone(),
+        cidr,
+        zone: None,
+        tags: Tags::new(),
+    };
+    let subnet = plane.create_subnet(caller, new).await.unwrap().id;
+    let new = RunInstances {
+        subnet: Some(subnet.clone()),
+        ..RunInstances::new(world.image.id.clone(), "t3.micro")
+    };
+    let launched = plane.run_instances(caller, new, None).await.unwrap();
+    let id = launched.instances[0].id.clone();
+    world.until_state(&id, InstanceState::Running).await;
+    let networks = || world.host.left().0.networks;
+    assert_eq!(networks(), [vpc.to_string()]);
+    let gone = plane.terminate_instances(caller, std::slice::from_ref(&id));
+    gone.await.unwrap();
+    world.until_state(&id, InstanceState::Terminated).await;
+    plane.delete_subnet(caller, &subnet).await.unwrap();
+    // By a daemon that was not there when it was asked for.
+    drop(daemon);
+    plane.delete_vpc(caller, &vpc).await.unwrap();
+    assert_eq!(networks(), [vpc.to_string()]);
+    let _daemon = world.daemon();
+    let gone = || networks().is_empty();
+    world.until("nothing of the network is left", gone).await;
 }

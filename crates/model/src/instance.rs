@@ -98,6 +98,12 @@ pub struct Instance {
     /// How far its guest has come since.
     #[serde(default)]
     pub boot: Boot,
+    /// The last that its machine told and that was noted.
+    #[serde(default)]
+    pub noted: Noted,
+    /// What is wrong with its machine, though it runs: for people.
+    #[serde(default)]
+    pub trouble: Option<String>,
     /// Host that it is on.
     #[serde(default)]
     pub host: Option<String>,
@@ -140,6 +146,15 @@ impl Instance {
     pub fn is_terminated(&self) -> bool {
         self.state == InstanceState::Terminated
     }
+}
+
+/// Something that a machine told, by its place among all that it tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Noted {
+    /// Start of the instance's machine.
+    pub start: u64,
+    /// Number of the event, of that start.
+    pub event: u64,
 }
 
 /// What is wanted of an instance.

@@ -37,7 +37,7 @@ pub use id::{
 pub use image::{Image, ImageDisk, ImageState};
 pub use instance::{
     BlockDevice, Boot, BootStage, Desired, Instance, InstanceState, Interface, MetadataOptions,
-    ShutdownBehavior, StateReason, Token, USER_DATA_MAX,
+    Noted, ShutdownBehavior, StateReason, Token, USER_DATA_MAX,
 };
 pub use instance_type::{CATALOGUE, InstanceType, catalogued};
 pub use invalid::Invalid;

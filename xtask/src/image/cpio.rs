@@ -4,6 +4,7 @@
 const REGULAR: u32 = 0o100_000;
 const DIRECTORY: u32 = 0o040_000;
 const CHARACTER: u32 = 0o020_000;
+const LINK: u32 = 0o120_000;
 
 /// An archive under construction. Everything belongs to root and has time 0,
 /// so that equal contents give equal bytes.
@@ -22,6 +23,11 @@ impl Archive {
     /// Adds a file with these permission bits.
     pub fn file(&mut self, path: &str, permissions: u32, content: &[u8]) {
         self.entry(path, REGULAR | permissions, (0, 0), content);
+    }
+
+    /// Adds a symbolic link.
+    pub fn link(&mut self, path: &str, target: &str) {
+        self.entry(path, LINK | 0o777, (0, 0), target.as_bytes());
     }
 
     /// Adds a character device.
@@ -75,6 +81,7 @@ mod tests {
         archive.directory("bin");
         archive.file("bin/odd-length", 0o640, b"12345");
         archive.file("init", 0o755, b"#!/bin/sh\n");
+        archive.link("bin/sh", "../init");
         let mut cpio = Command::new("busybox")
             .args(["cpio", "-i"])
             .current_dir(directory.path())
@@ -91,5 +98,6 @@ mod tests {
         let read = |name: &str| std::fs::read(directory.path().join(name)).unwrap();
         assert_eq!(read("bin/odd-length"), b"12345");
         assert_eq!(read("init"), b"#!/bin/sh\n");
+        assert_eq!(read("bin/sh"), b"#!/bin/sh\n");
     }
 }

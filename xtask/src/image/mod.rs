@@ -32,6 +32,10 @@ pub use tiny::base;
 pub enum Name {
     /// Debian's stock cloud kernel and a busybox initramfs
     Tiny,
+    /// As tiny, of Debian bullseye (Linux 5.10), with perl
+    TinyBullseye,
+    /// As tiny, of Debian trixie (Linux 6.12), with perl
+    TinyTrixie,
     /// Debian bookworm with systemd on an ext4 disk, stock kernel and initrd
     Debian,
     /// Debian bookworm on a whole disk with GRUB's configuration, ssh, cloud-init, guest agent
@@ -43,9 +47,25 @@ impl Name {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
+            Self::TinyBullseye => "tiny-bullseye",
+            Self::TinyTrixie => "tiny-trixie",
             Self::Debian => "debian",
             Self::DebianDisk => "debian-disk",
         }
+    }
+
+    /// Debian's release.
+    fn suite(self) -> &'static str {
+        match self {
+            Self::Tiny | Self::Debian | Self::DebianDisk => SUITE,
+            Self::TinyBullseye => "bullseye",
+            Self::TinyTrixie => "trixie",
+        }
+    }
+
+    /// Whether it is an archive in memory, without a disk.
+    fn is_tiny(self) -> bool {
+        matches!(self, Self::Tiny | Self::TinyBullseye | Self::TinyTrixie)
     }
 }
 
@@ -78,12 +98,12 @@ struct Made {
 /// If packages are missing or cannot be had, or a step fails.
 pub fn make(name: Name, force: bool) -> Result<PathBuf> {
     host::ensure(NEEDS)?;
-    if name != Name::Tiny {
+    if !name.is_tiny() {
         host::ensure(BASE_NEEDS)?;
     }
     let images = host::cache()?.join("images");
     let link = images.join(name.as_str());
-    let apt = apt(force)?;
+    let apt = apt(name.suite(), force)?;
     let digest = digest(name, &apt)?;
     let stored = images.join(".store").join(&digest);
     if !force && stored.join("image.json").is_file() {
@@ -97,6 +117,7 @@ pub fn make(name: Name, force: bool) -> Result<PathBuf> {
     fs::create_dir_all(&work).with_context(|| format!("making {}", work.display()))?;
     let made = match name {
         Name::Tiny => tiny::make(&apt, &work),
+        Name::TinyBullseye | Name::TinyTrixie => tiny::of_release(&apt, &work),
         Name::Debian => debian::make(&apt, &work),
         Name::DebianDisk => debian_disk::make(&apt, &work),
     };
@@ -129,7 +150,7 @@ pub fn make(name: Name, force: bool) -> Result<PathBuf> {
 /// If the package cannot be had.
 pub fn busybox(path: &Path) -> Result<()> {
     let unpacked = path.with_extension("unpacked");
-    apt(false)?.unpack("busybox-static", &unpacked)?;
+    apt(SUITE, false)?.unpack("busybox-static", &unpacked)?;
     fs::copy(unpacked.join("bin/busybox"), path).context("copying busybox")?;
     fs::remove_dir_all(&unpacked).context("removing the unpacked package")
 }
@@ -140,17 +161,21 @@ pub fn busybox(path: &Path) -> Result<()> {
 /// # Errors
 /// If a package cannot be had.
 pub fn unpack(packages: &[&str], into: &Path) -> Result<()> {
-    let apt = apt(false)?;
+    let apt = apt(SUITE, false)?;
     packages
         .iter()
         .try_for_each(|package| Ok(apt.unpack(package, into)?))
 }
 
-/// The packages of the guests' release.
-fn apt(refresh: bool) -> Result<Apt> {
+/// The packages of a release.
+fn apt(suite: &str, refresh: bool) -> Result<Apt> {
+    let directory = match suite {
+        SUITE => "apt".to_owned(),
+        other => format!("apt-{other}"),
+    };
     Ok(Apt::open(
-        &host::cache()?.join("apt"),
-        SUITE,
+        &host::cache()?.join(directory),
+        suite,
         None,
         refresh,
     )?)
@@ -164,6 +189,7 @@ fn digest(name: Name, apt: &Apt) -> Result<String> {
     let disk_packages = debian_disk::packages(&recipe);
     let (files, packages) = match name {
         Name::Tiny => (tiny::RECIPE, tiny::PACKAGES),
+        Name::TinyBullseye | Name::TinyTrixie => (tiny::RECIPE, tiny::RELEASE_PACKAGES),
         Name::Debian => (debian::RECIPE, debian::PACKAGES),
         Name::DebianDisk => (&disk[..], disk_packages.as_slice()),
     };

@@ -38,6 +38,10 @@ pub struct InstanceView {
     /// Why, if not by wish.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub state_reason: Option<String>,
+    /// What is wrong with its machine, though it runs: its kernel panicked, a
+    /// disk of the host is full.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
     /// Since when.
     #[schema(format = DateTime)]
     pub state_since: String,
@@ -203,6 +207,7 @@ impl Shown for Instance {
             name: i.meta.name().map(str::to_owned),
             state: i.state.name().into(),
             state_reason: i.state_reason.as_ref().map(|r| r.message.clone()),
+            trouble: i.trouble.clone(),
             state_since: i.state_since.to_string(),
             image_id: i.image.to_string(),
             instance_type: i.instance_type.clone(),

@@ -504,10 +504,14 @@ async fn describe(call: &Call<'_>) -> Reply {
 
 /// Status and reachability: whether the guest is up.
 fn health(instance: &Instance) -> (&'static str, &'static str) {
-    match (instance.state, &instance.boot.failure, instance.boot.ready) {
-        (InstanceState::Running, Some(_), _) => ("impaired", "failed"),
-        (InstanceState::Running, None, Some(_)) => ("ok", "passed"),
-        (InstanceState::Running, None, None) => ("initializing", "initializing"),
+    let boot = &instance.boot;
+    let fails = boot.failure.is_some() || instance.trouble.is_some();
+    match (instance.state, boot.ready) {
+        (InstanceState::Running, _) if fails => ("impaired", "failed"),
+        (InstanceState::Running, Some(_)) => ("ok", "passed"),
+        // Its guest has nothing that could tell.
+        (InstanceState::Running, None) if boot.over => ("insufficient-data", "insufficient-data"),
+        (InstanceState::Running, None) => ("initializing", "initializing"),
         _ => ("not-applicable", ""),
     }
 }

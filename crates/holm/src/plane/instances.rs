@@ -254,6 +254,7 @@ pub fn show_text(i: &InstanceView) -> String {
         ("id", i.id.clone()),
         ("state", i.state.clone()),
         ("reason", or_none(i.state_reason.as_ref())),
+        ("trouble", or_none(i.trouble.as_ref())),
         ("boot", ready.unwrap_or_default().into()),
         ("type", i.instance_type.clone()),
         ("cpus", i.cpus.to_string()),

@@ -9,7 +9,7 @@ use std::time::Duration;
 use control::{Caller, CreateImage, Plane, RegisterImage, RunInstances};
 use host::{Driver, Layout, Observed, Patience, Real, RealConfig, Reconciler};
 use images::{ImportOptions, Library};
-use model::{Image, ImageState, Instance, InstanceId, InstanceState, Tags};
+use model::{Event, Image, ImageState, Instance, InstanceId, InstanceState, Tags};
 use store::Sqlite;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -99,6 +99,7 @@ impl Site {
         let patience = Patience {
             stop: Duration::from_secs(1),
             terminate: Duration::from_secs(1),
+            boot: Duration::from_secs(2),
             ..Patience::default()
         };
         let (plane, layout) = (self.plane.clone(), self.layout.clone());
@@ -175,6 +176,13 @@ impl Site {
             String::from_utf8_lossy(&log).contains(text)
         };
         self.wait(text, printed).await;
+    }
+
+    /// The machine tells it, and it is an event of the instance.
+    pub async fn until_event(&self, id: &InstanceId, kind: &str) {
+        let of = |e: &Event| e.resource == id.as_str() && e.kind == kind;
+        let told = async || !self.plane.view().filter::<Event>(of).is_empty();
+        self.wait(kind, told).await;
     }
 
     pub async fn process(&self, id: &InstanceId) -> u32 {

@@ -47,12 +47,16 @@ pub struct Files {
     pub has_process: bool,
 }
 
-/// The ids of the machines that have directories.
-pub async fn list(machines: &Path) -> Result<Vec<String>, DriverError> {
-    let machines = machines.to_owned();
-    blocking("listing", "the machines", move || {
+/// The ids of what has a directory in this one.
+pub async fn list(within: &Path, what: &'static str) -> Result<Vec<String>, DriverError> {
+    let within = within.to_owned();
+    blocking("listing", what, move || {
         let mut found = Vec::new();
-        for entry in fs::read_dir(machines)? {
+        let entries = match fs::read_dir(within) {
+            Err(e) if is_missing(&e) => return Ok(found),
+            other => other?,
+        };
+        for entry in entries {
             let Ok(name) = entry?.file_name().into_string() else {
                 continue;
             };
@@ -71,6 +75,16 @@ pub async fn list(machines: &Path) -> Result<Vec<String>, DriverError> {
 fn is_id(text: &str) -> bool {
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=64).contains(&text.len()) && text.bytes().all(plain)
+}
+
+/// Removes what has an id in a directory, with all that is in it.
+pub async fn remove(within: &Path, id: &str) -> Result<(), DriverError> {
+    let doing = "removing the files of";
+    if !is_id(id) {
+        return Err(DriverError::refused(doing, id, "it is no id"));
+    }
+    let path = within.join(id);
+    blocking(doing, id, move || ignore_missing(fs::remove_dir_all(path))).await
 }
 
 impl Directory {

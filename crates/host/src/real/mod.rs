@@ -24,7 +24,8 @@ use tokio::time::{sleep, timeout};
 
 use crate::control_client::{ControlClient, ControlError};
 use crate::driver::{
-    Content, Driver, DriverError, Facts, Inventory, MachineEnd, Observed, VolumeFile, VolumeSpec,
+    Content, Driver, DriverError, Facts, Happened, Inventory, MachineEnd, Observed, VolumeFile,
+    VolumeSpec,
 };
 use crate::layout::{Layout, METADATA_SOCKET};
 use directory::{Directory, Files};
@@ -54,18 +55,17 @@ pub struct RealConfig {
 pub struct Real {
     config: RealConfig,
     files: volumes::Files,
-    changed: UnboundedSender<String>,
+    changed: UnboundedSender<Happened>,
     /// Machines whose events are followed.
     followed: Arc<Mutex<HashSet<String>>>,
 }
 
 impl Real {
-    /// This host, and the ids of machines to which something happened: they
-    /// ended, for example.
+    /// This host, and what happens to its machines.
     ///
     /// # Errors
     /// The directories cannot be made.
-    pub fn new(config: RealConfig) -> std::io::Result<(Self, UnboundedReceiver<String>)> {
+    pub fn new(config: RealConfig) -> std::io::Result<(Self, UnboundedReceiver<Happened>)> {
         directory::make(&config.layout.machines())?;
         let files = volumes::Files::open(&config.layout).map_err(std::io::Error::other)?;
         let (changed, changes) = mpsc::unbounded_channel();
@@ -95,8 +95,9 @@ impl Real {
         }
     }
 
-    /// Tells of the machine's end, as soon as it comes.
-    fn follow(&self, directory: &Directory) {
+    /// Tells what happens to a start of the machine, and of its end, as soon as
+    /// it comes.
+    fn follow(&self, directory: &Directory, number: u64) {
         let machine = directory.machine().to_owned();
         if !self.followed.lock().insert(machine.clone()) {
             return;
@@ -105,14 +106,19 @@ impl Real {
         let path = directory.path().to_owned();
         tokio::spawn(async move {
             if let Ok(client) = ControlClient::connect(&path).await {
-                let tell = |event| tracing::debug!(machine, ?event, "machine event");
+                let tell = |event| {
+                    tracing::debug!(machine, ?event, "machine event");
+                    let told = Some((number, event));
+                    let machine = machine.clone();
+                    // Without a receiver the daemon is ending.
+                    let _ = changed.send(Happened { machine, told });
+                };
                 if let Err(error) = client.follow(tell).await {
                     tracing::debug!(machine, %error, "following a machine");
                 }
             }
             followed.lock().remove(&machine);
-            // Without a receiver the daemon is ending.
-            let _ = changed.send(machine);
+            let _ = changed.send(Happened::look(machine));
         });
     }
 
@@ -128,7 +134,7 @@ impl Real {
         tokio::spawn(async move {
             let status = child.wait().await;
             tracing::info!(machine, ?status, "machine process ended");
-            let _ = changed.send(machine);
+            let _ = changed.send(Happened::look(machine));
         });
         line.trim_end() == RUNS
     }
@@ -156,7 +162,7 @@ impl Real {
             RunState::Ended => return Ok(None),
             RunState::Running | RunState::Paused => {}
         }
-        self.follow(directory);
+        self.follow(directory, number);
         Ok(Some(Observed::Running {
             number,
             facts: Facts {
@@ -182,8 +188,9 @@ fn failed(
 impl Driver for Real {
     async fn inventory(&self) -> Result<Inventory, DriverError> {
         Ok(Inventory {
-            machines: directory::list(&self.config.layout.machines()).await?,
+            machines: directory::list(&self.config.layout.machines(), "the machines").await?,
             volumes: self.files.ids().await?,
+            networks: directory::list(&self.config.layout.networks(), "the networks").await?,
         })
     }
 
@@ -227,7 +234,7 @@ impl Driver for Real {
                 failed(doing, &directory, &format!("running {program}: {e}"))
             })?;
         if self.until_it_runs(&directory, child).await {
-            self.follow(&directory);
+            self.follow(&directory, launch.number);
             return Ok(());
         }
         match self.observe(machine).await? {
@@ -360,6 +367,10 @@ impl Driver for Real {
         };
         let told = client.ask(&request).await.map(drop);
         told.map_err(|error| refused(doing, &directory, &error))
+    }
+
+    async fn remove_network(&self, network: &str) -> Result<(), DriverError> {
+        directory::remove(&self.config.layout.networks(), network).await
     }
 
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {

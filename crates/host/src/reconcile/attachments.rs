@@ -1,13 +1,18 @@
 //! Disks that come to instances and go from them.
 
+use std::time::Duration;
+
 use control::Refusal;
-use model::{Attachment, AttachmentState, BlockDevice, Instance, Volume, VolumeState};
+use model::{Attachment, AttachmentState, BlockDevice, Instance, Timestamp, Volume, VolumeState};
 use store::Found;
 
 use super::instance::LOOK;
 use super::{Next, Reconciler, StepError};
 use crate::describe;
 use crate::driver::{DriverError, Facts, Failure};
+
+/// How long a guest may take until it listens to the slots of its disks.
+const STARTING: Duration = Duration::from_secs(180);
 
 impl Reconciler {
     /// Takes a step for the disks of an instance that is settled: running, with
@@ -108,6 +113,10 @@ impl Reconciler {
             let asked = self.driver.detach_disk(machine, id, attachment.force).await;
             match asked {
                 Err(error) if error.failure == Failure::Refused => {
+                    let since = facts.map_or(0, |facts| facts.since_ms);
+                    if Timestamp::now().since(Timestamp(since)) < STARTING {
+                        return Ok(Next::After(LOOK * 4));
+                    }
                     return self.undo_detach(id, &error).await;
                 }
                 other => other?,

@@ -26,11 +26,18 @@ const BY_FAULT: &str = "Server.InternalError";
 impl Reconciler {
     pub(super) async fn instance(&self, id: &str) -> Result<Next, StepError> {
         let Some(found) = self.plane.view().get::<Instance>(id) else {
+            self.told_by_machines.lock().remove(id);
             self.driver.kill(id).await?;
             self.driver.remove(id).await?;
             return Ok(Next::Wait);
         };
-        let instance = &found.record;
+        let noted = self.note_events(&found.record).await?;
+        Ok(self.toward(&found.record).await?.sooner(noted))
+    }
+
+    /// The next step towards what is wanted.
+    async fn toward(&self, instance: &Instance) -> Result<Next, StepError> {
+        let id = instance.id.as_str();
         match (instance.desired, instance.state) {
             (_, InstanceState::Terminated) => Ok(Next::Wait),
             (Desired::Terminated, _) | (_, InstanceState::ShuttingDown) => {
@@ -307,6 +314,7 @@ impl Reconciler {
         self.metadata.lock().remove(id);
         self.told.lock().remove(id);
         self.looked.lock().remove(id);
+        self.told_by_machines.lock().remove(id);
         self.driver.remove(id).await?;
         self.plane.instance_gone(&instance.id).await?;
         Ok(Next::Again)
@@ -372,6 +380,7 @@ fn new_start(instance: &mut Instance) {
     instance.starts = instance.starts.saturating_add(1);
     instance.machine = Some(instance.starts);
     instance.boot = Boot::default();
+    instance.trouble = None;
 }
 
 fn change_state(
@@ -387,5 +396,8 @@ fn change_state(
     instance.state = state;
     instance.state_since = Timestamp::now();
     instance.state_reason = reason;
+    if state != InstanceState::Running {
+        instance.trouble = None;
+    }
     Ok(())
 }

@@ -7,9 +7,11 @@
 mod attachments;
 mod boot;
 mod cards;
+mod events;
 mod image;
 mod instance;
 mod machine;
+mod network;
 mod orphans;
 mod snapshot;
 mod volume;
@@ -19,7 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use control::{Changed, Plane, Refusal};
-use model::{Image, Instance, Snapshot, Volume};
+use model::{Image, Instance, Snapshot, Volume, Vpc};
 use parking_lot::Mutex;
 use store::Record;
 use tokio::sync::Semaphore;
@@ -28,7 +30,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::driver::{Driver, DriverError, Failure};
+use crate::driver::{Driver, DriverError, Failure, Happened};
 use crate::layout::Layout;
 use crate::queue::{Key, Queue};
 
@@ -42,6 +44,8 @@ pub struct Patience {
     pub terminate: Duration,
     /// How many steps in a row may fail before what was asked for is given up.
     pub attempts: u32,
+    /// How long a guest that has no agent is looked at for its boot.
+    pub boot: Duration,
     /// How long volumes without a record are kept.
     pub orphans_kept: Duration,
     /// How many records are worked on at once.
@@ -54,6 +58,7 @@ impl Default for Patience {
             stop: Duration::from_secs(120),
             terminate: Duration::from_secs(20),
             attempts: 8,
+            boot: Duration::from_secs(600),
             orphans_kept: Duration::from_secs(24 * 3600),
             workers: 32,
         }
@@ -107,14 +112,16 @@ pub struct Reconciler {
     driver: Arc<dyn Driver>,
     layout: Layout,
     patience: Patience,
-    queue: Queue,
+    queue: Arc<Queue>,
     /// Steps in a row that failed.
     failures: Mutex<HashMap<Key, u32>>,
     /// When the power button of a machine was first and last pressed, by its
     /// start.
     pressed: Mutex<HashMap<String, Pressed>>,
-    /// When the boot of a guest is to be looked at again.
-    looked: Mutex<HashMap<String, Instant>>,
+    /// How far guests have come that are looked at now, or were just now.
+    looked: Arc<Mutex<boot::Looked>>,
+    /// What machines told and is not noted yet.
+    told_by_machines: Mutex<events::Told>,
     /// What network cards were told.
     told: Mutex<cards::Told>,
     /// Metadata services of machines.
@@ -150,10 +157,11 @@ impl Reconciler {
             driver,
             layout,
             patience,
-            queue: Queue::default(),
+            queue: Arc::default(),
             failures: Mutex::default(),
             pressed: Mutex::default(),
-            looked: Mutex::default(),
+            looked: Arc::default(),
+            told_by_machines: Mutex::default(),
             told: Mutex::default(),
             metadata: Mutex::default(),
         })
@@ -162,7 +170,8 @@ impl Reconciler {
     /// Nothing is to be done, now or soon.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.queue.is_settled()
+        let looks = |look: &boot::Look| matches!(look, boot::Look::Now);
+        !self.looked.lock().values().any(looks) && self.queue.is_settled()
     }
 
     /// How many records wait for a look, now or later.
@@ -171,9 +180,8 @@ impl Reconciler {
         self.queue.len()
     }
 
-    /// Works until it is dropped. `changes` are the driver's: ids of machines
-    /// to which something happened.
-    pub async fn run(self: Arc<Self>, mut changes: UnboundedReceiver<String>) {
+    /// Works until it is dropped. `changes` are the driver's.
+    pub async fn run(self: Arc<Self>, mut changes: UnboundedReceiver<Happened>) {
         let mut tasks = JoinSet::new();
         let feeding = self.clone();
         // Listens before it lists, so that nothing is missed between the two.
@@ -190,8 +198,8 @@ impl Reconciler {
         });
         let machines = self.clone();
         tasks.spawn(async move {
-            while let Some(machine) = changes.recv().await {
-                machines.queue.add(Key::Instance(machine));
+            while let Some(happened) = changes.recv().await {
+                machines.heard(happened);
             }
         });
         tasks.spawn(self.clone().tell_cards());
@@ -241,6 +249,7 @@ impl Reconciler {
             }
             Snapshot::KIND => self.queue.add(Key::Snapshot(id)),
             Image::KIND => self.queue.add(Key::Image(id)),
+            Vpc::KIND => self.queue.add(Key::Network(id)),
             _ => {}
         }
     }
@@ -253,6 +262,7 @@ impl Reconciler {
                 Key::Volume(id) => self.volume(id).await,
                 Key::Snapshot(id) => self.snapshot(id).await,
                 Key::Image(id) => self.image(id).await,
+                Key::Network(id) => self.network(id).await,
             };
             match next {
                 Ok(next) => {
@@ -284,7 +294,7 @@ impl Reconciler {
                 Key::Instance(id) => self.give_up_instance(id, &reason).await,
                 Key::Volume(id) => self.give_up_volume(id, &reason).await,
                 Key::Snapshot(id) => self.give_up_snapshot(id, &reason).await,
-                Key::Image(_) => Ok(false),
+                Key::Image(_) | Key::Network(_) => Ok(false),
             };
             match given_up {
                 Ok(true) => {

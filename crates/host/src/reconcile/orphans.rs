@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use model::{Instance, Volume};
+use model::{Instance, Volume, Vpc};
 
 use super::Reconciler;
 use crate::queue::Key;
@@ -15,11 +15,11 @@ const PERIOD: Duration = Duration::from_secs(600);
 const LEAST: Duration = Duration::from_secs(1);
 
 impl Reconciler {
-    /// Looks at once and then again and again for machines and volumes without
-    /// a record. A record is written before anything is made on the host, and
+    /// Looks at once and then again and again for what has no
+    /// record. A record is written before anything is made on the host, and
     /// removed after it is gone: what has none was left by a host that lost
-    /// its store's last words, or by a restored backup. Machines go at once;
-    /// volumes, which may hold what somebody misses, after a time.
+    /// its store's last words, or by a restored backup. Machines and
+    /// networks go at once; volumes, which may hold what somebody misses, after a time.
     pub(super) async fn remove_orphans(&self) {
         let mut volumes: HashMap<String, Instant> = HashMap::new();
         loop {
@@ -32,6 +32,12 @@ impl Reconciler {
                     for id in machines {
                         tracing::warn!(machine = id, "removing a machine of nobody");
                         self.queue.add(Key::Instance(id));
+                    }
+                    let mut networks = inventory.networks;
+                    networks.retain(|id| view.get::<Vpc>(id).is_none());
+                    for id in networks {
+                        tracing::warn!(network = id, "removing a network of nobody");
+                        self.queue.add(Key::Network(id));
                     }
                     let mut seen = inventory.volumes;
                     seen.retain(|id| view.get::<Volume>(id).is_none());

@@ -161,6 +161,10 @@ impl Driver for CrashingHost {
         self.crash.step(step).await
     }
 
+    async fn remove_network(&self, network: &str) -> Result<(), DriverError> {
+        self.crash.step(self.host.remove_network(network)).await
+    }
+
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {
         self.host.metadata_listener(machine).await
     }

@@ -59,7 +59,7 @@ pub fn patience() -> Patience {
 pub fn reconcile(
     plane: Plane,
     driver: Arc<dyn Driver>,
-    changes: tokio::sync::mpsc::UnboundedReceiver<String>,
+    changes: tokio::sync::mpsc::UnboundedReceiver<host::Happened>,
 ) -> Daemon {
     let layout = Layout::new("/simulated".into());
     let reconciler = Reconciler::new(plane, driver, layout, patience());

@@ -15,6 +15,9 @@ pub const SUITE: &str = "bookworm";
 const SUITES: [&str; 7] = [
     "stable", "bookworm", "trixie", "forky", "testing", "sid", "bullseye",
 ];
+/// Releases with all in themselves: sid, and those out of support, of whose
+/// updates mirrors have lists but no longer all packages.
+const WITHOUT_UPDATES: [&str; 2] = ["sid", "bullseye"];
 /// The keys that packages are checked with, of the host and in the guest.
 pub const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 /// Age at which package lists are fetched again.
@@ -131,7 +134,8 @@ impl Apt {
             .collect()
     }
 
-    /// The package that a metapackage depends on (first dependency).
+    /// The package of the same kind that a metapackage depends on, else its first
+    /// dependency: `linux-image-cloud-amd64` leads to `linux-image-6.1.0-…`.
     ///
     /// # Errors
     /// If there is none.
@@ -141,8 +145,14 @@ impl Apt {
                 .env("LC_ALL", "C")
                 .args(["depends", package]),
         )?;
-        text.lines()
-            .find_map(|line| line.trim().strip_prefix("Depends: "))
+        let kind = package.rsplitn(3, '-').last().unwrap_or(package);
+        let needed = || {
+            text.lines()
+                .filter_map(|line| line.trim().strip_prefix("Depends: "))
+        };
+        needed()
+            .find(|name| name.starts_with(kind))
+            .or_else(|| needed().next())
             .map(str::to_owned)
             .ok_or_else(|| RecipeError::Sources(format!("package {package} depends on nothing")))
     }
@@ -200,9 +210,14 @@ fn of_mirror(mirror: &str, suite: &str) -> Result<String, RecipeError> {
         let text = format!("{mirror:?} is no address of a Debian mirror");
         return Err(RecipeError::Sources(text));
     }
-    let lines = [suite.to_owned(), format!("{suite}-updates")]
-        .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"));
-    Ok(lines.concat())
+    let mut suites = vec![suite.to_owned()];
+    if !WITHOUT_UPDATES.contains(&suite) {
+        suites.push(format!("{suite}-updates"));
+    }
+    Ok(suites
+        .iter()
+        .map(|suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n"))
+        .collect())
 }
 
 /// The host's sources of Debian itself, as one-line entries of a release.
@@ -280,6 +295,9 @@ fn entry(uri: &str, suite: &str, wanted: &str) -> Option<String> {
         Some((release, pocket)) => (release, format!("-{pocket}")),
         None => (suite, String::new()),
     };
+    if WITHOUT_UPDATES.contains(&wanted) && !pocket.is_empty() {
+        return None;
+    }
     let known = release == wanted || SUITES.contains(&release);
     let taken = matches!(pocket.as_str(), "" | "-security" | "-updates");
     if !known || !taken || !uri.contains("debian") {
@@ -316,6 +334,20 @@ mod tests {
         let text = "Types: deb deb-src\nURIs: http://mirror/debian\n\
                     Suites: bookworm-updates bookworm-backports\nComponents: main\n";
         assert_eq!(stanza(text), [expected]);
+    }
+
+    #[test]
+    fn some_releases_have_no_updates() {
+        let text = "Types: deb\nURIs: http://mirror/debian\n\
+                    Suites: bookworm bookworm-updates\nComponents: main\n";
+        assert_eq!(super::stanza(text, "sid").len(), 1);
+        assert_eq!(super::stanza(text, "bullseye").len(), 1);
+        assert_eq!(super::stanza(text, "trixie").len(), 2);
+        assert!(
+            !of_mirror("http://mirror/debian", "sid")
+                .unwrap()
+                .contains("-updates")
+        );
     }
 
     #[test]

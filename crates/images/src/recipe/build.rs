@@ -42,6 +42,9 @@ pub const BASE_PACKAGES: &[&str] = &[
     "zstd",
 ];
 
+/// What older releases have as a part of another package: left out there.
+const SPLIT_OFF: &[&str] = &["systemd-resolved"];
+
 /// The host's programs that building takes.
 pub const BASE_NEEDS: &[Need] = &[
     Need {
@@ -200,6 +203,10 @@ fn install_by(
     mode: &str,
     tree: &Path,
 ) -> Result<(), RecipeError> {
+    let there = |package: &&str| {
+        !SPLIT_OFF.contains(package) || apt.versions(std::slice::from_ref(package)).is_ok()
+    };
+    let packages: Vec<&str> = packages.iter().copied().filter(there).collect();
     let packages = format!("{},{KERNEL}", packages.join(","));
     // unshare mode reads the sources as another user.
     let sources = apt.sources();
