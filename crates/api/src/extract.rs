@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
+use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use model::Timestamp;
 use serde::de::DeserializeOwned;
 
@@ -25,6 +26,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let request = object(request, state).await?;
         let read = axum::Json::<T>::from_request(request, state).await;
         read.map(|axum::Json(value)| Self(value)).map_err(|e| {
             let code = match &e {
@@ -42,6 +44,27 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 _ => problem.next("GET /v1/openapi.json says what the body looks like"),
             }
         })
+    }
+}
+
+/// A request whose body is no array: serde would take one for an object's
+/// fields in their order, which no document says.
+async fn object<S: Send + Sync>(request: Request, state: &S) -> Result<Request, Problem> {
+    let (parts, body) = request.into_parts();
+    let head = Request::from_parts(parts.clone(), body);
+    let bytes = Bytes::from_request(head, state).await.map_err(|e| {
+        let code = match e.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            true => Code::TooLarge,
+            false => Code::BadRequest,
+        };
+        Problem::new(code, e.body_text())
+    })?;
+    match bytes.trim_ascii_start().first() {
+        Some(b'[') => Err(
+            Problem::new(Code::InvalidValue, "the body is an array, not an object")
+                .next("GET /v1/openapi.json says what the body looks like"),
+        ),
+        _ => Ok(Request::from_parts(parts, axum::body::Body::from(bytes))),
     }
 }
 
