@@ -83,9 +83,15 @@ impl Client {
             place: socket.display().to_string(),
             source,
         })?;
-        Ok(Self {
+        Ok(Self::over(stream))
+    }
+
+    /// A client on a connection that is there already.
+    #[must_use]
+    pub fn over(stream: UnixStream) -> Self {
+        Self {
             stream: BufReader::new(stream),
-        })
+        }
     }
 
     /// Gives up on an answer after `patience`, with [`AgentError::Connection`];

@@ -19,8 +19,8 @@ use crate::failure::Failure;
 pub struct Options {
     /// Runs the machine in the background and returns when it runs (-d --name web1); its console is
     /// at `holm console`
-    #[arg(short, long, requires = "name")]
-    detach: bool,
+    #[arg(short, long)]
+    pub detach: bool,
 
     /// This is the background process of --detach
     #[arg(long, hide = true, requires = "detach")]
@@ -49,6 +49,12 @@ const RUNS: &str = "runs";
 /// # Errors
 /// [`Failure`]; those of the machine are said by the process itself.
 pub fn start(name: Option<&str>) -> Result<u8, Failure> {
+    let Some(name) = name else {
+        return Err(Failure::Usage(
+            "a machine of its own in the background needs a name to be found by: --detach --name NAME"
+                .into(),
+        ));
+    };
     let failed = |e: io::Error| Failure::Internal(format!("starting in the background: {e}"));
     let program = std::env::current_exe().map_err(failed)?;
     let mut words = std::env::args_os().skip(1);
@@ -67,7 +73,6 @@ pub fn start(name: Option<&str>) -> Result<u8, Failure> {
             .map_err(failed)?;
     }
     if line.trim_end() == RUNS {
-        let name = name.unwrap_or_default();
         terminal::say(&format!(
             "holm: {name} runs; `holm console {name}` shows its console, `holm stop {name}` ends it"
         ));

@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 
 use bootdisk::isolated::{Reader, printable};
 use bootdisk::{BootEntry, Found, ReaderError};
+use clap::Args;
 use disk::{DiskOptions, Format, SECTOR};
 use serde::Serialize;
 
-use crate::cli::{BootEntries, Output};
 use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::form::{self, Output};
 use crate::image::{self, Target};
 
-/// The answer as JSON. Version 1.
+/// The answer for programs. Version 1.
 #[derive(Serialize)]
 struct Answer<'a> {
     version: u32,
@@ -30,8 +31,24 @@ struct Numbered<'a> {
     entry: &'a BootEntry,
 }
 
+/// `holm boot-entries`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Whole-disk image or block device, or an image that starts from a disk
+    #[arg(value_name = "DISK")]
+    pub disk: String,
+
+    /// Format of the disk (--format qcow2)
+    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse)]
+    pub format: Option<Format>,
+
+    /// Form of the answer
+    #[command(flatten)]
+    pub output: Output,
+}
+
 /// Prints the entries and returns the exit status.
-pub fn run(arguments: &BootEntries) -> u8 {
+pub fn run(arguments: &Arguments) -> u8 {
     let found = disk_of(&arguments.disk)
         .and_then(|(path, format)| list(&path, arguments.format.or(format)));
     let found = match found {
@@ -41,10 +58,7 @@ pub fn run(arguments: &BootEntries) -> u8 {
             return failure.code();
         }
     };
-    terminal::print(&match arguments.output {
-        Output::Text => text(&found),
-        Output::Json => json(&found),
-    });
+    form::print(arguments.output, &answer(&found), || text(&found));
     if found.entries.is_empty() {
         let nothing = ReaderError::Nothing(Box::new(found));
         terminal::say(&format!("holm: {nothing}"));
@@ -77,17 +91,15 @@ fn list(path: &Path, format: Option<Format>) -> Result<Found, Failure> {
     })
 }
 
-fn json(found: &Found) -> String {
-    let answer = Answer {
+fn answer(found: &Found) -> Answer<'_> {
+    Answer {
         version: 1,
         entries: (0..)
             .zip(&found.entries)
             .map(|(number, entry)| Numbered { number, entry })
             .collect(),
         notes: &found.notes,
-    };
-    // Data without maps of odd keys always has a form.
-    serde_json::to_string_pretty(&answer).map_or_else(|_| "{}\n".into(), |text| text + "\n")
+    }
 }
 
 fn text(found: &Found) -> String {
@@ -143,6 +155,6 @@ mod tests {
         let shown = text(&found);
         assert!(shown.starts_with("* 0  evil "), "{shown}");
         assert!(!shown.contains('\u{1b}'), "{shown}");
-        assert!(json(&found).contains("\"number\": 0"));
+        assert_eq!(answer(&found).entries[0].number, 0);
     }
 }

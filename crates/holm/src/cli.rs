@@ -1,30 +1,24 @@
 //! The command line.
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use disk::Format;
+use clap::{Parser, Subcommand};
 
 use crate::agent;
-use crate::background;
+use crate::boot_entries;
+use crate::completion;
+use crate::daemon;
 use crate::disk_images;
-use crate::disk_option;
+use crate::doctor;
 use crate::exit_code;
 use crate::image_library;
+use crate::machine_process;
 use crate::named;
-use crate::network;
-use crate::peripherals;
 use crate::plane;
 use crate::restore;
+use crate::run;
 use crate::snapshot;
 use crate::state_store;
-
-/// Least memory of a machine, in bytes.
-pub const LEAST_MEMORY: u64 = 2 << 20;
-/// Most memory of a machine, in bytes.
-pub const MOST_MEMORY: u64 = arch::layout::MAX_RAM;
 
 /// Runs x86-64 virtual machines on any Linux host, with or without KVM
 #[derive(Parser, Debug)]
@@ -43,27 +37,37 @@ pub struct Arguments {
 /// A subcommand.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Runs one machine in the foreground, its serial console on this terminal
+    /// Runs one machine, its console on this terminal
     ///
-    /// A disk starts without firmware: Holm reads its partition table and the configuration of
-    /// GRUB, systemd-boot or EXTLINUX on it, and starts the kernel of the default entry, or of
-    /// --entry. The guest writes to the disk; Holm itself does not. Where the entry's command
-    /// line names no console=, console=ttyS0 is added: the serial port is the console here.
+    /// If a daemon answers (`holm daemon`; HOLM_STATE or --state say which) and IMAGE is the name of
+    /// an image, the daemon makes the machine and keeps it until `holm rm`, whatever becomes of this
+    /// command: the stages of its boot are shown with their times, then its console, which Ctrl-]
+    /// leaves. Where there is no terminal, what it prints is shown until it ends.
+    ///
+    /// Else it is a machine of its own, in this process: without a daemon, with --standalone, with
+    /// --kernel, or of a path (with a '/', or a file that exists). Its disk starts without firmware:
+    /// Holm reads its partition table and the configuration of GRUB, systemd-boot or EXTLINUX on it,
+    /// and starts the kernel of the default entry, or of --entry. The guest writes to the disk; Holm
+    /// itself does not. Where the entry's command line names no console=, console=ttyS0 is added.
+    ///
+    /// Which options are for which is said by their headings; those under "Options" are for both.
     ///
     /// Examples:
-    ///   holm run debian --cpus 2 --memory 1G
+    ///   holm run debian --type t3.small --key mine
+    ///   holm run debian --rm --ttl 2h
+    ///   holm run debian --detach --name web1
+    ///   holm run debian --standalone --cpus 2 --memory 1G
     ///   holm run disk.img --entry 1
     ///   holm run --kernel vmlinuz --initrd initrd --cmdline "console=ttyS0"
-    ///   holm run debian --name web1 --detach
     #[command(verbatim_doc_comment, after_help = exit_code::HELP)]
-    Run(Box<Run>),
+    Run(Box<run::arguments::Run>),
     /// Lists what a disk offers to start, as `holm run DISK` would find it
     ///
     /// Examples:
     ///   holm boot-entries disk.img
     ///   holm boot-entries debian-disk -o json
     #[command(verbatim_doc_comment, after_help = exit_code::LIST_HELP)]
-    BootEntries(BootEntries),
+    BootEntries(boot_entries::Arguments),
     /// Makes, looks at and changes disk images
     ///
     /// Example: holm disk create --backing debian.img web1.qcow2
@@ -114,22 +118,29 @@ pub enum Command {
     ///
     /// Example: holm ls -o json
     #[command(after_help = exit_code::CONTROL_HELP)]
-    Ls(named::List),
+    Ls(named::ls::List),
     /// Shows a running machine
     ///
     /// Example: holm show web1
     #[command(after_help = exit_code::CONTROL_HELP)]
-    Show(named::Show),
+    Show(named::show::Show),
+    /// Shows what each running machine uses: CPU, memory, disks and network
+    ///
+    /// Examples:
+    ///   holm top
+    ///   holm top -o json
+    #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
+    Top(named::top::Top),
     /// Prints a machine's counters in Prometheus' form
     ///
     /// Example: holm metrics web1
     #[command(after_help = exit_code::CONTROL_HELP)]
-    Metrics(named::Show),
+    Metrics(named::show::Metrics),
     /// Shuts a machine down by its power button, and by force after a time
     ///
     /// Example: holm stop web1 --wait 2m
     #[command(after_help = exit_code::CONTROL_HELP)]
-    Stop(named::Stop),
+    Stop(named::stop::Stop),
     /// Stops a machine's CPUs, devices and clock until `holm resume`
     ///
     /// Example: holm pause web1
@@ -202,6 +213,8 @@ pub enum Command {
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
     Grow(named::disks::Grow),
     /// Makes, shows and checks snapshots of running machines
+    ///
+    /// Example: holm snapshot create web1 /srv/snapshots/web1-monday
     #[command(subcommand)]
     Snapshot(snapshot::Command),
     /// Runs a machine from where a snapshot was taken
@@ -223,7 +236,7 @@ pub enum Command {
     ///   holm create debian --name web1 --type t3.small --key mine --user-data setup.sh
     ///   holm create debian --count 3 --ttl 2h
     #[command(verbatim_doc_comment, after_help = exit_code::PLANE_HELP)]
-    Create(Box<plane::instances::Create>),
+    Create(Box<plane::create::Create>),
     /// Starts machines of a daemon that are stopped
     ///
     /// Example: holm start web1
@@ -245,7 +258,7 @@ pub enum Command {
     ///   holm logs web1
     ///   holm logs web1 --boot
     #[command(verbatim_doc_comment, after_help = exit_code::PLANE_HELP)]
-    Logs(plane::instances::Logs),
+    Logs(named::logs::Logs),
     /// Logs in to a machine of a daemon, or runs a command there, by ssh
     ///
     /// Needs no port of this host and no rule of a security group. The status is that of ssh.
@@ -297,14 +310,21 @@ pub enum Command {
     ///   holm env --ssh-config > ~/.ssh/holm.config
     #[command(verbatim_doc_comment, after_help = exit_code::PLANE_HELP)]
     Env(plane::env::Env),
-    /// Prints what a shell needs to complete commands
+    /// Prints what a shell needs to complete commands, and the names of what exists
     ///
-    /// Example: source <(holm completion bash)
-    Completion(plane::completion::Completion),
-    /// Says what this host offers and which CPU engine `auto` takes, and why
+    /// The shell asks this program for each word: machines, images, volumes and others are those of
+    /// the daemon that HOLM_STATE, or --state on the line, means.
+    ///
+    /// Examples:
+    ///   source <(holm completion bash)
+    ///   holm completion fish > ~/.config/fish/completions/holm.fish
+    #[command(verbatim_doc_comment, after_help = exit_code::REPORT_HELP)]
+    Completion(completion::Completion),
+    /// Says what this host offers: to machines, with the CPU engine that `auto` takes, and to a daemon
     ///
     /// Example: holm doctor -o json
-    Doctor(Doctor),
+    #[command(after_help = exit_code::REPORT_HELP)]
+    Doctor(doctor::Arguments),
     /// Keeps the machines of a state directory: makes, starts, stops and removes them as it is told
     /// by the EC2 interface and the REST interface
     ///
@@ -315,333 +335,15 @@ pub enum Command {
     ///   holm daemon
     ///   holm daemon --state /srv/holm --ec2 127.0.0.1:4781
     #[command(verbatim_doc_comment, after_help = exit_code::DAEMON_HELP)]
-    Daemon(Daemon),
+    Daemon(daemon::Arguments),
     /// Backs up, restores and checks the store of a state directory
+    ///
+    /// Example: holm state backup /backup/holm-monday.db
     #[command(subcommand)]
     State(state_store::Command),
     /// Runs the machine of a directory of `holm daemon`; started by the daemon
     #[command(hide = true)]
-    Machine(Machine),
-}
-
-/// `holm daemon`.
-#[derive(Args, Debug)]
-pub struct Daemon {
-    /// The state directory (--state /srv/holm); $HOLM_STATE unless given, else /var/lib/holm for root
-    /// and ~/.local/state/holm for others
-    #[arg(long, value_name = "DIR")]
-    pub state: Option<PathBuf>,
-
-    /// Where the EC2 interface listens; port 0 takes any that is free, and DIR/run/ec2 tells it
-    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:4780")]
-    pub ec2: SocketAddr,
-
-    /// Where the REST interface listens by TCP, with tokens, besides its socket DIR/run/api.sock
-    /// (--api 127.0.0.1:4781)
-    #[arg(long, value_name = "ADDR:PORT")]
-    pub api: Option<SocketAddr>,
-
-    /// How long a guest has to shut down before its power is cut (--grace 30s)
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub grace: Option<Duration>,
-}
-
-/// `holm machine`.
-#[derive(Args, Debug)]
-pub struct Machine {
-    /// The directory, with its machine.json
-    #[arg(value_name = "DIR")]
-    pub directory: PathBuf,
-}
-
-/// `holm run`.
-#[derive(Args, Debug)]
-pub struct Run {
-    /// Image of the library (`holm image ls`) or made by `cargo xtask image`, or a directory with an
-    /// image.json (debian, web@2, ./my-image), or a whole-disk image or block device (disk.img)
-    #[arg(value_name = "IMAGE|DISK", required_unless_present = "kernel")]
-    pub image: Option<String>,
-
-    /// Number of virtual CPUs (--cpus 4)
-    #[arg(long, value_name = "N", default_value_t = 1,
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(arch::layout::MAX_VCPUS)))]
-    pub cpus: u32,
-
-    /// Memory; K, M, G and T are powers of 1024 (--memory 512M)
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = memory)]
-    pub memory: u64,
-
-    /// Kernel instead of the image's: bzImage, ELF with a PVH note, or multiboot (--kernel vmlinuz)
-    #[arg(long, value_name = "FILE")]
-    pub kernel: Option<PathBuf>,
-
-    /// Initial RAM disk instead of the image's (--initrd initrd.img)
-    #[arg(long, value_name = "FILE")]
-    pub initrd: Option<PathBuf>,
-
-    /// Boot entry of the disk instead of its default: its number, id or title (--entry 1);
-    /// `holm boot-entries` lists them
-    #[arg(long, value_name = "ID|N", conflicts_with = "kernel")]
-    pub entry: Option<String>,
-
-    /// Kernel command line instead of the image's or the boot entry's
-    /// (--cmdline "console=ttyS0 root=/dev/vda")
-    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
-    pub cmdline: Option<String>,
-
-    /// Words added to the kernel command line (--append "quiet")
-    #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
-    pub append: Option<String>,
-
-    /// Disk after the image's own, may be repeated (--disk data.img,serial=D1 --disk cd.img,readonly);
-    /// with ,name=N ,block-size=4096 ,iops=N ,bps=N ,on-error=report and more, see docs/disks.md
-    #[arg(long = "disk", value_name = "FILE[,OPTION[=VALUE]…]", value_parser = disk_option::parse)]
-    pub disks: Vec<machine::Disk>,
-
-    /// Format of DISK (--format qcow2); needed for an image from elsewhere that builds on other files
-    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse, requires = "image")]
-    pub format: Option<Format>,
-
-    /// Discards at the end what the guest writes to DISK and to the disks of --disk
-    #[arg(long)]
-    pub ephemeral: bool,
-
-    /// Network card, up to four (--net user, --net switch=lab,mtu=9000, --net bridge=br0, --net tap=t0,
-    /// --net none); with ,rate=100mbit ,pcap=FILE and more, see docs/network.md; user is the default
-    #[arg(long = "net", value_name = "KIND[=NAME][,OPTION=VALUE…]", value_parser = network::spec)]
-    pub nets: Vec<network::Spec>,
-
-    /// Port of the host, on 127.0.0.1 unless ADDR is given, that leads to a port of the guest on
-    /// its first user network (--publish 2222:22, --publish 0.0.0.0:53:53/udp)
-    #[arg(long, value_name = "[ADDR:]HOST:GUEST[/udp]", value_parser = network::publication)]
-    pub publish: Vec<net::user::Publication>,
-
-    /// Keeps the image's disks in this directory: copied there first, used from there later
-    /// (--keep ~/my-debian); without it the machine's changes to them are discarded
-    #[arg(long, value_name = "DIRECTORY", requires = "image")]
-    pub keep: Option<PathBuf>,
-
-    /// CPU engine (--engine soft); `holm doctor` tells what auto takes
-    #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
-    pub engine: EngineChoice,
-
-    /// CPU model: the host's, or one that many hosts have (--cpu v2)
-    #[arg(long, value_enum, default_value_t = CpuModel::Host)]
-    pub cpu: CpuModel,
-
-    /// Where the serial console goes (--serial file=console.log)
-    #[arg(long, value_name = "stdio|null|file=PATH", default_value = "stdio", value_parser = serial)]
-    pub serial: Serial,
-
-    /// Ends the machine after this time: 90, 90s, 500ms, 5m, 1h (--timeout 5m)
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    pub timeout: Option<Duration>,
-
-    /// Lets the guest end the machine with a status, by a write to port 0xf4
-    #[arg(long)]
-    pub debug_exit: bool,
-
-    /// Gives the machine a name, by which `holm ls`, `show`, `pause`, `stop`, `exec` and others
-    /// find it (--name web1)
-    #[arg(long, value_name = "NAME", value_parser = named::place::name)]
-    pub name: Option<String>,
-
-    /// Whether it runs in the background
-    #[command(flatten)]
-    pub background: background::Options,
-
-    /// Serves GDB there, on this host only unless an address is given; with wait the guest
-    /// starts when GDB has come (--gdb 1234,wait)
-    #[arg(long, value_name = "[ADDR:]PORT[,wait]", value_parser = gdb)]
-    pub gdb: Option<Gdb>,
-
-    /// What ties the guest to its host
-    #[command(flatten)]
-    pub peripherals: peripherals::Options,
-
-    /// What a reset by the guest does (--on-reset reboot)
-    #[arg(long, value_enum, default_value_t = OnReset::Exit)]
-    pub on_reset: OnReset,
-}
-
-/// `holm boot-entries`.
-#[derive(Args, Debug)]
-pub struct BootEntries {
-    /// Whole-disk image or block device, or an image that starts from a disk
-    #[arg(value_name = "DISK")]
-    pub disk: String,
-
-    /// Format of the disk (--format qcow2)
-    #[arg(long, value_name = "raw|qcow2", value_parser = Format::parse)]
-    pub format: Option<Format>,
-
-    /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
-    pub output: Output,
-}
-
-/// `holm doctor`.
-#[derive(Args, Debug)]
-pub struct Doctor {
-    /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
-    pub output: Output,
-}
-
-/// Form of an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people
-    Text,
-    /// For programs
-    Json,
-}
-
-/// `--engine`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum EngineChoice {
-    /// KVM where it runs guests at hardware speed, else the software engine
-    Auto,
-    /// Hardware virtualization by KVM
-    Kvm,
-    /// Holm's own CPU in software: runs on any host
-    Soft,
-}
-
-/// `--cpu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CpuModel {
-    /// All that the engine can give on this host
-    Host,
-    /// x86-64-v2: SSE4.2 and POPCNT
-    V2,
-    /// x86-64-v3: AVX2, BMI1, BMI2 and FMA too
-    V3,
-}
-
-/// `--on-reset`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum OnReset {
-    /// Ends with status 0
-    Exit,
-    /// Starts the machine again
-    Reboot,
-}
-
-/// `--gdb`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Gdb {
-    /// Where to listen.
-    pub address: SocketAddr,
-    /// The guest waits for the debugger.
-    pub wait: bool,
-}
-
-/// `--serial`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Serial {
-    /// This process's standard input and output.
-    Stdio,
-    /// Nowhere; nothing is read.
-    Null,
-    /// Output to a file, created or emptied; nothing is read.
-    File(PathBuf),
-}
-
-fn memory(text: &str) -> Result<u64, String> {
-    let bytes = size(text)?;
-    if !(LEAST_MEMORY..=MOST_MEMORY).contains(&bytes) {
-        return Err("a machine has between 2M and 255G of memory".into());
-    }
-    if bytes % (1 << 20) != 0 {
-        return Err("memory is given in whole MiB".into());
-    }
-    Ok(bytes)
-}
-
-/// A number of bytes: `4096`, `512K`, `256M`, `256MiB`, `2G`.
-///
-/// # Errors
-/// Says what a size looks like.
-pub fn size(text: &str) -> Result<u64, String> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (digits, unit) = text.split_at(end);
-    let shift = match unit.to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        "T" | "TIB" => 40,
-        _ => {
-            return Err(format!(
-                "unknown unit {unit:?}: use K, M, G or T, as in 512M"
-            ));
-        }
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "a size is a whole number with a unit, as in 512M".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| "this size is beyond 64 bits".to_owned())
-}
-
-/// A time: `90`, `90s`, `500ms`, `5m`, `1h`.
-///
-/// # Errors
-/// Says what a duration looks like.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (digits, unit) = text.split_at(end);
-    let bad = || "a duration is a whole number with ms, s, m or h, as in 90s".to_owned();
-    let number: u64 = digits.parse().map_err(|_| bad())?;
-    let milliseconds = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err(bad()),
-    };
-    match number.checked_mul(milliseconds) {
-        Some(0) => Err("a duration of zero would end the machine before it starts".into()),
-        // Beyond a century, sums with the clock could overflow.
-        Some(total) if total < 3_600_000 * 24 * 36_500 => Ok(Duration::from_millis(total)),
-        _ => Err("this duration is too long".into()),
-    }
-}
-
-fn gdb(text: &str) -> Result<Gdb, String> {
-    let (address, wait) = match text.split_once(',') {
-        None => (text, false),
-        Some((address, "wait")) => (address, true),
-        Some((_, word)) => return Err(format!("unknown word {word:?}: only wait is known")),
-    };
-    let local = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let address = address
-        .parse()
-        .map(local)
-        .or_else(|_| address.parse())
-        .map_err(|_| "an address for GDB is PORT, ADDR:PORT or [ADDR]:PORT".to_owned())?;
-    Ok(Gdb { address, wait })
-}
-
-/// Where a serial port leads: stdio, null or file=PATH.
-///
-/// # Errors
-/// Says what there is.
-pub fn serial(text: &str) -> Result<Serial, String> {
-    match text {
-        "stdio" => Ok(Serial::Stdio),
-        "null" => Ok(Serial::Null),
-        _ => match text.strip_prefix("file=") {
-            Some(path) if !path.is_empty() => Ok(Serial::File(path.into())),
-            _ => Err("the serial console goes to stdio, null or file=PATH".into()),
-        },
-    }
+    Machine(machine_process::Arguments),
 }
 
 #[cfg(test)]
@@ -654,53 +356,108 @@ mod tests {
         Arguments::command().debug_assert();
     }
 
-    #[test]
-    fn every_option_of_run_has_help() {
-        let command = Arguments::command();
-        let run = command.find_subcommand("run").unwrap();
-        for argument in run.get_arguments() {
-            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+    /// Every command with the words that lead to it.
+    fn all(command: &clap::Command, words: &str, found: &mut Vec<(String, clap::Command)>) {
+        for one in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+            let words = format!("{words} {}", one.get_name());
+            all(one, &words, found);
+            found.push((words, one.clone()));
         }
     }
 
-    #[test]
-    fn sizes() {
-        assert_eq!(size("4096"), Ok(4096));
-        assert_eq!(size("512M"), Ok(512 << 20));
-        assert_eq!(size("2GiB"), Ok(2 << 30));
-        assert!(size("").is_err());
-        assert!(size("M").is_err());
-        assert!(size("-1M").is_err());
-        assert!(size("1X").is_err());
-        assert!(size("99999999T").is_err());
-        assert!(memory("0").is_err());
-        assert!(memory("1").is_err());
-        assert!(memory("17000K").is_err());
+    fn commands() -> Vec<(String, clap::Command)> {
+        let mut found = Vec::new();
+        all(&Arguments::command(), "holm", &mut found);
+        found
+    }
+
+    /// Goes over all commands, and asserts that none has a fault.
+    fn none(fault: impl Fn(&str, &clap::Command) -> Vec<String>) {
+        let commands = commands();
+        assert!(commands.len() > 80, "{}", commands.len());
+        let found = commands.iter().flat_map(|(words, command)| {
+            let faults = fault(words, command).into_iter();
+            faults.map(move |fault| format!("{words}: {fault}"))
+        });
+        let found: Vec<String> = found.collect();
+        assert!(found.is_empty(), "{}", found.join("\n"));
+    }
+
+    /// What `--help` says before the options.
+    fn long(command: &clap::Command) -> String {
+        let long = command.get_long_about().or_else(|| command.get_about());
+        long.map(ToString::to_string).unwrap_or_default()
     }
 
     #[test]
-    fn durations() {
-        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
-        for bad in [
-            "",
-            "0",
-            "-1",
-            "1.5s",
-            "1d",
-            "s",
-            "99999999999999999999",
-            "9999999999h",
-        ] {
-            assert!(duration(bad).is_err(), "{bad}");
+    fn every_command_says_what_it_does_and_has_an_example() {
+        none(|words, command| {
+            let about = command.get_about().map(ToString::to_string);
+            let about = about.unwrap_or_default();
+            let long = long(command);
+            let examples = long.split_once("Example").unwrap_or_default().1;
+            let mut faults = Vec::new();
+            if about.len() < 10 || about.ends_with('.') {
+                faults.push(format!("what it does: {about:?}"));
+            }
+            if !examples.contains(words) {
+                faults.push(format!("no example of itself in: {long}"));
+            }
+            faults
+        });
+    }
+
+    #[test]
+    fn every_command_tells_its_exit_statuses() {
+        none(|_, command| {
+            let after = command.get_after_help().map(ToString::to_string);
+            let tells = after.is_some_and(|text| text.contains("Exit status:\n  0 "));
+            match tells || command.has_subcommands() {
+                true => Vec::new(),
+                false => vec!["no exit statuses".into()],
+            }
+        });
+    }
+
+    #[test]
+    fn every_argument_has_help() {
+        none(|_, command| {
+            let arguments = command.get_arguments();
+            let without = arguments.filter(|argument| argument.get_help().is_none());
+            without
+                .map(|argument| argument.get_id().to_string())
+                .collect()
+        });
+    }
+
+    #[test]
+    fn examples_are_what_is_understood() {
+        none(|_, command| {
+            let long = long(command);
+            let lines = long
+                .lines()
+                .map(|line| line.trim().trim_start_matches("Example: "));
+            let examples = lines.filter(|line| line.starts_with("holm "));
+            examples
+                .filter_map(|line| Some((line, Arguments::try_parse_from(split(line)).err()?)))
+                .map(|(line, error)| format!("{line}: {error}"))
+                .collect()
+        });
+    }
+
+    /// The words of a line, as a shell has them.
+    fn split(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut quoted = false;
+        for c in line.chars() {
+            match c {
+                '"' => quoted = !quoted,
+                '>' | '|' | '&' if !quoted => break,
+                ' ' if !quoted => words.push(String::new()),
+                c => words.last_mut().unwrap().push(c),
+            }
         }
-    }
-
-    #[test]
-    fn serials() {
-        assert_eq!(serial("file=x=y"), Ok(Serial::File("x=y".into())));
-        assert!(serial("file=").is_err());
-        assert!(serial("tty").is_err());
+        words.retain(|word| !word.is_empty());
+        words
     }
 }

@@ -3,7 +3,7 @@
 use disk::Format;
 use machine::{Disk, Limit, OnError};
 
-use crate::cli::size;
+use crate::values::size;
 
 /// Reads a disk.
 ///

@@ -9,10 +9,10 @@ use engine_kvm::KvmVerdict;
 use rustix::fs::Access;
 use serde::{Deserialize, Serialize};
 
-use crate::cli::EngineChoice;
 use crate::console::terminal;
 use crate::failure::Failure;
 use crate::named::place;
+use crate::run::arguments::EngineChoice;
 
 /// A CPU engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

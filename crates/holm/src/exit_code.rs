@@ -68,6 +68,12 @@ pub const CONTROL_HELP: &str = "Exit status:
   18   internal failure
   28   no machine of that name runs, or it refused";
 
+/// The table for commands that only print what is so.
+pub const REPORT_HELP: &str = "Exit status:
+  0    printed, whatever it says
+  2    wrong command line
+  18   internal failure";
+
 /// The table for commands that ask a daemon.
 pub const PLANE_HELP: &str = "Exit status:
   0    done
@@ -111,8 +117,9 @@ pub const HELP: &str = "Exit status:
   20   ended by the user (Ctrl-A x)
   22   ended by SIGHUP, SIGINT or SIGTERM
   26   the guest reset or powered off after its kernel had panicked
+  28   the daemon refused, or the machine that it keeps did not start
 
-Keys at the console (terminal only):
+Keys at the console of a machine of its own (terminal only):
   Ctrl-A x       ends the machine
   Ctrl-A c       monitor: registers, statistics, power button, quit
   Ctrl-A Ctrl-A  sends Ctrl-A to the guest";

@@ -17,14 +17,14 @@ use machine::{Consoles, Description, GuestEvent, Machine, MachineError, NicError
 use parking_lot::Mutex;
 use virtio::console::ConsoleSink;
 
-use crate::cli;
 use crate::console::input::{Port, Room};
 use crate::console::monitor;
 use crate::console::output::Output;
 use crate::console::terminal;
 use crate::engine_choice::EngineKind;
 use crate::failure::Failure;
-use crate::run::{Event, Origin};
+use crate::run::arguments;
+use crate::run::session::{Event, Origin};
 
 /// A machine with the first serial port as its console.
 pub struct Guest {
@@ -127,7 +127,7 @@ impl Guest {
     ///
     /// # Errors
     /// [`Failure::Host`] if the address cannot be listened on.
-    pub fn serve_gdb(&self, gdb: &cli::Gdb) -> Result<SocketAddr, Failure> {
+    pub fn serve_gdb(&self, gdb: &arguments::Gdb) -> Result<SocketAddr, Failure> {
         let refused = |e: std::io::Error| {
             Failure::Host(format!(
                 "listening for GDB on {}: {e}; choose another port with --gdb",
@@ -267,11 +267,11 @@ impl Port for Guest {
 }
 
 /// The CPU model as the machine calls it.
-pub fn cpu_model(model: cli::CpuModel) -> CpuModel {
+pub fn cpu_model(model: arguments::CpuModel) -> CpuModel {
     match model {
-        cli::CpuModel::Host => CpuModel::Host,
-        cli::CpuModel::V2 => CpuModel::V2,
-        cli::CpuModel::V3 => CpuModel::V3,
+        arguments::CpuModel::Host => CpuModel::Host,
+        arguments::CpuModel::V2 => CpuModel::V2,
+        arguments::CpuModel::V3 => CpuModel::V3,
     }
 }
 

@@ -6,13 +6,14 @@ use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use clap::Args;
 use machine::{Description, Outcome};
 use machine_protocol::launch::{
     self, AGENT_SOCKET, CONTROL_SOCKET, EXIT_FILE, Ended, Engine, Exit, LAUNCH_FILE,
@@ -22,7 +23,6 @@ use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use crate::cli::EngineChoice;
 use crate::console::input::Room;
 use crate::console::log::SerialLog;
 use crate::console::output::Output;
@@ -31,7 +31,8 @@ use crate::engine_choice;
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::guest::Guest;
-use crate::run::Origin;
+use crate::run::arguments::EngineChoice;
+use crate::run::session::Origin;
 
 /// Time for the serial log to be written at the end.
 const LAST_WORDS: Duration = Duration::from_secs(5);
@@ -43,9 +44,18 @@ const GOOD_ORDER: Duration = Duration::from_secs(30);
 /// A directory that is being removed, or looked at, is locked for a moment.
 const LOCKED_FOR_A_MOMENT: Duration = Duration::from_secs(2);
 
+/// `holm machine`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// The directory, with its machine.json
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+}
+
 /// Runs the machine to its end; the exit status. How it ended is in the
 /// directory.
-pub fn run(directory: &Path) -> u8 {
+pub fn run(arguments: &Arguments) -> u8 {
+    let directory = arguments.directory.as_path();
     match enter(directory) {
         Ok(lock) => {
             let code = locked();

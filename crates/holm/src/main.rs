@@ -5,6 +5,7 @@ mod agent;
 mod background;
 mod boot_entries;
 mod cli;
+mod completion;
 mod console;
 mod daemon;
 mod disk_images;
@@ -14,24 +15,28 @@ mod doctor;
 mod engine_choice;
 mod exit_code;
 mod failure;
+mod form;
 mod guest;
 mod image;
 mod image_library;
 mod machine_process;
 mod named;
+mod nearest;
 mod network;
 mod peripherals;
 mod plane;
 mod restore;
 mod run;
 mod snapshot;
+mod socket;
 mod state_directory;
 mod state_store;
+mod values;
 
 use std::io::IsTerminal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use machine_protocol::Request;
 use tracing_subscriber::EnvFilter;
 
@@ -45,7 +50,11 @@ fn main() -> ! {
     {
         std::process::exit(i32::from(bootdisk::isolated::serve()));
     }
-    let arguments = Arguments::parse();
+    completion::answer();
+    let mut command = Arguments::command();
+    let matches = command.get_matches_mut();
+    let arguments = Arguments::from_arg_matches(&matches).unwrap_or_else(|e| e.exit());
+    let given = run::given(&command, &matches);
     if let Some(state) = &arguments.state {
         state_directory::name(state);
     }
@@ -57,7 +66,7 @@ fn main() -> ! {
         .init();
     // A panic's own status, 101, could be mistaken for a guest's.
     let code = catch_unwind(AssertUnwindSafe(|| match &arguments.command {
-        Command::Run(run) => run::run(run),
+        Command::Run(arguments) => run::run(arguments, &given),
         Command::BootEntries(entries) => boot_entries::run(entries),
         Command::Disk(command) => disk_images::run(command),
         Command::Image(command) => image_library::run(command),
@@ -66,10 +75,11 @@ fn main() -> ! {
         Command::Balloon(arguments) => agent::balloon(arguments),
         Command::Fsfreeze(target) => agent::freeze(target, true),
         Command::Fsthaw(target) => agent::freeze(target, false),
-        Command::Ls(arguments) => named::list(arguments),
-        Command::Show(arguments) => named::show(arguments),
-        Command::Metrics(arguments) => named::metrics(arguments),
-        Command::Stop(arguments) => named::stop(arguments),
+        Command::Ls(arguments) => named::ls::run(arguments),
+        Command::Show(arguments) => named::show::run(arguments),
+        Command::Metrics(arguments) => named::show::metrics(arguments),
+        Command::Top(arguments) => named::top::run(arguments),
+        Command::Stop(arguments) => named::stop::run(arguments),
         Command::Pause(machine) => named::ask(machine, &Request::Pause {}),
         Command::Resume(machine) => named::ask(machine, &Request::Resume {}),
         Command::Reset(machine) => named::ask(machine, &Request::Reset {}),
@@ -82,11 +92,11 @@ fn main() -> ! {
         Command::Attach(arguments) => named::disks::attach(arguments),
         Command::Detach(arguments) => named::disks::detach(arguments),
         Command::Grow(arguments) => named::disks::grow(arguments),
-        Command::Create(arguments) => plane::instances::create(arguments),
+        Command::Create(arguments) => plane::create::create(arguments),
         Command::Start(arguments) => plane::instances::start(arguments),
         Command::Reboot(machines) => plane::instances::reboot(machines),
         Command::Rm(arguments) => plane::instances::remove(arguments),
-        Command::Logs(arguments) => plane::instances::logs(arguments),
+        Command::Logs(arguments) => named::logs::run(arguments),
         Command::Ssh(arguments) => plane::ssh::run(arguments),
         Command::Volume(command) => plane::volumes::run(command),
         Command::Net(command) => plane::networks::net(command),
@@ -96,11 +106,11 @@ fn main() -> ! {
         Command::Type(command) => plane::sizes::types(command),
         Command::Quota(command) => plane::sizes::quotas(command),
         Command::Env(arguments) => plane::env::run(arguments),
-        Command::Completion(arguments) => plane::completion::run(arguments),
+        Command::Completion(arguments) => completion::run(arguments),
         Command::Doctor(doctor) => doctor::run(doctor),
         Command::Daemon(arguments) => daemon::run(arguments),
         Command::State(command) => state_store::run(command),
-        Command::Machine(arguments) => machine_process::run(&arguments.directory),
+        Command::Machine(arguments) => machine_process::run(arguments),
     }))
     .unwrap_or(exit_code::INTERNAL);
     console::terminal::restore();

@@ -4,7 +4,7 @@ use machine::{MOST_NICS, Nic, NicCapture, NicNetwork, NicReach, UserNic, VpcNic}
 use net::Rate;
 use net::user::{Publication, Subnet4};
 
-use crate::cli;
+use crate::values;
 
 /// `--net`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ pub fn spec(text: &str) -> Result<Spec, String> {
             "mtu" => nic.mtu = Some(number(word, value, 68, 65_520)?),
             "queues" => nic.queues = Some(number(word, value, 1, 64)?),
             "rate" => nic.rate = Some(Rate::new(bit_rate(value)?)),
-            "burst" => burst = Some(cli::size(value)?),
+            "burst" => burst = Some(values::size(value)?),
             "pcap" if !value.is_empty() => {
                 nic.capture = Some(NicCapture {
                     file: value.into(),
@@ -55,7 +55,7 @@ pub fn spec(text: &str) -> Result<Spec, String> {
                 });
             }
             "snaplen" => snaplen = Some(number(word, value, 64, 1 << 18)?),
-            "pcap-limit" => limit = Some(cli::size(value)?),
+            "pcap-limit" => limit = Some(values::size(value)?),
             "port" if matches!(nic.network, NicNetwork::Vpc(_)) => {}
             _ => network_option(&mut nic.network, key, value)?
                 .then_some(())

@@ -111,7 +111,7 @@ pub fn serial_log(text: &str) -> Result<LogOption, String> {
     const DEFAULT: u64 = 16 << 20;
     const LEAST: u64 = 4096;
     let (path, most) = match text.split_once(",max=") {
-        Some((path, size)) => (path, crate::cli::size(size)?),
+        Some((path, size)) => (path, crate::values::size(size)?),
         None => (text, DEFAULT),
     };
     if path.is_empty() || most < LEAST {

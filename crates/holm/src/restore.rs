@@ -8,7 +8,6 @@ use machine::snapshot::{DiskKept, Snapshot};
 use machine::{Description, NicNetwork};
 
 use crate::background;
-use crate::cli::{EngineChoice, Serial, duration, serial};
 use crate::console::terminal;
 use crate::disks::{self, OwnDisk};
 use crate::engine_choice;
@@ -17,7 +16,10 @@ use crate::image::Template;
 use crate::named::place;
 use crate::network;
 use crate::peripherals::LogOption;
-use crate::run::{self, Origin, Plan};
+use crate::run::arguments::{EngineChoice, Serial, serial};
+use crate::run::session::{self, Origin, Plan};
+use crate::run::{self, own};
+use crate::values::duration;
 
 /// `holm restore`.
 #[derive(Args, Debug)]
@@ -102,7 +104,7 @@ fn start(arguments: &Restore) -> Result<u8, Failure> {
     let mut description = snapshot.manifest().machine.clone();
     lead_elsewhere(arguments, &mut description)?;
     let own_disks = own_disks(arguments, &snapshot, &mut description)?;
-    run::session(Plan {
+    session::run(Plan {
         description,
         own_disks,
         origin: Origin::Snapshot {
@@ -155,7 +157,7 @@ fn lead_elsewhere(arguments: &Restore, description: &mut Description) -> Result<
         _ => {}
     }
     if arguments.clone {
-        description.uuid = run::random_uuid()?;
+        description.uuid = own::random_uuid()?;
         for nic in &mut description.nics {
             nic.mac = None;
         }

@@ -6,10 +6,11 @@ use clap::{Args, Subcommand};
 use machine::snapshot::{DiskKept, Manifest, Snapshot};
 use machine_protocol::{Reply, Request, SnapshotMade};
 
-use crate::cli::Output;
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::form::{self, Output};
 use crate::named::{self, client::Client};
 use crate::plane;
 
@@ -37,11 +38,12 @@ pub enum Command {
     ///
     /// Example: holm snapshot ls
     #[command(after_help = exit_code::PLANE_HELP)]
-    Ls(plane::form::Output),
+    Ls(Output),
     /// Removes a snapshot of a volume that a daemon keeps
     ///
     /// Example: holm snapshot rm snap-0123456789abcdef0
-    #[command(after_help = exit_code::PLANE_HELP)]
+    #[command(after_help = exit_code::PLANE_HELP,
+        mut_arg("name", |name| name.add(completion::snapshots())))]
     Rm(plane::keys::Name),
     /// Shows what a snapshot is: its machine, host files that it needs, sizes
     ///
@@ -72,7 +74,7 @@ pub struct Create {
     pub incremental: bool,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
@@ -108,7 +110,7 @@ pub struct Show {
     pub snapshot: Directory,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
@@ -176,15 +178,14 @@ fn create(arguments: &Create) -> u8 {
             _ => Err(client.strange()),
         }
     });
-    named::finish(made.map(|made| match arguments.output {
-        Output::Json => named::print_json(&made),
-        Output::Text => terminal::say(&told(name, &directory, &made)),
+    named::finish(made.map(|made| {
+        form::print(arguments.output, &made, || told(name, &directory, &made));
     }))
 }
 
 fn told(name: &str, directory: &str, made: &SnapshotMade) -> String {
     format!(
-        "{name}: snapshot {directory} in {:.2} s; the guest stood {:.1} ms; {} MiB of memory",
+        "{name}: snapshot {directory} in {:.2} s; the guest stood {:.1} ms; {} MiB of memory\n",
         made.took_us as f64 / 1e6,
         made.stopped_us as f64 / 1e3,
         made.memory_bytes >> 20
@@ -193,25 +194,27 @@ fn told(name: &str, directory: &str, made: &SnapshotMade) -> String {
 
 fn show(arguments: &Show) -> Result<(), Failure> {
     let snapshot = open(&arguments.snapshot)?;
-    match arguments.output {
-        Output::Json => named::print_json(snapshot.manifest()),
-        Output::Text => print(snapshot.manifest(), snapshot.depth()),
-    }
+    form::print(arguments.output, snapshot.manifest(), || {
+        text(snapshot.manifest(), snapshot.depth())
+    });
     Ok(())
 }
 
-fn print(m: &Manifest, depth: usize) {
+fn text(m: &Manifest, depth: usize) -> String {
     let d = &m.machine;
-    println!("id:       {}", m.id);
-    println!("created:  {} (Unix time)", m.created);
-    println!("made by:  holm {}, engine {}", m.holm, m.engine);
-    println!("machine:  {} CPUs, {} MiB", d.cpus, d.memory >> 20);
-    println!(
-        "memory:   {} MiB in {depth} files",
-        (m.memory.pages * 4) >> 10
-    );
+    let memory = (m.memory.pages * 4) >> 10;
+    let mut text = form::fields(&[
+        ("id", m.id.to_string()),
+        ("created", format!("{} (Unix time)", m.created)),
+        ("made by", format!("holm {}, engine {}", m.holm, m.engine)),
+        (
+            "machine",
+            format!("{} CPUs, {} MiB", d.cpus, d.memory >> 20),
+        ),
+        ("memory", format!("{memory} MiB in {depth} files")),
+    ]);
     if let Some(parent) = &m.parent {
-        println!("builds on {} ({})", parent.directory.display(), parent.id);
+        text += &format!("builds on {} ({})\n", parent.directory.display(), parent.id);
     }
     for disk in &m.disks {
         let how = match disk.kept {
@@ -219,15 +222,13 @@ fn print(m: &Manifest, depth: usize) {
             DiskKept::Cloned => "copy with shared blocks",
             DiskKept::Referred => "file of the host",
         };
-        println!(
-            "disk:     {}, {} MiB, {how}",
-            disk.file.display(),
-            disk.size >> 20
-        );
+        let (file, size) = (disk.file.display(), disk.size >> 20);
+        text += &form::fields(&[("disk", format!("{file}, {size} MiB, {how}"))]);
     }
     for nic in &d.nics {
-        println!("nic:      {}", nic.network);
+        text += &form::fields(&[("nic", nic.network.to_string())]);
     }
+    text
 }
 
 fn check(arguments: &Directory) -> Result<(), Failure> {

@@ -6,10 +6,9 @@ use clap::{Args, Subcommand};
 use host::Layout;
 use store::{CheckReport, StoreError};
 
-use crate::cli::Output;
 use crate::console::terminal;
 use crate::exit_code;
-use crate::named::print_json;
+use crate::form::{self, Output};
 use crate::state_directory;
 
 /// `holm state`.
@@ -60,7 +59,7 @@ pub struct Check {
     pub state: Option<PathBuf>,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
@@ -114,19 +113,17 @@ fn check(check: &Check) -> Result<u8, StoreError> {
         None => store::file(&store(check.state.as_deref())),
     };
     let report = store::check(&file)?;
-    match check.output {
-        Output::Json => print_json(&report),
-        Output::Text => {
-            println!("file:      {}", file.display());
-            println!("schema:    {}", report.schema_version);
-            println!("revision:  {}", report.revision);
-            println!("documents: {}", report.documents);
-            report
-                .faults
-                .iter()
-                .for_each(|f| println!("fault:     {f}"));
-        }
-    }
+    form::print(check.output, &report, || {
+        let mut text = form::fields(&[
+            ("file", file.display().to_string()),
+            ("schema", report.schema_version.to_string()),
+            ("revision", report.revision.to_string()),
+            ("documents", report.documents.to_string()),
+        ]);
+        let faults = report.faults.iter();
+        faults.for_each(|fault| text += &format!("fault:     {fault}\n"));
+        text
+    });
     Ok(verdict(&report))
 }
 

@@ -6,10 +6,10 @@ mod common;
 mod site;
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, ChildStdout, Command, Output, Stdio};
 use std::time::Instant;
 
 use serde_json::Value;
@@ -56,8 +56,28 @@ impl Plane {
         command
             .args(arguments)
             .env("HOLM_STATE", state)
+            // Machines of others are none of its business.
+            .env("XDG_RUNTIME_DIR", self.directory.path())
             .current_dir(self.directory.path());
         command
+    }
+
+    /// Waits until the daemon offers the image.
+    fn until_offered(&self) {
+        self.until("the image is offered", || {
+            let output = self.run(&["create", "tiny", "--type", "none", "--wait", "made"]);
+            String::from_utf8_lossy(&output.stderr).contains("instance type")
+        });
+    }
+
+    /// Starts a command whose output is read line by line.
+    fn follow(&self, arguments: &[&str]) -> Follower {
+        let mut command = self.command(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let said = BufReader::new(child.stderr.take().unwrap()).lines();
+        Follower { child, lines, said }
     }
 
     fn run(&self, arguments: &[&str]) -> Output {
@@ -96,6 +116,33 @@ impl Plane {
     }
 }
 
+/// A command that goes on.
+struct Follower {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+    said: Lines<BufReader<ChildStderr>>,
+}
+
+impl Follower {
+    fn expect(&mut self, text: &str) {
+        let found = self.lines.any(|line| line.unwrap().contains(text));
+        assert!(found, "it ended without {text:?}");
+    }
+
+    fn expect_said(&mut self, text: &str) {
+        let found = self.said.any(|line| line.unwrap().contains(text));
+        assert!(found, "it ended and did not say {text:?}");
+    }
+
+    /// Interrupts it; its status, and what it said.
+    fn interrupt(mut self) -> (Option<i32>, String) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        let said: Vec<String> = self.said.map(Result::unwrap).collect();
+        (self.child.wait().unwrap().code(), said.join("\n"))
+    }
+}
+
 impl Drop for Plane {
     fn drop(&mut self) {
         // Its machines would go on without it.
@@ -116,12 +163,8 @@ impl Drop for Plane {
 #[test]
 fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
     let plane = Plane::new();
-    plane.until("the image is offered", || {
-        let output = plane.run(&["create", "tiny", "--count", "21"]);
-        assert_eq!(output.status.code(), Some(2));
-        let output = plane.run(&["create", "tiny", "--type", "none", "--wait", "made"]);
-        String::from_utf8_lossy(&output.stderr).contains("instance type")
-    });
+    plane.until_offered();
+    plane.refused(&["create", "tiny", "--count", "21"], 2);
     let error = plane.refused(&["create", "nothing"], 28);
     assert!(error.contains("nothing"), "{error}");
 
@@ -166,6 +209,131 @@ fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
     plane.ok(&["start", "web1"]);
     plane.ok(&["rm", "web1"]);
     plane.refused(&["ssh", "web1"], 28);
+}
+
+#[test]
+fn run_makes_a_machine_that_the_daemon_keeps_and_shows_it() {
+    let plane = Plane::new();
+    plane.until_offered();
+    for (arguments, code, next) in [
+        (&["run", "tiny", "--cpus", "2"][..], 2, "--type"),
+        (&["run", "tiny", "--append", "x"], 2, "--standalone"),
+        (&["run", "./disk.img", "--key", "k"], 2, "holm image import"),
+        (
+            &["run", "tiny", "--standalone", "--sg", "k"],
+            2,
+            "--standalone",
+        ),
+        (&["run", "tyni"], 28, "did you mean tiny?"),
+        (&["run", "windows"], 28, "holm image build debian"),
+        (&["logs", "web9"], 28, "holm ls"),
+    ] {
+        let said = plane.refused(arguments, code);
+        assert!(said.contains(next), "{arguments:?}: {said}");
+    }
+
+    // In the foreground: stages, and what it prints; interrupted, it goes.
+    let mut run = plane.follow(&["run", "tiny", "--type", "t2.nano", "--name", "gone", "--rm"]);
+    run.expect("HOLM-READY");
+    run.expect_said("gone is running after");
+    run.expect_said("  machine ");
+    let (code, said) = run.interrupt();
+    assert_eq!(code, Some(22), "{said}");
+    assert!(said.contains("gone is removed"), "{said}");
+
+    let detached = [
+        "run", "-d", "tiny", "--type", "t2.nano", "--ttl", "1h", "--wait", "running",
+    ];
+    let made = plane.json(&detached);
+    let id = made[0]["id"].as_str().unwrap();
+    assert_eq!(made[0]["name"], "tiny-1", "a name is made up");
+    assert!(made[0]["expires"].is_string(), "{made}");
+    let mut log = plane.follow(&["logs", "-f", "tiny-1"]);
+    log.expect("HOLM-READY");
+    log.interrupt();
+    assert!(
+        plane
+            .ok(&["show", id, "-o", "yaml"])
+            .contains("state: running")
+    );
+    names_are_completed(&plane);
+    let top = plane.json(&["top"]);
+    assert_eq!(top[0]["id"], id);
+    assert!(
+        top[0]["memory_used_bytes"].as_u64().unwrap() > 1 << 20,
+        "{top}"
+    );
+    assert!(top[0]["cpu_percent"].is_f64(), "{top}");
+
+    let mut watch = plane.follow(&["ls", "--watch", "-o", "json"]);
+    watch.expect("\"running\"");
+    names_of_both_kinds(&plane);
+    plane.ok(&["stop", "tiny-1", "--force"]);
+    watch.expect("\"stopped\"");
+    watch.interrupt();
+    let said = plane.refused(&["pause", "tiny-1"], 28);
+    assert!(said.contains("holm start tiny-1"), "{said}");
+    assert!(plane.ok(&["logs", "-f", "tiny-1"]).contains("HOLM-READY"));
+    let mut watch = plane.follow(&["show", id, "--watch"]);
+    watch.expect("stopped");
+    plane.ok(&["rm", id]);
+    watch.expect("terminated");
+    assert!(
+        watch.child.wait().unwrap().success(),
+        "it ends with the machine"
+    );
+}
+
+/// As bash asks for the last word.
+fn names_are_completed(plane: &Plane) {
+    let complete = |words: &[&str]| {
+        let mut command = plane.command(&["--", "holm"]);
+        let index = words.len().to_string();
+        command
+            .args(words)
+            .env("COMPLETE", "bash")
+            .env("_CLAP_IFS", "\n");
+        let output = command.env("_CLAP_COMPLETE_INDEX", index).output().unwrap();
+        assert!(output.status.success(), "{words:?}");
+        let printed = String::from_utf8(output.stdout).unwrap();
+        printed.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(complete(&["stop", "tin"]), ["tiny-1"]);
+    assert_eq!(complete(&["run", "--type", "t2.n"]), ["t2.nano"]);
+    assert!(complete(&["create", "t"]).contains(&"tiny".to_owned()));
+    assert!(complete(&["sg", "show", ""]).contains(&"default".to_owned()));
+    assert_eq!(complete(&["quota", "set", "vpc"]), ["vpcs"]);
+    assert_eq!(complete(&["comp"]), ["completion"]);
+    let elsewhere = complete(&["--state", "/nowhere", "stop", "tin"]);
+    assert!(elsewhere.is_empty(), "{elsewhere:?}");
+}
+
+/// A machine that runs alone beside one that the daemon keeps.
+fn names_of_both_kinds(plane: &Plane) {
+    let alone = [
+        "run",
+        "tiny",
+        "--standalone",
+        "--memory",
+        "192M",
+        "--net",
+        "none",
+        "--name",
+        "tiny-1",
+        "-d",
+    ];
+    plane.ok(&alone);
+    let said = plane.refused(&["metrics", "tiny-1"], 28);
+    assert!(said.contains("alone:tiny-1 or i-"), "{said}");
+    assert!(plane.ok(&["show", "alone:tiny-1"]).contains("192 MiB"));
+    plane.until("it has booted", || {
+        plane.ok(&["logs", "alone:tiny-1"]).contains("HOLM-READY")
+    });
+    let both = plane.ok(&["ls"]);
+    assert!(both.contains("Not kept by the daemon"), "{both}");
+    plane.ok(&["stop", "alone:tiny-1", "--force"]);
+    plane.ok(&["pause", "tiny-1"]);
+    plane.ok(&["resume", "tiny-1"]);
 }
 
 #[test]
@@ -231,7 +399,11 @@ fn keys_groups_and_networks_are_made_and_removed() {
     assert_eq!(env, plane.ok(&["env"]), "the key is made once");
     plane.ok(&["key", "access", "rm", &value("AWS_ACCESS_KEY_ID")]);
     assert_ne!(env, plane.ok(&["env"]), "and anew when it was removed");
-    assert!(plane.ok(&["completion", "bash"]).contains("complete -F"));
+    assert!(
+        plane
+            .ok(&["completion", "bash"])
+            .contains("_clap_complete_holm")
+    );
 }
 
 #[test]

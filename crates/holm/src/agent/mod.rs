@@ -6,12 +6,15 @@ mod exec;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use agent::{AgentError, Client};
+use agent::{AgentError, Balloon as BalloonReport, Client};
 use clap::Args;
 
-use crate::cli::Output;
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output};
+use crate::named::find::{self, FindError};
+use crate::socket;
 
 /// Time between attempts to reach a machine.
 const AGAIN: Duration = Duration::from_millis(50);
@@ -19,13 +22,12 @@ const AGAIN: Duration = Duration::from_millis(50);
 /// Which machine, and how patiently.
 #[derive(Args, Debug)]
 pub struct Target {
-    /// The machine: its name (`holm run --name`), or the socket it serves its agent at
-    /// (`--agent-socket`)
-    #[arg(value_name = "MACHINE")]
+    /// The machine: its name or id, or the socket it serves its agent at (`--agent-socket`)
+    #[arg(value_name = "MACHINE", add = completion::machines())]
     pub machine: PathBuf,
 
     /// Waits so long for the guest's agent to start (--wait 2m)
-    #[arg(long, value_name = "DURATION", value_parser = crate::cli::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration)]
     pub wait: Option<Duration>,
 }
 
@@ -57,7 +59,7 @@ pub struct Copy {
     pub to: String,
 
     /// Waits so long for the guest's agent to start (--wait 2m)
-    #[arg(long, value_name = "DURATION", value_parser = crate::cli::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration)]
     pub wait: Option<Duration>,
 }
 
@@ -69,43 +71,40 @@ pub struct Balloon {
     pub target: Target,
 
     /// Memory that the guest shall do with; not given: nothing is changed (512M)
-    #[arg(value_name = "SIZE", value_parser = crate::cli::size)]
+    #[arg(value_name = "SIZE", value_parser = crate::values::size)]
     pub size: Option<u64>,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
 /// Asks a guest for memory; how its balloon is.
 pub fn balloon(arguments: &Balloon) -> u8 {
     let run = || {
-        let mut client = Client::connect(&arguments.target.machine)?;
+        let mut client = connect(&arguments.target)?;
         let report = client.balloon(arguments.size)?;
-        match arguments.output {
-            Output::Json => println!(
-                "{}",
-                serde_json::to_string_pretty(&report).unwrap_or_default()
-            ),
-            Output::Text => {
-                let mib = |bytes: u64| bytes >> 20;
-                println!("memory    {:6} MiB", mib(report.memory));
-                println!("asked for {:6} MiB", mib(report.target));
-                println!("given     {:6} MiB", mib(report.actual));
-                println!("reported  {:6} MiB", mib(report.reported));
-                for (name, value) in &report.statistics {
-                    if let (Some(bytes), false) = (value, name.ends_with("faults")) {
-                        println!("{name:9} {:6} MiB", mib(*bytes));
-                    }
-                }
-                if !report.driver {
-                    println!("the guest has no driver for the balloon");
-                }
-            }
-        }
+        form::print(arguments.output, &report, || balloon_text(&report));
         Ok(exit_code::SUCCESS)
     };
     finish(run())
+}
+
+fn balloon_text(report: &BalloonReport) -> String {
+    let line = |name: &str, bytes: u64| format!("{name:9} {:6} MiB\n", bytes >> 20);
+    let mut text = line("memory", report.memory)
+        + &line("asked for", report.target)
+        + &line("given", report.actual)
+        + &line("reported", report.reported);
+    for (name, value) in &report.statistics {
+        if let (Some(bytes), false) = (value, name.ends_with("faults")) {
+            text += &line(name, *bytes);
+        }
+    }
+    if !report.driver {
+        text += "the guest has no driver for the balloon\n";
+    }
+    text
 }
 
 /// Runs a program in the guest; its status.
@@ -138,6 +137,8 @@ enum Problem {
     #[error("{what}: {error}")]
     File { what: String, error: std::io::Error },
     #[error(transparent)]
+    Find(#[from] FindError),
+    #[error(transparent)]
     Agent(#[from] AgentError),
     #[error("{0}")]
     Guest(String),
@@ -149,7 +150,7 @@ fn finish(result: Result<u8, Problem>) -> u8 {
         match problem {
             Problem::Usage(_) => exit_code::USAGE,
             Problem::File { .. } => exit_code::BAD_FILE,
-            Problem::Agent(_) | Problem::Guest(_) => exit_code::AGENT,
+            Problem::Find(_) | Problem::Agent(_) | Problem::Guest(_) => exit_code::AGENT,
         }
     })
 }
@@ -159,9 +160,16 @@ fn connect(target: &Target) -> Result<Client, Problem> {
 }
 
 fn connect_to(machine: &std::path::Path, wait: Option<Duration>) -> Result<Client, Problem> {
-    let connect = || Client::connect(&crate::named::place::agent(machine));
+    let connect = || -> Result<Client, Problem> {
+        let socket = find::agent(machine)?;
+        let stream = socket::connect(&socket).map_err(|source| AgentError::Connect {
+            place: socket.display().to_string(),
+            source,
+        })?;
+        Ok(Client::over(stream))
+    };
     let Some(patience) = wait else {
-        return Ok(connect()?);
+        return connect();
     };
     let deadline = Instant::now() + patience;
     // The machine itself may just be starting.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex};
 
 use super::keys::{Keys, Typed};
-use crate::run::Event;
+use crate::run::session::Event;
 
 /// Bytes of a pipe read ahead of the guest.
 const AHEAD: usize = 4096;

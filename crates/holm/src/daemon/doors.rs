@@ -13,8 +13,7 @@ use prometheus::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
-use super::{Daemon, DaemonError, rest};
-use crate::cli;
+use super::{Arguments, Daemon, DaemonError, rest};
 
 /// Time for answers that are being given when the daemon ends.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -34,7 +33,7 @@ pub struct Listeners {
 }
 
 /// Listens: on the sockets that systemd gives, else on new ones.
-pub async fn listen(layout: &Layout, arguments: &cli::Daemon) -> Result<Listeners, DaemonError> {
+pub async fn listen(layout: &Layout, arguments: &Arguments) -> Result<Listeners, DaemonError> {
     let mut given = listenfd::ListenFd::from_env();
     let api = match given_unix(&mut given)? {
         Some(listener) => listener,

@@ -4,15 +4,17 @@ mod doors;
 mod notify;
 mod rest;
 
-pub use doors::API_SOCKET;
+pub use doors::{API_SOCKET, EC2_FILE};
 
 use std::fs;
 use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use control::{Plane, Refusal};
 use host::{Driver, Layout, Patience, Real, RealConfig, Reconciler};
 use images::Library;
@@ -21,7 +23,6 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::cli;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::state_directory;
@@ -29,6 +30,8 @@ use crate::state_directory;
 /// How often the store's lock is tried, and between two attempts.
 const LOCK_ATTEMPTS: u32 = 5;
 const LOCK_PAUSE: Duration = Duration::from_millis(200);
+/// Where the EC2 interface listens unless something else is said.
+pub const EC2_PORT: u16 = 4780;
 /// Between two looks at what expires.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 
@@ -104,8 +107,30 @@ impl Daemon {
     }
 }
 
+/// `holm daemon`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// The state directory (--state /srv/holm); $HOLM_STATE unless given, else /var/lib/holm for root
+    /// and ~/.local/state/holm for others
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<PathBuf>,
+
+    /// Where the EC2 interface listens; port 0 takes any that is free, and DIR/run/ec2 tells it
+    #[arg(long, value_name = "ADDR:PORT", default_value_t = (Ipv4Addr::LOCALHOST, EC2_PORT).into())]
+    pub ec2: SocketAddr,
+
+    /// Where the REST interface listens by TCP, with tokens, besides its socket DIR/run/api.sock
+    /// (--api 127.0.0.1:4781)
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub api: Option<SocketAddr>,
+
+    /// How long a guest has to shut down before its power is cut (--grace 30s)
+    #[arg(long, value_name = "DURATION", value_parser = crate::values::duration)]
+    pub grace: Option<Duration>,
+}
+
 /// Runs until a signal; the exit status.
-pub fn run(arguments: &cli::Daemon) -> u8 {
+pub fn run(arguments: &Arguments) -> u8 {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -125,7 +150,7 @@ pub fn run(arguments: &cli::Daemon) -> u8 {
     }
 }
 
-async fn serve(arguments: &cli::Daemon) -> Result<(), DaemonError> {
+async fn serve(arguments: &Arguments) -> Result<(), DaemonError> {
     let layout = Layout::new(state_directory::resolve(arguments.state.as_deref()));
     make(layout.root())?;
     make(&layout.run())?;
@@ -207,7 +232,7 @@ async fn keep_house(daemon: Daemon) {
     }
 }
 
-fn patience(arguments: &cli::Daemon) -> Patience {
+fn patience(arguments: &Arguments) -> Patience {
     let mut patience = Patience::default();
     if let Some(grace) = arguments.grace {
         patience.stop = grace;

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use disk::{Format, manage};
 
-use crate::cli::{Output, size};
 use crate::exit_code;
+use crate::form::Output;
+use crate::values::size;
 
 /// What to do with a disk image.
 #[derive(Subcommand, Debug)]
@@ -48,7 +49,7 @@ pub enum Command {
     ///
     /// Examples:
     ///   holm disk rebase --backing debian-2.img web1.qcow2
-    ///   holm disk rebase web1.qcow2                  (builds on nothing any more)
+    ///   holm disk rebase web1.qcow2
     ///   holm disk rebase --unsafe --backing /new/place/debian.img --backing-format raw web1.qcow2
     #[command(verbatim_doc_comment, after_help = exit_code::DISK_HELP)]
     Rebase(Rebase),
@@ -135,7 +136,7 @@ pub struct InfoOf {
     pub format: Option<Format>,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
@@ -187,7 +188,7 @@ pub struct Check {
     pub repair: bool,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
@@ -283,6 +284,6 @@ pub struct Compare {
     pub second_format: Option<Format>,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }

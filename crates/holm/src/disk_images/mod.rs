@@ -13,10 +13,10 @@ pub use arguments::Command;
 use arguments::{Check, Commit, Compare, Convert, Create, InfoOf, Rebase, Resize, SizeChange};
 pub use progress::Meter;
 
-use crate::cli::Output;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::form;
 
 /// Runs the command; the exit status.
 pub fn run(command: &Command) -> u8 {
@@ -34,21 +34,6 @@ pub fn run(command: &Command) -> u8 {
         terminal::say(&format!("holm: {failure}"));
         failure.code()
     })
-}
-
-/// An answer as JSON. Version 1.
-#[derive(Serialize)]
-struct Answer<T> {
-    version: u32,
-    #[serde(flatten)]
-    answer: T,
-}
-
-pub fn print_json(answer: impl Serialize) {
-    let answer = Answer { version: 1, answer };
-    // Data without maps of odd keys always has a form.
-    let text = serde_json::to_string_pretty(&answer).unwrap_or_default();
-    terminal::print(&format!("{text}\n"));
 }
 
 /// Images choose parts of the texts, such as names of files below them.
@@ -91,8 +76,7 @@ fn by_name(path: &Path) -> Format {
 
 fn info(arguments: &InfoOf) -> Result<u8, Failure> {
     let info = manage::info(&arguments.file, arguments.format).map_err(failure)?;
-    if arguments.output == Output::Json {
-        print_json(info);
+    if form::for_program(arguments.output, &info) {
         return Ok(exit_code::SUCCESS);
     }
     let mut rows = vec![
@@ -193,19 +177,18 @@ fn check(arguments: &Check) -> Result<u8, Failure> {
     let report = manage::check(&arguments.file, arguments.format, arguments.repair);
     let report = report.map_err(failure)?;
     let repaired = arguments.repair && !report.is_clean() && report.damage == 0;
-    if arguments.output == Output::Json {
-        print_json(Checked {
-            clean: report.is_clean(),
-            repaired,
-            leaked_clusters: report.leaked_clusters,
-            errors: report.errors,
-            damage: report.damage,
-            data_clusters: report.data_clusters,
-            compressed_clusters: report.compressed_clusters,
-            disk_clusters: report.disk_clusters,
-            findings: &report.texts,
-        });
-    } else {
+    let checked = Checked {
+        clean: report.is_clean(),
+        repaired,
+        leaked_clusters: report.leaked_clusters,
+        errors: report.errors,
+        damage: report.damage,
+        data_clusters: report.data_clusters,
+        compressed_clusters: report.compressed_clusters,
+        disk_clusters: report.disk_clusters,
+        findings: &report.texts,
+    };
+    if !form::for_program(arguments.output, &checked) {
         for text in &report.texts {
             terminal::print(&format!("{text}\n"));
         }
@@ -276,12 +259,11 @@ fn compare(arguments: &Compare) -> Result<u8, Failure> {
     );
     drop(meter);
     let at = difference.map_err(failure)?.map(|d| d.offset);
-    if arguments.output == Output::Json {
-        print_json(Compared {
-            equal: at.is_none(),
-            first_difference: at,
-        });
-    } else {
+    let compared = Compared {
+        equal: at.is_none(),
+        first_difference: at,
+    };
+    if !form::for_program(arguments.output, &compared) {
         terminal::print(&match at {
             None => "the disks show the same\n".to_owned(),
             Some(at) => format!("the disks differ first at byte {at}\n"),

@@ -11,7 +11,7 @@ use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use super::Finding;
+use super::{Finding, finding};
 
 /// The host's CPU.
 #[derive(Serialize)]
@@ -104,17 +104,6 @@ pub fn findings() -> Vec<Finding> {
         userfaultfd(),
         memfd(),
     ]
-}
-
-fn finding(name: &'static str, purpose: &'static str, result: Result<String, String>) -> Finding {
-    let usable = result.is_ok();
-    let detail = result.unwrap_or_else(|reason| reason);
-    Finding {
-        name,
-        usable,
-        detail,
-        purpose,
-    }
 }
 
 fn ping() -> Finding {

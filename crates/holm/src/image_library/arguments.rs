@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use images::{Checksum, Compression, ImportFormat, Reference};
 
-use crate::cli::{Output, size};
 use crate::exit_code;
+use crate::form::Output;
+use crate::values::size;
 
 /// What to do with images.
 #[derive(Subcommand, Debug)]
@@ -29,7 +30,7 @@ pub enum Command {
     ///
     /// Examples:
     ///   holm image import disk.vmdk web
-    ///   holm image import https://host/debian.qcow2 debian --checksum sha512:0f3a…
+    ///   holm image import https://host/debian.qcow2 debian --checksum sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855
     #[command(verbatim_doc_comment, after_help = exit_code::DISK_HELP)]
     Import(Import),
     /// Lists the images of the library
@@ -105,14 +106,6 @@ pub struct Place {
     pub state: Option<PathBuf>,
 }
 
-/// How something is printed.
-#[derive(Args, Debug)]
-pub struct Form {
-    /// Output for people or for programs (-o json)
-    #[arg(short, long, value_enum, default_value_t = Output::Text)]
-    pub output: Output,
-}
-
 /// `holm image build`.
 #[derive(Args, Debug)]
 pub struct Build {
@@ -138,7 +131,7 @@ pub struct Build {
 
     /// How it is printed
     #[command(flatten)]
-    pub form: Form,
+    pub output: Output,
 
     /// Where
     #[command(flatten)]
@@ -182,7 +175,7 @@ pub struct Import {
 
     /// How it is printed
     #[command(flatten)]
-    pub form: Form,
+    pub output: Output,
 
     /// Where
     #[command(flatten)]
@@ -201,7 +194,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 pub struct List {
     /// How it is printed
     #[command(flatten)]
-    pub form: Form,
+    pub output: Output,
 
     /// Where
     #[command(flatten)]
@@ -217,7 +210,7 @@ pub struct Show {
 
     /// How it is printed
     #[command(flatten)]
-    pub form: Form,
+    pub output: Output,
 
     /// Where
     #[command(flatten)]
@@ -289,7 +282,7 @@ pub struct Prune {
 
     /// How it is printed
     #[command(flatten)]
-    pub form: Form,
+    pub output: Output,
 
     /// Where
     #[command(flatten)]

@@ -16,11 +16,11 @@ use serde::Serialize;
 pub use arguments::Command;
 use arguments::{Build, Export, Import, List, Place, Prune, Remove, Show, Verify};
 
-use crate::cli::Output;
 use crate::console::terminal;
-use crate::disk_images::{Meter, people, print_json, printable};
+use crate::disk_images::{Meter, people, printable};
 use crate::exit_code;
 use crate::failure::Failure;
+use crate::form::{self, Output};
 use crate::state_directory;
 
 /// Runs the command; the exit status.
@@ -152,9 +152,7 @@ fn tell(
         allocated: stored.allocated,
         seconds: took.as_secs_f64(),
     };
-    if output == Output::Json {
-        print_json(made);
-    } else {
+    if !form::for_program(output, &made) {
         let name = name.map_or(String::new(), |name| format!("{name}  "));
         terminal::print(&format!(
             "{name}{digest}\n{} on the host, in {:.1} s\n",
@@ -180,7 +178,7 @@ fn build(arguments: &Build) -> Result<u8, Failure> {
     let digest = library.build(&recipe, &options, &mut heard)?;
     let goal = arguments.name.as_ref().unwrap_or(&recipe.name);
     let named = name(&library, digest, goal, !arguments.no_promote)?;
-    let output = arguments.form.output;
+    let output = arguments.output;
     tell(&library, digest, Some(&named), start.elapsed(), output)
 }
 
@@ -226,7 +224,7 @@ fn import(arguments: &Import) -> Result<u8, Failure> {
     let named = arguments.name.as_ref();
     let named = named.map(|goal| name(&library, digest, goal, !arguments.no_promote));
     let named = named.transpose()?;
-    let output = arguments.form.output;
+    let output = arguments.output;
     tell(&library, digest, named.as_deref(), start.elapsed(), output)
 }
 
@@ -249,8 +247,7 @@ fn list(arguments: &List) -> Result<u8, Failure> {
         broken: broken.collect(),
         allocated,
     };
-    if arguments.form.output == Output::Json {
-        print_json(listing);
+    if form::for_program(arguments.output, &listing) {
         return Ok(exit_code::SUCCESS);
     }
     let mut rows = vec![["DIGEST", "SIZE", "ON HOST", "AGE", "NAMES"].map(String::from)];
@@ -318,10 +315,11 @@ fn show(arguments: &Show) -> Result<u8, Failure> {
             current_of.push(record.name);
         }
     }
-    if arguments.form.output == Output::Json {
-        print_json(Shown { image, current_of });
+    let shown = Shown { image, current_of };
+    if form::for_program(arguments.output, &shown) {
         return Ok(exit_code::SUCCESS);
     }
+    let Shown { image, current_of } = shown;
     let created = UNIX_EPOCH + Duration::from_secs(image.manifest.created);
     let mut rows = vec![
         ("digest", digest.to_string()),
@@ -416,16 +414,17 @@ fn prune(arguments: &Prune) -> Result<u8, Failure> {
     let (old, dry) = (arguments.old_versions, arguments.dry_run);
     let used = used(&arguments.place)?;
     let pruned = library.prune(&BTreeSet::new(), &used, old, dry)?;
-    if arguments.form.output == Output::Json {
-        #[derive(Serialize)]
-        struct Answer {
-            removed: Vec<images::Pruned>,
-            dry_run: bool,
-        }
-        let (removed, dry_run) = (pruned, dry);
-        print_json(Answer { removed, dry_run });
+    #[derive(Serialize)]
+    struct Answer {
+        removed: Vec<images::Pruned>,
+        dry_run: bool,
+    }
+    let (removed, dry_run) = (pruned, dry);
+    let answer = Answer { removed, dry_run };
+    if form::for_program(arguments.output, &answer) {
         return Ok(exit_code::SUCCESS);
     }
+    let pruned = answer.removed;
     let all = pruned.iter().map(|p| p.allocated).sum();
     for image in &pruned {
         let size = short(image.allocated);

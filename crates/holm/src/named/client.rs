@@ -2,13 +2,17 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use machine_protocol::launch::CONTROL_SOCKET;
 use machine_protocol::{Description, Hello, Metrics, PROTOCOL_VERSION, Reply, Request};
 use parking_lot::Mutex;
 
+use super::find::{self, FindError};
 use super::place;
+use crate::socket;
 
 /// How long a machine may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -18,8 +22,11 @@ const ANSWER_MAX: u64 = 8 << 20;
 /// Why a machine did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// No such machine.
-    #[error("no machine named {0:?} runs; `holm ls` lists those that do")]
+    /// It is not known which is meant.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// None serves there.
+    #[error("machine {0:?} does not run; `holm ls` lists those that do")]
     NoMachine(String),
     /// The connection failed.
     #[error("talking to machine {name:?}: {source}")]
@@ -51,6 +58,14 @@ pub enum ControlError {
     },
 }
 
+impl ControlError {
+    /// Nothing came in the time that was waited.
+    pub fn is_silence(&self) -> bool {
+        let kinds = [io::ErrorKind::WouldBlock, io::ErrorKind::TimedOut];
+        matches!(self, Self::Connection { source, .. } if kinds.contains(&source.kind()))
+    }
+}
+
 /// A connection to a machine.
 pub struct Client {
     name: String,
@@ -58,13 +73,28 @@ pub struct Client {
 }
 
 impl Client {
-    /// Connects to the machine of this name.
+    /// Connects to the machine of this name or id.
     ///
     /// # Errors
     /// [`ControlError`].
     pub fn connect(name: &str) -> Result<Self, ControlError> {
-        let stream = UnixStream::connect(place::control(name))
-            .map_err(|_| ControlError::NoMachine(name.into()))?;
+        Self::at(name, &find::control(name)?)
+    }
+
+    /// Connects to the machine of this name that no daemon keeps.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn alone(name: &str) -> Result<Self, ControlError> {
+        Self::at(name, &place::directory(name).join(CONTROL_SOCKET))
+    }
+
+    /// Connects to the machine that serves at this socket.
+    ///
+    /// # Errors
+    /// [`ControlError`].
+    pub fn at(name: &str, socket: &Path) -> Result<Self, ControlError> {
+        let stream = socket::connect(socket).map_err(|_| ControlError::NoMachine(name.into()))?;
         let mut client = Self {
             name: name.into(),
             stream: BufReader::new(stream),
@@ -143,6 +173,15 @@ impl Client {
     /// [`ControlError::Connection`].
     pub fn wait_long(&mut self) -> Result<(), ControlError> {
         let set = self.stream.get_ref().set_read_timeout(None);
+        set.map_err(|source| self.broken(source))
+    }
+
+    /// Waits for the next answer so long.
+    ///
+    /// # Errors
+    /// [`ControlError::Connection`].
+    pub fn wait_for(&mut self, patience: Duration) -> Result<(), ControlError> {
+        let set = self.stream.get_ref().set_read_timeout(Some(patience));
         set.map_err(|source| self.broken(source))
     }
 

@@ -31,7 +31,7 @@ pub struct Arguments {
     pub take: bool,
 
     /// How much of what was printed before is printed again, at most 256K (--replay 64K, --replay 0)
-    #[arg(long, value_name = "SIZE", default_value = "16K", value_parser = crate::cli::size)]
+    #[arg(long, value_name = "SIZE", default_value = "16K", value_parser = crate::values::size)]
     pub replay: u64,
 }
 
@@ -51,22 +51,56 @@ enum News {
 
 /// Attaches the terminal to the machine's console until it is detached.
 pub fn run(arguments: &Arguments) -> u8 {
-    let news = attach(arguments);
+    let name = &arguments.machine.name;
+    let keyboard = match (arguments.watch, arguments.take) {
+        (true, _) => Keyboard::No,
+        (false, true) => Keyboard::Take,
+        (false, false) => Keyboard::IfFree,
+    };
+    match Client::connect(name) {
+        Ok(client) => session(client, name, keyboard, arguments.replay).code(),
+        Err(error) => super::finish(Err(error)),
+    }
+}
+
+/// How an attached console came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The user left it.
+    Left,
+    /// The machine has ended.
+    Ended,
+    /// A signal, or a failure that was said; the exit status.
+    Other(u8),
+}
+
+impl End {
+    fn code(self) -> u8 {
+        match self {
+            Self::Left | Self::Ended => exit_code::SUCCESS,
+            Self::Other(code) => code,
+        }
+    }
+}
+
+/// Attaches the terminal to a console until it is detached.
+pub fn session(client: Client, name: &str, keyboard: Keyboard, replay: u64) -> End {
+    let news = attach(client, name, keyboard, replay);
     terminal::restore();
     match news {
-        Ok(News::Detached | News::Unread) => exit_code::SUCCESS,
+        Ok(News::Detached | News::Unread) => End::Left,
         Ok(News::Ended) => {
-            terminal::say(&format!("holm: {} has ended", arguments.machine.name));
-            exit_code::SUCCESS
+            terminal::say(&format!("holm: {name} has ended"));
+            End::Ended
         }
-        Ok(News::Signal) => exit_code::ENDED_BY_SIGNAL,
+        Ok(News::Signal) => End::Other(exit_code::ENDED_BY_SIGNAL),
         Ok(News::Failed(error)) | Err(Failure::Control(error)) => {
             terminal::say(&format!("holm: {error}"));
-            exit_code::CONTROL
+            End::Other(exit_code::CONTROL)
         }
         Err(Failure::Host(error)) => {
             terminal::say(&format!("holm: the terminal: {error}"));
-            exit_code::INTERNAL
+            End::Other(exit_code::INTERNAL)
         }
     }
 }
@@ -88,28 +122,28 @@ impl From<io::Error> for Failure {
     }
 }
 
-fn attach(arguments: &Arguments) -> Result<News, Failure> {
-    let keyboard = match (arguments.watch, arguments.take) {
-        (true, _) => Keyboard::No,
-        (false, true) => Keyboard::Take,
-        (false, false) => Keyboard::IfFree,
-    };
-    let mut client = Client::connect(&arguments.machine.name)?;
+fn attach(
+    mut client: Client,
+    name: &str,
+    keyboard: Keyboard,
+    replay: u64,
+) -> Result<News, Failure> {
+    let watch = keyboard == Keyboard::No;
     let first = client.ask(&Request::Console {
         keyboard,
-        replay: u32::try_from(arguments.replay).unwrap_or(u32::MAX),
+        replay: u32::try_from(replay).unwrap_or(u32::MAX),
     })?;
     client.wait_long()?;
     let sending = client.sending()?;
     let raw = RawMode::enter()?;
     let mut held = matches!(first, Reply::Keyboard { held: true });
-    terminal::say(&greeting(&arguments.machine.name, raw.is_some(), held));
-    if !held && !arguments.watch {
+    terminal::say(&greeting(name, raw.is_some(), held));
+    if !held && !watch {
         terminal::say("holm: another has the keyboard; Ctrl-A t takes it");
     }
     let (news, heard) = mpsc::channel();
     watch_signals(sending.clone(), news.clone())?;
-    if raw.is_some() || !arguments.watch {
+    if raw.is_some() || !watch {
         read_keys(sending.clone(), news.clone(), raw.is_some())?;
     }
     tell_size(&sending);

@@ -7,10 +7,11 @@ use machine::Disk;
 use machine_protocol::{DiskReport, Reply, Request};
 
 use super::client::{Client, ControlError};
-use super::{AGAIN, Named, finish, print_json};
-use crate::cli::{self, Output};
+use super::{AGAIN, Named, finish};
 use crate::console::terminal;
 use crate::disk_option;
+use crate::form::{self, Output};
+use crate::values;
 
 /// `holm attach`.
 #[derive(Args, Debug)]
@@ -24,11 +25,11 @@ pub struct Attach {
     pub disk: Disk,
 
     /// How long to wait for the guest to take it (--wait 30s)
-    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = cli::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = values::duration)]
     pub wait: Duration,
 
     /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
@@ -44,7 +45,7 @@ pub struct Detach {
     pub disk: String,
 
     /// How long to wait for the guest to give it up (--wait 1m)
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = cli::duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = values::duration)]
     pub wait: Duration,
 
     /// Takes it away without asking, as if it were pulled out: what the guest has not written yet
@@ -65,7 +66,7 @@ pub struct Grow {
     pub disk: String,
 
     /// Its new capacity; K, M, G and T are powers of 1024 (20G)
-    #[arg(value_name = "SIZE", value_parser = cli::size)]
+    #[arg(value_name = "SIZE", value_parser = values::size)]
     pub size: u64,
 }
 
@@ -92,14 +93,13 @@ fn try_attach(arguments: &Attach) -> Result<(), ControlError> {
         d.is_some_and(|d| d.in_use)
     })?;
     let report = report.ok_or_else(|| refused(format!("disk {disk:?} has gone again")))?;
-    match arguments.output {
-        Output::Json => print_json(&report),
-        Output::Text if report.in_use => println!("{disk}: attached, and the guest uses it"),
-        Output::Text => println!(
+    form::print(arguments.output, &report, || match report.in_use {
+        true => format!("{disk}: attached, and the guest uses it\n"),
+        false => format!(
             "{disk}: attached; the guest has not taken it yet (it is paused, starting, or has no \
-             drivers pciehp and virtio_blk)"
+             drivers pciehp and virtio_blk)\n"
         ),
-    }
+    });
     Ok(())
 }
 

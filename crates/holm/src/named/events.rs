@@ -10,10 +10,11 @@ use clap::Args;
 use machine_protocol::{Event, Reply, Request};
 
 use super::client::{Client, ControlError};
-use super::place;
-use crate::cli::Output;
+use super::{find, place};
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output};
 use crate::plane;
 
 /// Pause between looks for machines that were started.
@@ -23,7 +24,7 @@ const LOOK: Duration = Duration::from_millis(500);
 #[derive(Args, Debug)]
 pub struct Arguments {
     /// The machine's name; without it, all machines of this user
-    #[arg(value_name = "NAME", value_parser = place::name)]
+    #[arg(value_name = "NAME", value_parser = find::target, add = completion::machines())]
     pub name: Option<String>,
 
     /// Goes on: prints what happens until the machine ends, or, without a name, until interrupted
@@ -31,19 +32,19 @@ pub struct Arguments {
     pub follow: bool,
 
     /// Form of the answer; json is one object per line
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Output::Text)]
+    #[command(flatten)]
     pub output: Output,
 }
 
 /// Prints the events of one machine or of all.
 pub fn run(arguments: &Arguments) -> u8 {
-    let kept = |name: &String| match place::stands_alone(name) {
-        true => None,
-        false => plane::instances::known(name).map(|kept| kept.id),
-    };
-    if let Some(id) = arguments.name.as_ref().and_then(kept) {
-        let printed = plane::records::events(Some(&id), arguments.follow, arguments.output);
-        return plane::finish(printed);
+    match arguments.name.as_deref().map(find::machine).transpose() {
+        Err(error) => return super::finish(Err(error.into())),
+        Ok(Some(find::Machine::Kept(id))) => {
+            let printed = plane::records::events(Some(&id), arguments.follow, arguments.output);
+            return plane::finish(printed);
+        }
+        Ok(_) => {}
     }
     let printed = match (&arguments.name, arguments.follow) {
         (Some(name), follow) => of_one(name, follow, &mut |e| print(name, e, arguments.output)),
@@ -84,7 +85,8 @@ fn of_one(
     follow: bool,
     each: &mut dyn FnMut(&Event) -> Result<(), Stop>,
 ) -> Result<(), Stop> {
-    let mut client = Client::connect(name)?;
+    let name = name.strip_prefix(find::ALONE).unwrap_or(name);
+    let mut client = Client::alone(name)?;
     let request = Request::Events { after: 0, follow };
     let mut reply = Some(client.ask(&request)?);
     if follow {
@@ -150,23 +152,18 @@ fn tell(name: &str, told: &mpsc::SyncSender<Told>) {
 }
 
 fn print(name: &str, event: &Event, output: Output) -> Result<(), Stop> {
-    let line = match output {
-        Output::Json => {
-            let mut value = serde_json::to_value(event).unwrap_or_default();
-            value["name"] = name.into();
-            value.to_string()
-        }
-        Output::Text => {
-            // What no calendar holds is the end of time.
-            let at = UNIX_EPOCH.checked_add(Duration::from_millis(event.at_milliseconds));
-            let at = humantime::format_rfc3339_millis(at.unwrap_or(UNIX_EPOCH));
-            let text = event.kind.describe();
-            // Texts of the host may hold what a terminal obeys.
-            let text: String = text.chars().filter(|c| !c.is_control()).collect();
-            format!("{at} {name} {text}")
-        }
-    };
+    let mut value = serde_json::to_value(event).unwrap_or_default();
+    value["name"] = name.into();
+    let line = form::item_text(output, &value, || {
+        // What no calendar holds is the end of time.
+        let at = UNIX_EPOCH.checked_add(Duration::from_millis(event.at_milliseconds));
+        let at = humantime::format_rfc3339_millis(at.unwrap_or(UNIX_EPOCH));
+        let text = event.kind.describe();
+        // Texts of the host may hold what a terminal obeys.
+        let text: String = text.chars().filter(|c| !c.is_control()).collect();
+        format!("{at} {name} {text}\n")
+    });
     let mut out = io::stdout().lock();
-    let written = writeln!(out, "{line}").and_then(|()| out.flush());
+    let written = out.write_all(line.as_bytes()).and_then(|()| out.flush());
     written.map_err(|_| Stop::Unread)
 }

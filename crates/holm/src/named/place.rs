@@ -1,15 +1,14 @@
-//! Where the machines of this user that have names are found.
+//! Where the machines of this user are that have names and no daemon.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use host::Layout;
+use machine_protocol::launch::{AGENT_SOCKET, CONTROL_SOCKET};
 
 use crate::failure::Failure;
-use crate::plane::instances;
-use crate::state_directory;
+use crate::socket;
 
 /// Longest name: a Unix socket's path must hold it.
 const NAME_MAX: usize = 48;
@@ -50,38 +49,22 @@ pub fn name(text: &str) -> Result<String, String> {
     }
 }
 
+/// The directory of the machine of this name.
+pub fn directory(name: &str) -> PathBuf {
+    machines().join(name)
+}
+
 /// Whether a machine of this name runs that no daemon keeps.
 pub fn stands_alone(name: &str) -> bool {
-    machines().join(name).exists()
+    // A killed process leaves its directory behind.
+    self::name(name).is_ok() && socket::connect(&directory(name).join(CONTROL_SOCKET)).is_ok()
 }
 
-/// A file of a machine: of one that runs alone, else of one that a daemon
-/// keeps.
-fn file(name: &str, file: &str) -> PathBuf {
-    let alone = machines().join(name).join(file);
-    if stands_alone(name) {
-        return alone;
-    }
-    let layout = Layout::new(state_directory::resolve(None));
-    let kept = layout.machine(name).join(file);
-    if kept.exists() {
-        return kept;
-    }
-    let known = instances::known(name);
-    known.map_or(alone, |i| layout.machine(&i.id).join(file))
-}
-
-/// The control socket of a machine.
-pub fn control(name: &str) -> PathBuf {
-    file(name, "control.sock")
-}
-
-/// The agent's socket of a machine: of this name, or at this path.
-pub fn agent(machine: &Path) -> PathBuf {
-    match machine.to_str().filter(|text| name(text).is_ok()) {
-        Some(named) if !machine.exists() => file(named, "agent.sock"),
-        _ => machine.to_owned(),
-    }
+/// The names of machines that run, which no daemon keeps.
+pub fn running() -> Vec<String> {
+    let mut names = names().unwrap_or_default();
+    names.retain(|name| stands_alone(name));
+    names
 }
 
 /// The names in use, or left behind by processes that were killed.
@@ -115,7 +98,7 @@ impl Claim {
     /// # Errors
     /// [`Failure::Usage`] if a running machine has it, [`Failure::Host`].
     pub fn take(name: &str) -> Result<Self, Failure> {
-        let directory = machines().join(name);
+        let directory = directory(name);
         let failed = |e: io::Error| {
             Failure::Host(format!(
                 "taking the name {name:?} at {}: {e}",
@@ -157,18 +140,18 @@ impl Claim {
 
     /// Where it serves its control socket.
     pub fn control(&self) -> PathBuf {
-        self.directory.join("control.sock")
+        self.directory.join(CONTROL_SOCKET)
     }
 
     /// Where it serves its guest's agent.
     pub fn agent(&self) -> PathBuf {
-        self.directory.join("agent.sock")
+        self.directory.join(AGENT_SOCKET)
     }
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        for file in ["control.sock", "agent.sock", "lock"] {
+        for file in [CONTROL_SOCKET, AGENT_SOCKET, "lock"] {
             // Gone already is as good.
             let _ = fs::remove_file(self.directory.join(file));
         }

@@ -11,7 +11,7 @@ use crate::console::terminal;
 const SILENCE: Duration = Duration::from_secs(40);
 
 /// Until what is waited.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Until {
     /// Nothing
     Made,
@@ -32,11 +32,35 @@ pub fn wait(
     until: Until,
     within: Duration,
 ) -> Result<InstanceView, PlaneError> {
+    tell(client, made, until, within, Told::default())
+}
+
+/// The same of one of which something was told already.
+///
+/// # Errors
+/// Those of [`wait`].
+pub fn go_on(
+    client: &Client,
+    now: InstanceView,
+    until: Until,
+    within: Duration,
+) -> Result<InstanceView, PlaneError> {
+    let ended = now.boot.stages.iter().filter(|s| s.ended.is_some());
+    let told = Told(ended.map(|s| s.name.clone()).collect());
+    tell(client, now, until, within, told)
+}
+
+fn tell(
+    client: &Client,
+    made: InstanceView,
+    until: Until,
+    within: Duration,
+    mut told: Told,
+) -> Result<InstanceView, PlaneError> {
     if until == Until::Made {
         return Ok(made);
     }
     let start = Instant::now();
-    let mut told = Told::default();
     let name = made.name.clone().unwrap_or_else(|| made.id.clone());
     let late = || {
         PlaneError::TimedOut(format!(

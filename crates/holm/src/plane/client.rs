@@ -1,8 +1,6 @@
 //! The client of the daemon's REST interface, on its Unix socket.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +12,7 @@ use serde_json::Value;
 
 use crate::daemon::API_SOCKET;
 use crate::exit_code;
+use crate::socket;
 use crate::state_directory;
 
 /// How long the daemon may take to answer.
@@ -90,15 +89,7 @@ impl Client {
 
     fn connect(&self) -> Result<UnixStream, PlaneError> {
         let path = self.run.join(API_SOCKET);
-        let connected = match path.as_os_str().len() {
-            0..=100 => UnixStream::connect(&path),
-            // A socket's path has at most 107 bytes.
-            _ => File::open(&self.run).and_then(|run| {
-                let fd = run.as_raw_fd();
-                UnixStream::connect(format!("/proc/self/fd/{fd}/{API_SOCKET}"))
-            }),
-        };
-        connected.map_err(|e| match e.kind() {
+        socket::connect(&path).map_err(|e| match e.kind() {
             io::ErrorKind::PermissionDenied => PlaneError::File(format!(
                 "{} belongs to another user; become that user, or name another state directory with --state",
                 path.display()

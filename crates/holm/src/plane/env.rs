@@ -11,8 +11,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::client::{Client, PlaneError};
-use super::form;
 use super::{finish, ssh};
+use crate::form;
 use crate::state_directory;
 
 /// Where the key of `holm env` is kept, for this user only.

@@ -9,10 +9,11 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::client::{Client, PlaneError};
-use super::form::{self, Output, age, or_none};
 use super::{env, finish, id};
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output, age, or_none};
 
 /// `holm key`.
 #[derive(Subcommand, Debug)]
@@ -35,7 +36,8 @@ pub enum Command {
     /// Removes a key pair; machines that have its key keep it
     ///
     /// Example: holm key rm mine
-    #[command(after_help = exit_code::PLANE_HELP)]
+    #[command(after_help = exit_code::PLANE_HELP,
+        mut_arg("name", |name| name.add(completion::keys())))]
     Rm(Name),
     /// Makes, lists and removes keys with which programs sign EC2 requests
     ///

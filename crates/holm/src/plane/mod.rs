@@ -3,9 +3,8 @@
 
 pub mod boot;
 pub mod client;
-pub mod completion;
+pub mod create;
 pub mod env;
-pub mod form;
 pub mod instances;
 pub mod keys;
 pub mod networks;

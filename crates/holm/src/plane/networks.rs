@@ -7,11 +7,12 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Client, PlaneError};
-use super::form::{self, Output, or_none};
 use super::keys::Name;
 use super::{finish, id, tags};
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
+use crate::form::{self, Output, or_none};
 
 /// `holm net`.
 #[derive(Subcommand, Debug)]
@@ -34,7 +35,8 @@ pub enum Net {
     /// Removes a network, or a subnet, that has nothing in it
     ///
     /// Example: holm net rm lab
-    #[command(after_help = exit_code::PLANE_HELP)]
+    #[command(after_help = exit_code::PLANE_HELP,
+        mut_arg("name", |name| name.add(completion::networks())))]
     Rm(Name),
 }
 
@@ -54,7 +56,7 @@ pub struct NewNet {
 #[derive(Args, Debug)]
 pub struct NewSubnet {
     /// The network
-    #[arg(value_name = "NETWORK")]
+    #[arg(value_name = "NETWORK", add = completion::networks())]
     pub network: String,
 
     /// Its addresses, of the network's (--cidr 10.9.1.0/24)
@@ -181,7 +183,8 @@ pub enum Group {
     /// Removes a security group that nothing names
     ///
     /// Example: holm sg rm web
-    #[command(after_help = exit_code::PLANE_HELP)]
+    #[command(after_help = exit_code::PLANE_HELP,
+        mut_arg("name", |name| name.add(completion::groups())))]
     Rm(Name),
 }
 
@@ -189,8 +192,8 @@ pub enum Group {
 #[derive(Args, Debug)]
 pub struct Shown {
     /// The group
-    #[command(flatten)]
-    pub group: Name,
+    #[arg(value_name = "GROUP", add = completion::groups())]
+    pub group: String,
 
     /// Form of the answer
     #[command(flatten)]
@@ -209,7 +212,7 @@ pub struct NewGroup {
     pub description: String,
 
     /// Its network (--net lab); the default unless given
-    #[arg(long = "net", value_name = "NETWORK")]
+    #[arg(long = "net", value_name = "NETWORK", add = completion::networks())]
     pub network: Option<String>,
 }
 
@@ -217,7 +220,7 @@ pub struct NewGroup {
 #[derive(Args, Debug)]
 pub struct Allow {
     /// The group
-    #[arg(value_name = "GROUP")]
+    #[arg(value_name = "GROUP", add = completion::groups())]
     pub group: String,
 
     /// Ports: 80, 8000-8099, 53/udp; or icmp, or all
@@ -233,7 +236,7 @@ pub struct Allow {
 #[derive(Args, Debug)]
 pub struct Revoke {
     /// The group
-    #[arg(value_name = "GROUP")]
+    #[arg(value_name = "GROUP", add = completion::groups())]
     pub group: String,
 
     /// The rule, as `holm sg show` names it
@@ -296,7 +299,7 @@ fn try_group(client: &Client, command: &Group) -> Result<(), PlaneError> {
             });
         }
         Group::Show(shown) => {
-            let found: SecurityGroupView = client.get(&path(client, &shown.group.name)?)?;
+            let found: SecurityGroupView = client.get(&path(client, &shown.group)?)?;
             form::print(shown.output, &found, || show(&found));
         }
         Group::Create(new) => {

@@ -3,8 +3,7 @@
 use api::resources::records::EventView;
 
 use super::client::{Client, PlaneError, quoted};
-use super::form;
-use crate::cli::Output;
+use crate::form::{self, Output};
 
 /// Prints what happened to a resource, or to all, and what happens if
 /// `follow`.
@@ -36,17 +35,12 @@ pub fn events(resource: Option<&str>, follow: bool, output: Output) -> Result<()
 }
 
 fn print(event: &EventView, output: Output) {
-    form::out(&match output {
-        Output::Json => serde_json::to_string(event).unwrap_or_default() + "\n",
-        Output::Text => {
-            let by = event.actor.as_ref();
-            let by = by.map(|by| format!("  by {by}")).unwrap_or_default();
-            let line = format!(
-                "{}  {:<22} {}  {}{by}",
-                event.at, event.resource_id, event.kind, event.message
-            );
-            let line: String = line.chars().filter(|c| !c.is_control()).collect();
-            line + "\n"
-        }
+    form::item(output, event, || {
+        let by = event.actor.as_ref();
+        let by = by.map(|by| format!("  by {by}")).unwrap_or_default();
+        form::line(&format!(
+            "{}  {:<22} {}  {}{by}",
+            event.at, event.resource_id, event.kind, event.message
+        ))
     });
 }

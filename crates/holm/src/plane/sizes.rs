@@ -7,10 +7,11 @@ use serde_json::json;
 
 use super::client::{Client, PlaneError, quoted};
 use super::finish;
-use super::form::{self, Output, bytes};
 use super::keys::Name;
-use crate::cli;
+use crate::completion;
 use crate::exit_code;
+use crate::form::{self, Output, bytes};
+use crate::values;
 
 /// `holm type`.
 #[derive(Subcommand, Debug)]
@@ -28,7 +29,8 @@ pub enum Types {
     /// Removes a size that was made; machines that have it keep it
     ///
     /// Example: holm type rm lab.tiny
-    #[command(after_help = exit_code::PLANE_HELP)]
+    #[command(after_help = exit_code::PLANE_HELP,
+        mut_arg("name", |name| name.add(completion::types())))]
     Rm(Name),
 }
 
@@ -44,7 +46,7 @@ pub struct NewType {
     pub cpus: u32,
 
     /// Memory (--memory 512M)
-    #[arg(long, value_name = "SIZE", value_parser = cli::size)]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
     pub memory: u64,
 }
 
@@ -102,7 +104,7 @@ pub enum Quotas {
 #[derive(Args, Debug)]
 pub struct SetQuota {
     /// Of what
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = completion::quotas())]
     pub name: String,
 
     /// How much

@@ -1,10 +1,8 @@
 //! `holm ssh`: a shell in a machine, by the door that its process has for its
 //! owner. No port of the host and no rule of a security group is needed.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
-use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -16,14 +14,16 @@ use clap::Args;
 
 use super::client::{Client, PlaneError};
 use super::{finish, instance};
-use crate::named::place;
+use crate::completion;
+use crate::named::find;
+use crate::socket;
 use crate::state_directory;
 
 /// `holm ssh`.
 #[derive(Args, Debug)]
 pub struct Ssh {
     /// Name or id; USER@NAME to log in as somebody else
-    #[arg(value_name = "[USER@]NAME")]
+    #[arg(value_name = "[USER@]NAME", add = completion::machines())]
     pub target: String,
 
     /// Private key (-i mine.pem); KEY.pem here, of the machine's key pair, unless given
@@ -49,7 +49,7 @@ fn try_run(arguments: &Ssh) -> Result<(), PlaneError> {
         Some((user, name)) => (Some(user), name),
         None => (None, arguments.target.as_str()),
     };
-    place::name(name).map_err(PlaneError::Usage)?;
+    find::target(name).map_err(PlaneError::Usage)?;
     if let Some(port) = arguments.proxy {
         return connect(&door(name)?, port);
     }
@@ -124,34 +124,14 @@ fn identity(given: Option<&Path>, found: &InstanceView) -> Option<PathBuf> {
 /// The door of a machine, which needs no daemon for an id.
 fn door(name: &str) -> Result<UnixStream, PlaneError> {
     let layout = host::Layout::new(state_directory::resolve(None));
-    let path = |id: &str| layout.door_socket(id);
-    let named = path(name);
-    let socket = match named.exists() {
-        true => named,
-        false => path(&instance(&Client::new(), name)?.id),
-    };
-    open(&socket).map_err(|e| {
+    let id = find::kept(name).map_err(|e| PlaneError::Which(e.to_string()))?;
+    let path = layout.door_socket(&id);
+    socket::connect(&path).map_err(|e| {
         PlaneError::Which(format!(
             "{name} cannot be reached at {}: {e}; does it run? `holm show {name}`",
-            socket.display()
+            path.display()
         ))
     })
-}
-
-/// Connects to a socket, however long its path is.
-fn open(socket: &Path) -> io::Result<UnixStream> {
-    match (
-        socket.as_os_str().len(),
-        socket.parent(),
-        socket.file_name(),
-    ) {
-        (101.., Some(parent), Some(name)) => {
-            let directory = File::open(parent)?;
-            let fd = directory.as_raw_fd();
-            UnixStream::connect(Path::new(&format!("/proc/self/fd/{fd}")).join(name))
-        }
-        _ => UnixStream::connect(socket),
-    }
 }
 
 fn connect(door: &UnixStream, port: u16) -> Result<(), PlaneError> {

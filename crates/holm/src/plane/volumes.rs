@@ -6,13 +6,14 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::{Client, PlaneError};
-use super::form::{self, Output, age, bytes, or_none};
 use super::keys::Name;
 use super::{finish, id, instance, tags};
-use crate::cli;
+use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
-use crate::named::place;
+use crate::form::{self, Output, age, bytes, or_none};
+use crate::named::find;
+use crate::values;
 
 /// `holm volume`.
 #[derive(Subcommand, Debug)]
@@ -52,7 +53,8 @@ pub enum Command {
     /// Removes a volume that is in no machine, with what it holds
     ///
     /// Example: holm volume rm data
-    #[command(after_help = exit_code::PLANE_HELP)]
+    #[command(after_help = exit_code::PLANE_HELP,
+        mut_arg("name", |name| name.add(completion::volumes())))]
     Rm(Name),
 }
 
@@ -64,11 +66,11 @@ pub struct Create {
     pub name: Option<String>,
 
     /// Its size (--size 20G); the snapshot's unless given
-    #[arg(long, value_name = "SIZE", value_parser = cli::size, required_unless_present = "snapshot")]
+    #[arg(long, value_name = "SIZE", value_parser = values::size, required_unless_present = "snapshot")]
     pub size: Option<u64>,
 
     /// What it holds at first (--snapshot snap-0123…)
-    #[arg(long, value_name = "SNAPSHOT")]
+    #[arg(long, value_name = "SNAPSHOT", add = completion::snapshots())]
     pub snapshot: Option<String>,
 }
 
@@ -76,11 +78,11 @@ pub struct Create {
 #[derive(Args, Debug)]
 pub struct Attach {
     /// The volume
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", add = completion::volumes())]
     pub volume: String,
 
     /// The machine
-    #[arg(value_name = "NAME", value_parser = place::name)]
+    #[arg(value_name = "NAME", value_parser = find::target, add = completion::machines())]
     pub machine: String,
 
     /// Name of its device, for the tools of EC2 (--device /dev/sdf); a free one unless given
@@ -92,7 +94,7 @@ pub struct Attach {
 #[derive(Args, Debug)]
 pub struct Detach {
     /// The volume
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", add = completion::volumes())]
     pub volume: String,
 
     /// Without asking the guest, which loses what it has not written
@@ -104,11 +106,11 @@ pub struct Detach {
 #[derive(Args, Debug)]
 pub struct Grow {
     /// The volume
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", add = completion::volumes())]
     pub volume: String,
 
     /// Its size from now on
-    #[arg(value_name = "SIZE", value_parser = cli::size)]
+    #[arg(value_name = "SIZE", value_parser = values::size)]
     pub size: u64,
 }
 
@@ -116,7 +118,7 @@ pub struct Grow {
 #[derive(Args, Debug)]
 pub struct Snap {
     /// The volume
-    #[arg(value_name = "VOLUME")]
+    #[arg(value_name = "VOLUME", add = completion::volumes())]
     pub volume: String,
 
     /// Its name (--name monday)

@@ -2,13 +2,15 @@
 //! where that is possible.
 
 mod host;
+mod site;
 
+use clap::Args;
 use engine_kvm::KvmVerdict;
 use serde::Serialize;
 
-use crate::cli::{Doctor, Output};
 use crate::engine_choice;
 use crate::exit_code;
+use crate::form::{self, Output};
 
 /// Version of the JSON form.
 const VERSION: u32 = 1;
@@ -24,6 +26,17 @@ pub struct Finding {
     detail: String,
     /// What Holm uses it for.
     purpose: &'static str,
+}
+
+fn finding(name: &'static str, purpose: &'static str, result: Result<String, String>) -> Finding {
+    let usable = result.is_ok();
+    let detail = result.unwrap_or_else(|reason| reason);
+    Finding {
+        name,
+        usable,
+        detail,
+        purpose,
+    }
 }
 
 #[derive(Serialize)]
@@ -69,10 +82,20 @@ struct Report {
     kvm: Kvm,
     cpu: host::Cpu,
     host: Vec<Finding>,
+    /// Of the daemon of the state directory.
+    daemon: Vec<Finding>,
+}
+
+/// `holm doctor`.
+#[derive(Args, Debug)]
+pub struct Arguments {
+    /// Form of the answer
+    #[command(flatten)]
+    pub output: Output,
 }
 
 /// Prints the report; its status is that of the printing.
-pub fn run(arguments: &Doctor) -> u8 {
+pub fn run(arguments: &Arguments) -> u8 {
     let verdict = engine_kvm::probe();
     let (kind, reason) = engine_choice::auto(&verdict);
     let report = Report {
@@ -85,17 +108,9 @@ pub fn run(arguments: &Doctor) -> u8 {
         kvm: verdict.into(),
         cpu: host::cpu(),
         host: host::findings(),
+        daemon: site::findings(),
     };
-    match arguments.output {
-        Output::Text => print!("{}", text(&report)),
-        Output::Json => match serde_json::to_string_pretty(&report) {
-            Ok(json) => println!("{json}"),
-            Err(error) => {
-                eprintln!("holm: writing the report: {error}");
-                return exit_code::INTERNAL;
-            }
-        },
-    }
+    form::print(arguments.output, &report, || text(&report));
     exit_code::SUCCESS
 }
 
@@ -124,7 +139,12 @@ fn text(report: &Report) -> String {
             .collect::<Vec<_>>()
             .join(", "),
     ));
-    for finding in &report.host {
+    let all = report.host.iter().map(Some);
+    for finding in all.chain([None]).chain(report.daemon.iter().map(Some)) {
+        let Some(finding) = finding else {
+            text.push_str("\nFor a daemon (--state, HOLM_STATE):\n");
+            continue;
+        };
         text.push_str(&format!(
             "{:<3} {:<18} {}\n    {:<18} for {}\n",
             if finding.usable { "yes" } else { "no" },

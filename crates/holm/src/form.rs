@@ -1,6 +1,7 @@
 //! How answers are printed: tables for people, JSON and YAML for programs.
+//! Every `-o` of the command line is [`Output`].
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::time::SystemTime;
 
 use clap::{Args, ValueEnum};
@@ -22,9 +23,16 @@ pub enum Form {
 /// `-o`.
 #[derive(Args, Debug, Clone, Copy)]
 pub struct Output {
-    /// Form of the answer
-    #[arg(short = 'o', long = "output", value_enum, default_value_t = Form::Text)]
+    /// Form of the answer (-o json)
+    #[arg(short = 'o', long = "output", value_enum, value_name = "FORM", default_value_t = Form::Text)]
     pub output: Form,
+}
+
+impl Output {
+    /// For people.
+    pub fn is_text(self) -> bool {
+        self.output == Form::Text
+    }
 }
 
 /// Prints an answer: as text by `text`, else as it is.
@@ -37,6 +45,44 @@ pub fn print<T: Serialize + ?Sized>(output: Output, value: &T, text: impl FnOnce
     out(&printed);
 }
 
+/// Prints one answer of a stream of them: a line of text, a line of JSON, or a
+/// YAML document.
+pub fn item<T: Serialize + ?Sized>(output: Output, value: &T, text: impl FnOnce() -> String) {
+    out(&item_text(output, value, text));
+}
+
+/// The first version of an answer, which says so.
+#[derive(Serialize)]
+struct Versioned<'a, T> {
+    version: u32,
+    #[serde(flatten)]
+    answer: &'a T,
+}
+
+/// Prints an answer of version 1, if it is for a program; whether it was.
+pub fn for_program<T: Serialize>(output: Output, answer: &T) -> bool {
+    if !output.is_text() {
+        print(output, &Versioned { version: 1, answer }, String::new);
+    }
+    !output.is_text()
+}
+
+/// What [`item`] prints.
+pub fn item_text<T: Serialize + ?Sized>(
+    output: Output,
+    value: &T,
+    text: impl FnOnce() -> String,
+) -> String {
+    match output.output {
+        Form::Text => text(),
+        Form::Json => serde_json::to_string(value).unwrap_or_default() + "\n",
+        Form::Yaml => format!(
+            "---\n{}",
+            serde_norway::to_string(value).unwrap_or_default()
+        ),
+    }
+}
+
 /// Writes to standard output; who has gone is told nothing.
 pub fn out(text: &str) {
     let mut stdout = std::io::stdout().lock();
@@ -46,6 +92,34 @@ pub fn out(text: &str) {
         && e.kind() != std::io::ErrorKind::BrokenPipe
     {
         terminal::say(&format!("holm: writing the answer: {e}"));
+    }
+}
+
+/// Whether a person sees standard output.
+pub fn on_terminal() -> bool {
+    std::io::stdout().is_terminal()
+}
+
+/// Draws a text on the terminal in place of what it shows.
+pub fn draw(text: &str) {
+    // ECMA-48: cursor home, erase to the end of the screen.
+    out(&format!("\x1b[H\x1b[2J{text}"));
+}
+
+/// A line without what moves the cursor.
+pub fn line(text: &str) -> String {
+    let mut line: String = text.chars().filter(|c| !c.is_control()).collect();
+    line.push('\n');
+    line
+}
+
+/// A time span, roughly.
+pub fn time(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
     }
 }
 
@@ -95,13 +169,7 @@ pub fn fields(fields: &[(&str, String)]) -> String {
 pub fn age(moment: &str) -> String {
     let then = humantime::parse_rfc3339(moment).ok();
     let passed = then.and_then(|then| SystemTime::now().duration_since(then).ok());
-    let seconds = passed.unwrap_or_default().as_secs();
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7200 => format!("{}m", seconds / 60),
-        7200..172_800 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86400),
-    }
+    time(passed.unwrap_or_default().as_secs())
 }
 
 /// A number of bytes.

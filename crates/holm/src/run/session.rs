@@ -1,35 +1,30 @@
-//! `holm run`: one machine in the foreground.
+//! One machine in the foreground, from its start to its end.
 
 use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use machine::{
-    Boot, Description, Disk, DiskBoot, KernelBoot, MachineError, OnReset, Outcome, Snapshot,
-};
-use sha2::{Digest, Sha256};
+use machine::{Description, MachineError, Outcome, Snapshot};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
+use super::arguments::{self, Serial};
 use crate::background;
-use crate::cli::{self, Run, Serial};
 use crate::console::input::{Input, Room};
 use crate::console::log::SerialLog;
 use crate::console::monitor::{self, Command, Line};
 use crate::console::output::Output;
 use crate::console::terminal::{self, RawMode};
-use crate::disks::{self, OwnDisk};
-use crate::engine_choice::{self, EngineKind};
+use crate::disks::OwnDisk;
+use crate::engine_choice::EngineKind;
 use crate::exit_code;
 use crate::failure::Failure;
-use crate::guest::{self, Guest};
-use crate::image::{self, Image, Target};
+use crate::guest::Guest;
 use crate::named;
-use crate::network;
 use crate::peripherals::LogOption;
 
 /// Time for the guest's last output to reach a slow reader.
@@ -38,9 +33,6 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
 const LAST_MOMENT: Duration = Duration::from_secs(1);
 /// Time to end in good order after a signal.
 const GOOD_ORDER: Duration = Duration::from_secs(2);
-
-/// Added to a boot entry's command line that names no console.
-const SERIAL_CONSOLE: &str = "console=ttyS0";
 
 /// What the main thread waits for.
 #[derive(Debug)]
@@ -57,50 +49,6 @@ pub enum Event {
     Signal(i32),
     /// The terminal was resized, or the guest asks for its size.
     Resized,
-}
-
-/// Runs the machine and returns the exit status.
-pub fn run(arguments: &Run) -> u8 {
-    report(match arguments.background.wanted() {
-        true => background::start(arguments.name.as_deref()),
-        false => start(arguments),
-    })
-}
-
-/// Says what failed; the exit status.
-pub fn report(result: Result<u8, Failure>) -> u8 {
-    match result {
-        Ok(code) => code,
-        Err(failure) => {
-            terminal::restore();
-            terminal::say(&format!("holm: {failure}"));
-            failure.code()
-        }
-    }
-}
-
-fn start(arguments: &Run) -> Result<u8, Failure> {
-    let deadline = arguments.timeout.map(|timeout| Instant::now() + timeout);
-    // What the files and the host cannot do is said before the terminal changes.
-    let claim = arguments
-        .name
-        .as_deref()
-        .map(named::place::Claim::take)
-        .transpose()?;
-    let (description, own_disks) = describe(arguments)?;
-    session(Plan {
-        description,
-        own_disks,
-        origin: Origin::Start,
-        claim,
-        engine: engine_choice::decide(arguments.engine)?,
-        serial: arguments.serial.clone(),
-        serial_log: arguments.peripherals.serial_log.clone(),
-        agent_socket: arguments.peripherals.agent_socket.clone(),
-        gdb: arguments.gdb,
-        deadline,
-        background: arguments.background.is(),
-    })
 }
 
 /// Where a machine begins.
@@ -135,7 +83,7 @@ pub struct Plan {
     /// Where its agent is served.
     pub agent_socket: Option<PathBuf>,
     /// Where a debugger is served.
-    pub gdb: Option<cli::Gdb>,
+    pub gdb: Option<arguments::Gdb>,
     /// When it ends at the latest.
     pub deadline: Option<Instant>,
     /// This is a process in the background, started for the machine.
@@ -146,7 +94,7 @@ pub struct Plan {
 ///
 /// # Errors
 /// [`Failure`]: why it cannot run.
-pub fn session(mut plan: Plan) -> Result<u8, Failure> {
+pub fn run(mut plan: Plan) -> Result<u8, Failure> {
     if plan.background {
         background::leave_session();
         if plan.serial == Serial::Stdio {
@@ -406,150 +354,4 @@ fn watch_signals(events: Sender<Event>) -> io::Result<()> {
             }
         })?;
     Ok(())
-}
-
-/// What the command line and the image say together.
-fn describe(arguments: &Run) -> Result<(Description, Vec<OwnDisk>), Failure> {
-    let target = match &arguments.image {
-        Some(name) => Some(Target::find(name, image::directory().as_deref())?),
-        None => None,
-    };
-    let (image, disk) = match target {
-        Some(Target::Image(image)) => (Some(image), None),
-        Some(Target::Disk(path)) => (None, Some(path)),
-        None => (None, None),
-    };
-    if disk.is_some() && arguments.keep.is_some() {
-        return Err(Failure::Usage(
-            "--keep is for images; a disk is used as it is, so copy it first".into(),
-        ));
-    }
-    let mut description = Description::new(arguments.cpus, arguments.memory, "");
-    description.boot = boot(arguments, image.as_ref())?;
-    description.cpu_model = guest::cpu_model(arguments.cpu);
-    description.peripherals = arguments.peripherals.describe();
-    description.debug_exit = arguments.debug_exit;
-    description.on_reset = match arguments.on_reset {
-        cli::OnReset::Exit => OnReset::Exit,
-        cli::OnReset::Reboot => OnReset::Reboot,
-    };
-    description.nics =
-        network::cards(&arguments.nets, &arguments.publish).map_err(Failure::Usage)?;
-    description.uuid = uuid(arguments.keep.as_deref())?;
-    if disk.is_none() && arguments.format.is_some() {
-        return Err(Failure::Usage(
-            "--format is for disks; an image says itself what its disks are".into(),
-        ));
-    }
-    description.disks.extend(disk.map(|file| Disk {
-        format: arguments.format,
-        ..Disk::new(file)
-    }));
-    let own_from = description.disks.len();
-    let mut own_disks = Vec::new();
-    for template in image.iter().flat_map(|image| &image.disks) {
-        let own = disks::own(template, arguments.keep.as_deref())?;
-        description.disks.push(Disk {
-            format: Some(own.format),
-            scratch: own.scratch,
-            read_only: template.readonly,
-            ..Disk::new(&own.path)
-        });
-        own_disks.push(own);
-    }
-    description.disks.extend(arguments.disks.iter().cloned());
-    if arguments.ephemeral {
-        let own = own_from..own_from + own_disks.len();
-        for (index, disk) in description.disks.iter_mut().enumerate() {
-            if disk.read_only || own.contains(&index) {
-                continue;
-            }
-            let overlay = disks::overlay(&disk.file, disk.format)?;
-            (disk.file, disk.format) = (overlay.path.clone(), Some(overlay.format));
-            disk.scratch = true;
-            own_disks.push(overlay);
-        }
-    }
-    Ok((description, own_disks))
-}
-
-/// The UUID of a machine: of one that is kept always the same on this host,
-/// so that its network cards keep their addresses; else a new one.
-fn uuid(keep: Option<&Path>) -> Result<[u8; 16], Failure> {
-    let mut uuid = [0; 16];
-    match keep {
-        Some(directory) => {
-            let path = std::path::absolute(directory).unwrap_or_else(|_| directory.to_path_buf());
-            let host = std::fs::read("/etc/machine-id").unwrap_or_default();
-            let mut hash = Sha256::new();
-            hash.update(&host);
-            hash.update(path.as_os_str().as_encoded_bytes());
-            for (to, from) in uuid.iter_mut().zip(hash.finalize()) {
-                *to = from;
-            }
-        }
-        None => return random_uuid(),
-    }
-    Ok(marked(uuid, 0x80))
-}
-
-/// A UUID that no other machine has.
-///
-/// # Errors
-/// [`Failure::Host`].
-pub fn random_uuid() -> Result<[u8; 16], Failure> {
-    let mut uuid = [0; 16];
-    getrandom::fill(&mut uuid)
-        .map_err(|e| Failure::Host(format!("the host gives no random numbers: {e}")))?;
-    Ok(marked(uuid, 0x40))
-}
-
-/// RFC 9562: version 4 (random) or 8 (of our own making), variant 1.
-fn marked(mut uuid: [u8; 16], version: u8) -> [u8; 16] {
-    uuid[6] = uuid[6] & 0x0f | version;
-    uuid[8] = uuid[8] & 0x3f | 0x80;
-    uuid
-}
-
-/// The kernel of the command line or the image, or else what the disk says.
-fn boot(arguments: &Run, image: Option<&Image>) -> Result<Boot, Failure> {
-    let kernel = arguments.kernel.as_ref();
-    let kernel = kernel.or(image.and_then(|image| image.kernel.as_ref()));
-    let Some(kernel) = kernel else {
-        if arguments.initrd.is_some() {
-            return Err(Failure::Usage(
-                "--initrd needs a --kernel: the disk's boot entry has its own".into(),
-            ));
-        }
-        return Ok(Boot::Disk(DiskBoot {
-            disk: 0,
-            entry: arguments.entry.clone(),
-            cmdline: arguments.cmdline.clone(),
-            append: arguments.append.clone().unwrap_or_default(),
-            console: arguments.cmdline.is_none().then(|| SERIAL_CONSOLE.into()),
-        }));
-    };
-    if arguments.entry.is_some() {
-        return Err(Failure::Usage(
-            "--entry is for disks; this image starts a kernel of its own".into(),
-        ));
-    }
-    let image_initrd = image.and_then(|image| image.initrd.clone());
-    Ok(Boot::Kernel(KernelBoot {
-        kernel: kernel.clone(),
-        initrd: arguments.initrd.clone().or(image_initrd),
-        cmdline: cmdline(arguments, image),
-        self_unpack: false,
-    }))
-}
-
-fn cmdline(arguments: &Run, image: Option<&Image>) -> String {
-    let mut words = Vec::new();
-    match (&arguments.cmdline, image) {
-        (Some(cmdline), _) => words.push(cmdline.clone()),
-        (None, Some(image)) => words.push(image.cmdline.clone()),
-        (None, None) => {}
-    }
-    words.extend(arguments.append.clone());
-    words.join(" ")
 }
