@@ -109,6 +109,13 @@ pub async fn set_quota(
         Problem::new(Code::NotFound, format!("there is no quota {name:?}"))
             .next(format!("choose one of {names}"))
     };
+    if body
+        .limit
+        .is_some_and(|limit| i64::try_from(limit).is_err())
+    {
+        let detail = format!("limit: the most is {}", i64::MAX);
+        return Err(Problem::new(Code::InvalidValue, detail));
+    }
     let quota = Quota::ALL.into_iter().find(|quota| quota.name() == name);
     let quota = quota.ok_or_else(missing)?;
     let account = &caller.account;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use api::{Certificate, Limits, Rate, TlsDoor};
 use control::RegisterImage;
 use host::{Layout, Patience, Reconciler, Simulated, SimulatedConfig};
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::common::{OWNER, Site, site_with};
@@ -50,6 +51,40 @@ async fn reconcile(site: &Site, directory: &Path) {
     tokio::spawn(reconciler.run(changes));
 }
 
+/// Has paths name what there is, so that not all of them end at "not found".
+async fn parameters(site: &Site) -> String {
+    let client = site.owner();
+    let first = async |path: &str| {
+        let all = client.get(path).await.json();
+        all["items"][0]["id"].as_str().unwrap().to_owned()
+    };
+    let body = json!({"image": "debian", "instance_type": "t3.micro"});
+    let made = client.does("POST", "/v1/instances", Some(body), 201);
+    made.await;
+    let body = json!({"size": 1_u64 << 30});
+    client.does("POST", "/v1/volumes", Some(body), 201).await;
+    let body = json!({"name": "mine"});
+    client.does("POST", "/v1/key-pairs", Some(body), 201).await;
+    let mut text = String::from("[parameters]\n");
+    for (name, path) in [
+        ("image_id", "/v1/images"),
+        ("instance_id", "/v1/instances"),
+        ("internet_gateway_id", "/v1/internet-gateways"),
+        ("key_pair_id", "/v1/key-pairs"),
+        ("resource_id", "/v1/vpcs"),
+        ("route_table_id", "/v1/route-tables"),
+        ("security_group_id", "/v1/security-groups"),
+        ("snapshot_id", "/v1/snapshots"),
+        ("subnet_id", "/v1/subnets"),
+        ("volume_id", "/v1/volumes"),
+        ("vpc_id", "/v1/vpcs"),
+    ] {
+        let id = first(path).await;
+        text.push_str(&format!("\"path.{name}\" = \"{id}\"\n"));
+    }
+    text + "\"path.quota\" = \"vpcs\"\n"
+}
+
 /// What is the same every time: a seed, and no watch, which does not end.
 /// Not all that a schema allows can be: an id must be of something.
 const ARGUMENTS: [&str; 9] = [
@@ -87,10 +122,14 @@ async fn whatever_is_sent_the_answer_is_as_the_document_says() {
     tokio::spawn(door.serve(api::router(site.app.clone()), std::future::pending()));
 
     let token = site.token(true).await.text;
+    let config = directory.path().join("schemathesis.toml");
+    std::fs::write(&config, parameters(&site).await).unwrap();
     let mut command = Command::new(python("schemathesis"));
     command
         .current_dir(directory.path())
-        .args(["--no-color", "run"])
+        .args(["--no-color", "--config-file"])
+        .arg(&config)
+        .arg("run")
         .arg(format!("https://{address}/v1/openapi.json"))
         .arg(format!("--header=Authorization: Bearer {token}"))
         .args(ARGUMENTS);
