@@ -158,6 +158,7 @@ pub async fn drift(
 pub struct TagPolicyBody {
     /// Keys that must be there, each with the values that it may have; none:
     /// any.
+    #[schema(value_type = BTreeMap<String, Vec<String>>)]
     pub required: BTreeMap<String, BTreeSet<String>>,
 }
 
