@@ -13,6 +13,7 @@ use super::random::Random;
 
 /// How long anything may take, on a busy host with a daemon that dies.
 const PATIENCE: Duration = Duration::from_secs(240);
+const SNAPSHOTS: &str = "/v1/snapshots";
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What was done.
@@ -186,9 +187,16 @@ impl Life {
 
     /// A request that is one, however often it is sent.
     fn post(&mut self, path: &str, body: &Value) -> Result<super::client::Answer> {
-        self.requests += 1;
-        let key = format!("{}-{}", self.name, self.requests);
-        self.client.ask("POST", path, Some(body), Some(&key))
+        loop {
+            self.requests += 1;
+            let key = format!("{}-{}", self.name, self.requests);
+            let answer = self.client.ask("POST", path, Some(body), Some(&key))?;
+            let detail = answer.body["detail"].as_str().unwrap_or_default();
+            // What was asked for may be asked for again; a snapshot may be there.
+            if !detail.contains("may or may not be done") || path == SNAPSHOTS {
+                return Ok(answer);
+            }
+        }
     }
 
     fn until(&self, what: &str, test: impl Fn(&Self) -> Result<bool>) -> Result<()> {
@@ -316,10 +324,20 @@ impl Life {
     fn snapshot(&mut self) -> Result<()> {
         let now = self.client.get(&self.path(""))?;
         let volume = now["disks"][0]["volume_id"].clone();
-        let made = self.post("/v1/snapshots", &json!({ "volume_id": volume }))?;
-        let made = made.done("making a snapshot")?;
+        let mut made = Value::Null;
+        while made.is_null() {
+            let answer = self.post(SNAPSHOTS, &json!({ "volume_id": volume }))?;
+            made = match answer.status {
+                409 => {
+                    let all = self.client.all(SNAPSHOTS)?;
+                    let of = all.into_iter().find(|s| s["volume_id"] == volume);
+                    of.unwrap_or_default()
+                }
+                _ => answer.done("making a snapshot")?,
+            };
+        }
         let id = made["id"].as_str().context("no snapshot in the answer")?;
-        let at = format!("/v1/snapshots/{id}");
+        let at = format!("{SNAPSHOTS}/{id}");
         self.until("the snapshot", |life| {
             let now = life.client.get(&at)?;
             if now["state"] == "error" {
