@@ -78,7 +78,11 @@ mkdir -p /home/one/.config/systemd/user /home/one/.local/bin
 cp /mnt/units/user/* /home/one/.config/systemd/user
 cp /mnt/holm /home/one/.local/bin/holm
 chown -R one: /home/one
-loginctl enable-linger one
+# As logind does it, where there is one (package libpam-systemd), after `loginctl enable-linger one`.
+install -d -o one -m 700 /run/user /run/user/"$(id -u one)"
+chmod 755 /run/user
+systemd-run --quiet --unit=users-manager --uid=one -p Delegate=yes -p Type=notify -E HOME=/home/one \
+	-E XDG_RUNTIME_DIR=/run/user/"$(id -u one)" -E PATH=/usr/bin:/bin /lib/systemd/systemd --user
 user() { runuser -u one -- env XDG_RUNTIME_DIR=/run/user/"$(id -u one)" HOME=/home/one "$@"; }
 manager() { user systemctl --user is-system-running 2>/dev/null | grep -q -e running -e degraded; }
 until_ "the user's systemd" manager

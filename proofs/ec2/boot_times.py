@@ -20,6 +20,7 @@ import boto3
 
 HOLM, DISK = (os.path.abspath(p) for p in sys.argv[1:3])
 REPETITIONS = int(sys.argv[3]) if len(sys.argv) > 3 else 3
+SFDISK, DEBUGFS = "/usr/sbin/sfdisk", "/usr/sbin/debugfs"
 PATIENCE = 600
 USER_DATA = "#!/bin/sh\ntouch /run/user-data-ran\n"
 SSH = ["ssh", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
@@ -113,6 +114,14 @@ class Holm:
 class Qemu:
     def __init__(self, work, key):
         self.work, self.key = work, key
+        # The image has no boot loader for firmware: QEMU, too, is given the kernel of the disk.
+        table = json.loads(run(SFDISK, "-J", DISK))["partitiontable"]
+        root = next(p for p in table["partitions"] if p["node"].endswith("img1"))
+        inside = f"{DISK}?offset={root['start'] * 512}"
+        for name in ("vmlinuz", "initrd.img"):
+            listed = run(DEBUGFS, "-R", "ls -p /boot", inside).split("/")
+            found = next(word for word in listed if word.startswith(name + "-"))
+            run(DEBUGFS, "-R", f"dump /boot/{found} {work}/{name}", inside)
         public = run("ssh-keygen", "-y", "-f", key).strip()
         seed = f"{work}/seed.img"
         files = {"meta-data": "instance-id: qemu\nlocal-hostname: qemu\n",
@@ -133,6 +142,8 @@ class Qemu:
         began = time.time()
         qemu = subprocess.Popen(
             ["qemu-system-x86_64", "-accel", "tcg,thread=multi", "-cpu", "max", "-M", "q35", "-smp", "2", "-m", "1G", "-display", "none",
+             "-kernel", f"{self.work}/vmlinuz", "-initrd", f"{self.work}/initrd.img",
+             "-append", "root=/dev/vda1 ro console=ttyS0",
              "-serial", f"file:{self.work}/serial", "-monitor", "none", "-object", "rng-random,id=r,filename=/dev/urandom",
              "-device", "virtio-rng-pci,rng=r", "-drive", f"if=virtio,file={overlay},format=qcow2,cache=writeback",
              "-drive", f"if=virtio,file={self.work}/seed.img,format=raw,readonly=on",

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use model::{
-    Attachment, AttachmentState, Base64, BlockDevice, Boot, Desired, Image, ImageDisk, ImageId,
-    ImageState, Instance, InstanceId, InstanceState, InstanceType, Interface,
+    Attachment, AttachmentState, Base64, BlockDevice, Boot, DATASOURCE_TAG, Desired, Image,
+    ImageDisk, ImageId, ImageState, Instance, InstanceId, InstanceState, InstanceType, Interface,
     InterfaceAttachmentId, InterfaceId, Invalid, Meta, MetadataOptions, Quota, ReservationId,
     SecurityGroup, SecurityGroupId, ShutdownBehavior, Site, SnapshotId, Subnet, SubnetId, Tags,
     Timestamp, USER_DATA_MAX, Volume, VolumeKind, VolumeState, catalogued, check_tags,
@@ -357,6 +357,11 @@ impl Plane {
             launched: Some(now),
             boot: Boot::default(),
             host: None,
+            pressed: None,
+            nocloud: [&new.tags, &ground.image.meta.tags]
+                .into_iter()
+                .find_map(|tags| tags.get(DATASOURCE_TAG))
+                .is_some_and(|source| source == "nocloud"),
             noted: model::Noted::default(),
             trouble: None,
             token_key: Base64(random_bytes::<32>().to_vec()),

@@ -31,7 +31,7 @@ pub fn launch(
     let root = instance.disks.iter().position(is_root).unwrap_or_default();
     let mut ports_left = PORTS;
     let disks = instance.disks.iter().zip(files).enumerate();
-    let disks: Vec<Value> = disks
+    let mut disks: Vec<Value> = disks
         .map(|(index, (device, file))| {
             let mut disk = disk(plane, device.volume.as_str(), file);
             // The root disk is there for good; the others can be detached.
@@ -43,6 +43,14 @@ pub fn launch(
             disk
         })
         .collect();
+    if instance.nocloud {
+        disks.push(json!({
+            "file": layout.seed_disk(id),
+            "format": "raw",
+            "name": "seed",
+            "read_only": true,
+        }));
+    }
     Launch {
         version: LAUNCH_VERSION,
         number,

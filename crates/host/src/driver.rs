@@ -292,6 +292,12 @@ pub trait Driver: Send + Sync + 'static {
         true
     }
 
+    /// Keeps the seed disk of a machine that is about to be started.
+    ///
+    /// # Errors
+    /// [`DriverError`].
+    async fn place_seed(&self, machine: &str, volume: &[u8]) -> Result<(), DriverError>;
+
     /// The socket at which a machine's metadata service is to listen; `None`:
     /// this host has no such thing.
     ///

@@ -51,6 +51,12 @@ impl Layout {
         self.machines().join(id)
     }
 
+    /// The seed disk of a machine whose guest asks no metadata service.
+    #[must_use]
+    pub fn seed_disk(&self, id: &str) -> PathBuf {
+        self.machine(id).join(SEED_DISK)
+    }
+
     /// The socket of a machine's metadata service.
     #[must_use]
     pub fn metadata_socket(&self, id: &str) -> PathBuf {
@@ -85,5 +91,7 @@ impl Layout {
 
 /// Name of the socket by which the owner reaches any port of a machine.
 pub const DOOR_SOCKET: &str = "port.sock";
+/// Name of a machine's seed disk in its directory.
+pub const SEED_DISK: &str = "seed.img";
 /// Name of the socket of a machine's metadata service in its directory.
 pub const METADATA_SOCKET: &str = "metadata.sock";

@@ -1,13 +1,13 @@
 //! What `holm image` puts into the library of the state directory becomes an
 //! image of the daemon: one for each version of a name.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use control::{Caller, Plane, Refusal, RegisterImage};
 use images::{ImagesError, Library, NameRecord, NameVersion, Target};
-use model::{Claim, Image, Snapshot};
+use model::{Claim, DATASOURCE_TAG, Image, Snapshot, Tags};
 
 /// Between two looks at the library's names.
 const LOOK: Duration = Duration::from_secs(1);
@@ -108,6 +108,7 @@ async fn take_in(
     let new = RegisterImage {
         description: stored.manifest.source.chars().take(255).collect(),
         login: stored.manifest.labels.get("login").cloned(),
+        tags: tags(&stored.manifest.labels),
         ..RegisterImage::of(image, snapshot)
     };
     match plane.register_image(caller, new).await {
@@ -122,6 +123,13 @@ async fn take_in(
     taken.await?;
     tracing::info!(image, "an image of the library");
     Ok(())
+}
+
+/// Which of an image's labels are tags of what is made of it.
+fn tags(labels: &BTreeMap<String, String>) -> Tags {
+    let datasource = labels.get("datasource");
+    let tag = datasource.map(|source| (DATASOURCE_TAG.to_owned(), source.clone()));
+    tag.into_iter().collect()
 }
 
 /// Of a name's versions the current one is what the bare name means.

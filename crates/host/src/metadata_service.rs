@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use control::{Plane, View};
+use metadata::nocloud::{self, SeedError};
 use metadata::{Facts, Interface, Lifecycle, Options, PublicAddress, PublicKey, Source, Tokens};
 use model::{Instance, SecurityGroup, Site, Subnet, Token, Vpc};
 
@@ -30,6 +31,12 @@ impl Source for InstanceSource {
         let site = view.get::<Site>(Site::ID)?;
         facts(view, &site.record, &instance.record).map(Arc::new)
     }
+}
+
+/// The seed disk of an instance; `None`: it is gone.
+pub fn seed(plane: &Plane, id: &str) -> Option<Result<Vec<u8>, SeedError>> {
+    let source = InstanceSource::new(plane.clone(), id.to_owned());
+    source.facts().map(|facts| nocloud::volume(&facts))
 }
 
 fn facts(view: &View, site: &Site, instance: &Instance) -> Option<Facts> {

@@ -62,6 +62,8 @@ struct State {
     machines: BTreeMap<String, Machine>,
     volumes: BTreeMap<String, VolumeSpec>,
     contents: BTreeSet<String>,
+    /// Seed disks, by machine.
+    seeds: BTreeMap<String, Vec<u8>>,
     /// That cards have been in.
     networks: BTreeSet<String>,
     /// To the daemon that adopted the host last.
@@ -165,6 +167,12 @@ impl Simulated {
         state.machines.get(machine).map(|m| m.launch.clone())
     }
 
+    /// The seed disk of a machine.
+    #[must_use]
+    pub fn seed(&self, machine: &str) -> Option<Vec<u8>> {
+        self.state.lock().seeds.get(machine).cloned()
+    }
+
     /// The last configuration of a network card of a machine.
     #[must_use]
     pub fn nic(&self, machine: &str, nic: usize) -> Option<PortConfig> {
@@ -243,8 +251,11 @@ impl State {
         let disks = launch.machine["disks"].as_array()?;
         let files = disks.iter().filter_map(|disk| disk["file"].as_str());
         let mut missing = files.filter(|file| {
-            let id = file.strip_prefix("/simulated/volumes/");
-            !id.is_some_and(|id| self.volumes.contains_key(id))
+            let volume = file.strip_prefix("/simulated/volumes/");
+            let seed = file.strip_prefix("/simulated/machines/");
+            let seed = seed.and_then(|file| file.strip_suffix("/seed.img"));
+            !volume.is_some_and(|id| self.volumes.contains_key(id))
+                && !seed.is_some_and(|id| self.seeds.contains_key(id))
         });
         missing.next().map(str::to_owned)
     }
@@ -426,6 +437,14 @@ impl Driver for Simulated {
             Ok(())
         };
         self.step("removing the files of", network, remove).await
+    }
+
+    async fn place_seed(&self, machine: &str, volume: &[u8]) -> Result<(), DriverError> {
+        let place = |state: &mut State| {
+            state.seeds.insert(machine.to_owned(), volume.to_vec());
+            Ok(())
+        };
+        self.step("writing a file of", machine, place).await
     }
 
     async fn metadata_listener(&self, _: &str) -> Result<Option<UnixListener>, DriverError> {

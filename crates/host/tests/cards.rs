@@ -106,6 +106,31 @@ async fn cards_know_their_network_and_hear_of_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_asks_no_metadata_service_has_a_seed_disk() {
+    let world = World::new(SimulatedConfig::default()).await;
+    let _daemon = world.daemon();
+    let new = RunInstances {
+        tags: [("holm:datasource".to_owned(), "nocloud".to_owned())].into(),
+        user_data: b"#!/bin/sh\nthe user's script".to_vec(),
+        ..RunInstances::new(world.image.id.clone(), "t3.micro")
+    };
+    let (plane, caller) = (&world.plane, &world.caller);
+    let launched = plane.run_instances(caller, new, None).await.unwrap();
+    let id = &launched.instances[0].id;
+    world.until_state(id, InstanceState::Running).await;
+    let disks = world.host.launched(id.as_str()).unwrap().machine["disks"].clone();
+    let seed = disks.as_array().unwrap().last().unwrap();
+    assert_eq!(seed["read_only"], true);
+    let volume = world.host.seed(id.as_str()).unwrap();
+    let text = String::from_utf8_lossy(&volume);
+    assert!(text.contains("the user's script"));
+    assert!(text.contains(id.as_str()), "no instance id");
+    let without = world.run().await;
+    world.until_state(&without, InstanceState::Running).await;
+    assert_eq!(world.host.seed(without.as_str()), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_network_has_on_the_host_goes_with_it() {
     let world = World::new(SimulatedConfig::default()).await;
     let daemon = world.daemon();

@@ -93,3 +93,28 @@ async fn a_machine_that_crashes_is_stopped_with_the_reason() {
     let stopped = world.events(&id, "instance-stopped");
     assert_eq!(stopped, [reason.message]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_that_does_not_listen_ends_also_under_daemons_that_die_soon() {
+    let world = World::new(SimulatedConfig {
+        guests_listen: false,
+        ..SimulatedConfig::default()
+    })
+    .await;
+    let daemon = world.daemon();
+    let id = world.run().await;
+    world.until_state(&id, InstanceState::Running).await;
+    drop(daemon);
+    let ids = [id.clone()];
+    let asked = world.plane.terminate_instances(&world.caller, &ids);
+    asked.await.unwrap();
+    // Each lives half as long as the guest is given.
+    for _ in 0..100 {
+        let _daemon = world.daemon();
+        tokio::time::sleep(world::patience().terminate / 2).await;
+        if world.instance(&id).unwrap().is_terminated() {
+            return;
+        }
+    }
+    panic!("{:?}", world.instance(&id));
+}

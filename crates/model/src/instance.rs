@@ -98,6 +98,13 @@ pub struct Instance {
     /// How far its guest has come since.
     #[serde(default)]
     pub boot: Boot,
+    /// When its machine's power button was first pressed, to end it.
+    #[serde(default)]
+    pub pressed: Option<Pressed>,
+    /// Its guest is told of itself by a NoCloud seed disk: it does not ask the
+    /// metadata service.
+    #[serde(default)]
+    pub nocloud: bool,
     /// The last that its machine told and that was noted.
     #[serde(default)]
     pub noted: Noted,
@@ -146,6 +153,20 @@ impl Instance {
     pub fn is_terminated(&self) -> bool {
         self.state == InstanceState::Terminated
     }
+}
+
+/// Tag of an image, or of an instance when it is made, whose value `nocloud`
+/// says that its cloud-init does not ask EC2's metadata service.
+pub const DATASOURCE_TAG: &str = "holm:datasource";
+
+/// That a power button was pressed: who does not hear it loses its power after
+/// a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pressed {
+    /// Start of the instance's machine.
+    pub start: u64,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// Something that a machine told, by its place among all that it tells.

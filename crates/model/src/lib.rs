@@ -36,8 +36,8 @@ pub use id::{
 };
 pub use image::{Image, ImageDisk, ImageState};
 pub use instance::{
-    BlockDevice, Boot, BootStage, Desired, Instance, InstanceState, Interface, MetadataOptions,
-    Noted, ShutdownBehavior, StateReason, Token, USER_DATA_MAX,
+    BlockDevice, Boot, BootStage, DATASOURCE_TAG, Desired, Instance, InstanceState, Interface,
+    MetadataOptions, Noted, Pressed, ShutdownBehavior, StateReason, Token, USER_DATA_MAX,
 };
 pub use instance_type::{CATALOGUE, InstanceType, catalogued};
 pub use invalid::Invalid;

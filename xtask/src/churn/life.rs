@@ -25,6 +25,9 @@ pub struct Done {
     pub stops: u64,
     pub reboots: u64,
     pub attachments: u64,
+    pub snapshots: u64,
+    /// Machines whose process was killed, and that were started again.
+    pub deaths: u64,
     /// Ended before it ran.
     pub cut_short: u64,
     /// Times that a machine was seen to be the same process as before.
@@ -39,6 +42,8 @@ impl Done {
         self.stops += other.stops;
         self.reboots += other.reboots;
         self.attachments += other.attachments;
+        self.snapshots += other.snapshots;
+        self.deaths += other.deaths;
         self.cut_short += other.cut_short;
         self.same_process += other.same_process;
     }
@@ -163,10 +168,12 @@ impl Life {
             })?;
         }
         for _ in 0..self.random.below(3) {
-            match self.random.below(4) {
+            match self.random.below(6) {
                 0 => self.stop_and_start()?,
                 1 => self.reboot()?,
                 2 => self.volume()?,
+                3 => self.snapshot()?,
+                4 => self.die()?,
                 _ => self.go_on()?,
             }
         }
@@ -303,6 +310,56 @@ impl Life {
         })?;
         self.done.attachments += 1;
         Ok(())
+    }
+
+    /// A snapshot of the root volume while the machine runs.
+    fn snapshot(&mut self) -> Result<()> {
+        let now = self.client.get(&self.path(""))?;
+        let volume = now["disks"][0]["volume_id"].clone();
+        let made = self.post("/v1/snapshots", &json!({ "volume_id": volume }))?;
+        let made = made.done("making a snapshot")?;
+        let id = made["id"].as_str().context("no snapshot in the answer")?;
+        let at = format!("/v1/snapshots/{id}");
+        self.until("the snapshot", |life| {
+            let now = life.client.get(&at)?;
+            if now["state"] == "error" {
+                bail!("the snapshot failed: {now}");
+            }
+            Ok(now["state"] == "completed")
+        })?;
+        self.client.ask("DELETE", &at, None, None)?;
+        self.until("the snapshot to be gone", |life| {
+            let now = life.client.ask("GET", &at, None, None)?;
+            Ok(now.status == 404)
+        })?;
+        self.done.snapshots += 1;
+        Ok(())
+    }
+
+    /// Its process is killed: soon after its start it stays stopped, with the
+    /// reason, until it is started; later it is started again.
+    fn die(&mut self) -> Result<()> {
+        let before = self.process();
+        let process = before.and_then(|pid| i32::try_from(pid).ok());
+        let process = process.and_then(rustix::process::Pid::from_raw);
+        let process = process.context("it has no process")?;
+        rustix::process::kill_process(process, rustix::process::Signal::KILL)?;
+        self.until("its end to be seen", |life| {
+            let another = life.process().is_some_and(|pid| Some(pid) != before);
+            Ok(another || life.client.get(&life.path(""))?["state"] == "stopped")
+        })?;
+        let now = self.client.get(&self.path(""))?;
+        self.done.deaths += 1;
+        if now["state"] != "stopped" {
+            return self.until_state("running");
+        }
+        let why = now["state_reason"].as_str().unwrap_or_default();
+        if !why.contains("killed") {
+            bail!("it was killed, and the reason is {why:?}");
+        }
+        let path = self.path("/start");
+        self.post(&path, &json!({}))?.done("starting")?;
+        self.until_state("running")
     }
 
     fn terminate(&mut self) -> Result<()> {

@@ -281,9 +281,15 @@ fn report(
         "{ended} instances made and terminated in {took:.1?}; the daemon was killed {killed} times"
     );
     println!(
-        "{} stops and starts, {} reboots, {} volumes attached and detached, {} ended before they ran, \
-         {} times the same process as before",
-        done.stops, done.reboots, done.attachments, done.cut_short, done.same_process
+        "{} stops and starts, {} reboots, {} volumes attached and detached, {} snapshots, \
+         {} machine processes killed, {} ended before they ran, {} times the same process as before",
+        done.stops,
+        done.reboots,
+        done.attachments,
+        done.snapshots,
+        done.deaths,
+        done.cut_short,
+        done.same_process
     );
     for (what, times) in [
         ("request to running", &done.to_running),

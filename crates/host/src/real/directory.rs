@@ -276,6 +276,16 @@ impl Directory {
         self.blocking("reading the console of", read).await
     }
 
+    /// Puts a file into it, in place of an older one.
+    pub async fn place(&self, name: &'static str, content: &[u8]) -> Result<(), DriverError> {
+        let content = content.to_vec();
+        let place = move |directory: &Self| {
+            make(&directory.path)?;
+            directory.write(name, &content)
+        };
+        self.blocking("writing a file of", place).await
+    }
+
     /// Listens on a socket in it, in place of a daemon that died.
     pub async fn listen(&self, name: &'static str) -> Result<UnixListener, DriverError> {
         let doing = "listening for";

@@ -27,7 +27,7 @@ use crate::driver::{
     Content, Driver, DriverError, Facts, Happened, Inventory, MachineEnd, Observed, VolumeFile,
     VolumeSpec,
 };
-use crate::layout::{Layout, METADATA_SOCKET};
+use crate::layout::{Layout, METADATA_SOCKET, SEED_DISK};
 use directory::{Directory, Files};
 
 /// How long a start is waited for; it goes on after that.
@@ -371,6 +371,10 @@ impl Driver for Real {
 
     async fn remove_network(&self, network: &str) -> Result<(), DriverError> {
         directory::remove(&self.config.layout.networks(), network).await
+    }
+
+    async fn place_seed(&self, machine: &str, volume: &[u8]) -> Result<(), DriverError> {
+        self.directory(machine)?.place(SEED_DISK, volume).await
     }
 
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {

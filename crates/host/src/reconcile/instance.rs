@@ -187,7 +187,9 @@ impl Reconciler {
             Observed::Running { number: n, facts } if n == number => {
                 self.serve_metadata(id).await?;
                 if instance.reboots_wanted > instance.reboots_done {
-                    return self.shut_down(id, number, false, self.patience.stop).await;
+                    return self
+                        .shut_down(instance, number, false, self.patience.stop)
+                        .await;
                 }
                 let disks = self.attachments(instance, Some(&facts)).await?;
                 if matches!(disks, Next::Again) {
@@ -276,7 +278,9 @@ impl Reconciler {
         if observed.has_process() {
             let number = observed.number().unwrap_or_default();
             let patience = self.patience.stop;
-            return self.shut_down(id, number, instance.force, patience).await;
+            return self
+                .shut_down(instance, number, instance.force, patience)
+                .await;
         }
         self.pressed.lock().remove(id);
         self.plane
@@ -308,7 +312,9 @@ impl Reconciler {
         if observed.has_process() {
             let number = observed.number().unwrap_or_default();
             let patience = self.patience.terminate;
-            return self.shut_down(id, number, instance.force, patience).await;
+            return self
+                .shut_down(instance, number, instance.force, patience)
+                .await;
         }
         self.pressed.lock().remove(id);
         self.metadata.lock().remove(id);

@@ -3,15 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Instance, Volume};
+use model::{Instance, Pressed, Timestamp, Volume};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::instance::LOOK;
-use super::{Next, Pressed, Reconciler, StepError};
+use super::{Next, Reconciler, StepError};
 use crate::describe;
 use crate::driver::{DriverError, Observed, VolumeFile};
-use crate::metadata_service::InstanceSource;
+use crate::metadata_service::{self, InstanceSource};
 
 /// A guest that was not up yet when its power button was pressed hears it
 /// when it is pressed again.
@@ -36,6 +36,12 @@ impl Reconciler {
             files.push(self.volume_file(disk.volume.as_str()).await?);
         }
         self.serve_metadata(id).await?;
+        if instance.nocloud
+            && let Some(seed) = metadata_service::seed(&self.plane, id)
+        {
+            let refused = |e| DriverError::refused("making the seed disk of", id, e);
+            self.driver.place_seed(id, &seed.map_err(refused)?).await?;
+        }
         let ports = self.driver.takes_ports();
         let launch = describe::launch(&self.plane, &self.layout, instance, number, &files, ports);
         self.driver.launch(id, &launch).await?;
@@ -72,32 +78,41 @@ impl Reconciler {
     }
 
     /// Presses the power button of a machine that runs, and cuts its power if
-    /// that is in vain for too long.
+    /// that is in vain for too long, whichever daemons that takes.
     pub(super) async fn shut_down(
         &self,
-        id: &str,
+        instance: &Instance,
         number: u64,
         force: bool,
         patience: Duration,
     ) -> Result<Next, StepError> {
-        let now = Instant::now();
-        let before = self.pressed.lock().get(id).copied();
-        let before = before.filter(|pressed| pressed.number == number);
-        let first = before.map_or(now, |pressed| pressed.first);
-        let left = patience.checked_sub(now - first).unwrap_or_default();
+        let id = instance.id.as_str();
+        let first = instance.pressed.filter(|pressed| pressed.start == number);
+        let left = first.map_or(patience, |first| {
+            patience.saturating_sub(Timestamp::now().since(first.at))
+        });
         if force || left.is_zero() {
             self.driver.kill(id).await?;
             return Ok(Next::Again);
         }
-        if before.is_none_or(|pressed| now - pressed.last >= PRESS_AGAIN) {
+        let now = Instant::now();
+        let last = self.pressed.lock().get(id).copied();
+        let last = last.filter(|(start, _)| *start == number);
+        if last.is_none_or(|(_, last)| now - last >= PRESS_AGAIN) {
             self.driver.press_power_button(id).await?;
-            let last = now;
+            self.pressed.lock().insert(id.to_owned(), (number, now));
+        }
+        if first.is_none() {
             let pressed = Pressed {
-                number,
-                first,
-                last,
+                start: number,
+                at: Timestamp::now(),
             };
-            self.pressed.lock().insert(id.to_owned(), pressed);
+            self.plane
+                .edit::<Instance>(id, |instance, _| {
+                    instance.pressed = Some(pressed);
+                    Ok(())
+                })
+                .await?;
         }
         // Its end is told; what is missed is seen.
         Ok(Next::After(left.min(LOOK * 4)))

@@ -115,9 +115,8 @@ pub struct Reconciler {
     queue: Arc<Queue>,
     /// Steps in a row that failed.
     failures: Mutex<HashMap<Key, u32>>,
-    /// When the power button of a machine was first and last pressed, by its
-    /// start.
-    pressed: Mutex<HashMap<String, Pressed>>,
+    /// When the power button of a machine was last pressed, by its start.
+    pressed: Mutex<HashMap<String, (u64, Instant)>>,
     /// How far guests have come that are looked at now, or were just now.
     looked: Arc<Mutex<boot::Looked>>,
     /// What machines told and is not noted yet.
@@ -126,14 +125,6 @@ pub struct Reconciler {
     told: Mutex<cards::Told>,
     /// Metadata services of machines.
     metadata: Mutex<HashMap<String, JoinSet<()>>>,
-}
-
-/// A power button.
-#[derive(Clone, Copy, Debug)]
-struct Pressed {
-    number: u64,
-    first: Instant,
-    last: Instant,
 }
 
 /// First pause after a step that failed.

@@ -165,6 +165,10 @@ impl Driver for CrashingHost {
         self.crash.step(self.host.remove_network(network)).await
     }
 
+    async fn place_seed(&self, machine: &str, volume: &[u8]) -> Result<(), DriverError> {
+        self.crash.step(self.host.place_seed(machine, volume)).await
+    }
+
     async fn metadata_listener(&self, machine: &str) -> Result<Option<UnixListener>, DriverError> {
         self.host.metadata_listener(machine).await
     }
