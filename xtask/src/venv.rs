@@ -8,7 +8,12 @@ use anyhow::{Context, Result};
 use crate::host::{self, Need};
 
 /// What is installed, of these versions.
-const PACKAGES: &[&str] = &["awscli==1.46.2", "boto3==1.44.5", "botocore==1.44.5"];
+const PACKAGES: &[&str] = &[
+    "awscli==1.46.2",
+    "boto3==1.44.5",
+    "botocore==1.44.5",
+    "schemathesis==4.32.5",
+];
 
 /// Makes sure that the environment is there (`clients` in Cargo's target
 /// directory) and has what it should; its directory.
@@ -27,7 +32,7 @@ pub fn ensure() -> Result<PathBuf> {
     host::ensure(&[Need {
         program: "python3",
         package: "python3",
-        purpose: "run clients of EC2",
+        purpose: "run clients of EC2 and REST",
     }])?;
     // Debian has what makes environments in a package of its own.
     let can = Command::new("python3")

@@ -40,10 +40,15 @@ pub fn empty() -> OpenApi {
 
 /// Adds what all handlers have in common.
 pub fn complete(document: &mut OpenApi) {
+    let records = records(document);
     for (path, item) in &mut document.paths.paths {
         let open = matches!(path.as_str(), "/healthz" | "/v1/openapi.json");
-        // One record, which has an ETag.
-        let record = path.ends_with('}');
+        // Of one record, which has an ETag.
+        let of_record = |record: &String| {
+            let rest = path.strip_prefix(record.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let of_record = records.iter().any(of_record);
         for (method, operation) in operations(item) {
             errors(operation);
             variables(path, operation);
@@ -54,23 +59,35 @@ pub fn complete(document: &mut OpenApi) {
                 );
                 operation.security = Some(vec![need]);
             }
-            match method {
-                "post" => header(
+            if method == "post" {
+                header(
                     operation,
                     "Idempotency-Key",
                     "Makes the request one with an earlier one of the same key and contents",
                     Some(IDEMPOTENCY_KEY_MAX),
-                ),
-                "put" | "patch" | "delete" if record => header(
+                );
+            }
+            if method != "get" && of_record {
+                header(
                     operation,
                     "If-Match",
                     "ETag of the revision that is to be changed; without it any is",
                     None,
-                ),
-                _ => {}
+                );
             }
         }
     }
+}
+
+/// Paths of records that have ETags.
+fn records(document: &OpenApi) -> Vec<String> {
+    let has_tag = |item: &PathItem| {
+        let get = item.get.as_ref();
+        get.is_some_and(|get| get.responses.responses.contains_key("304"))
+    };
+    let paths = document.paths.paths.iter();
+    let records = paths.filter(|(_, item)| has_tag(item));
+    records.map(|(path, _)| path.clone()).collect()
 }
 
 /// The operations of a path, by method.

@@ -1,9 +1,13 @@
 //! What a request says, read with errors as problems.
 
+use std::time::Duration;
+
+use axum::body::Bytes;
 use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
+use model::Timestamp;
 use serde::de::DeserializeOwned;
 
 use crate::App;
@@ -22,6 +26,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let request = object(request, state).await?;
         let read = axum::Json::<T>::from_request(request, state).await;
         read.map(|axum::Json(value)| Self(value)).map_err(|e| {
             let code = match &e {
@@ -39,6 +44,27 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
                 _ => problem.next("GET /v1/openapi.json says what the body looks like"),
             }
         })
+    }
+}
+
+/// A request whose body is no array: serde would take one for an object's
+/// fields in their order, which no document says.
+async fn object<S: Send + Sync>(request: Request, state: &S) -> Result<Request, Problem> {
+    let (parts, body) = request.into_parts();
+    let head = Request::from_parts(parts.clone(), body);
+    let bytes = Bytes::from_request(head, state).await.map_err(|e| {
+        let code = match e.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            true => Code::TooLarge,
+            false => Code::BadRequest,
+        };
+        Problem::new(code, e.body_text())
+    })?;
+    match bytes.trim_ascii_start().first() {
+        Some(b'[') => Err(
+            Problem::new(Code::InvalidValue, "the body is an array, not an object")
+                .next("GET /v1/openapi.json says what the body looks like"),
+        ),
+        _ => Ok(Request::from_parts(parts, axum::body::Body::from(bytes))),
     }
 }
 
@@ -194,6 +220,24 @@ pub fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
             format!(
                 "the Idempotency-Key is not 1 to {IDEMPOTENCY_KEY_MAX} printable ASCII characters"
             ),
+        )),
+    }
+}
+
+/// Longest time to live, in seconds: a hundred years.
+pub const TTL_MAX: u64 = 100 * 365 * 86_400;
+
+/// When something ends that lives so many seconds from now.
+///
+/// # Errors
+/// [`Code::InvalidValue`]: it would not live at all, or longer than
+/// [`TTL_MAX`].
+pub fn end_of(ttl_seconds: u64) -> Result<Timestamp, Problem> {
+    match (1..=TTL_MAX).contains(&ttl_seconds) {
+        true => Ok(Timestamp::now().after(Duration::from_secs(ttl_seconds))),
+        false => Err(Problem::new(
+            Code::InvalidValue,
+            format!("ttl_seconds: {ttl_seconds} is not 1 to {TTL_MAX}"),
         )),
     }
 }

@@ -97,6 +97,20 @@ pub fn list<T: Owned + Shown>(
     page(limit, after, all, |f| &f.id, |f| T::show(plane, f))
 }
 
+/// Refuses a number of records that no page has.
+///
+/// # Errors
+/// [`Code::BadRequest`].
+pub fn check_limit(parameter: &str, limit: usize) -> Result<(), Problem> {
+    match (1..=PAGE).contains(&limit) {
+        true => Ok(()),
+        false => Err(Problem::new(
+            Code::BadRequest,
+            format!("{parameter} is {limit}, and a page has 1 to {PAGE} records"),
+        )),
+    }
+}
+
 /// A page of records that are in the order of their ids.
 pub fn page<T, V>(
     limit: Option<u16>,
@@ -106,12 +120,7 @@ pub fn page<T, V>(
     view: impl Fn(&T) -> V,
 ) -> Result<Json<Listing<V>>, Problem> {
     let limit = limit.map_or(PAGE, usize::from);
-    if !(1..=PAGE).contains(&limit) {
-        return Err(Problem::new(
-            Code::BadRequest,
-            format!("limit is {limit}, and a page has 1 to {PAGE} records"),
-        ));
-    }
+    check_limit("limit", limit)?;
     let after = after.map(opened).transpose()?;
     let mut rest = all
         .into_iter()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use control::View;
+use control::{QuotaReport, View};
 use model::{Instance, Volume};
 use prometheus::{
     Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -22,6 +22,8 @@ pub struct Metrics {
     pub watches: IntGauge,
     instances: IntGaugeVec,
     volumes: IntGaugeVec,
+    quota_limits: IntGaugeVec,
+    quota_used: IntGaugeVec,
 }
 
 impl Metrics {
@@ -60,6 +62,14 @@ impl Metrics {
                 &["state"],
             )?,
             volumes: IntGaugeVec::new(Opts::new("holm_volumes", "Volumes, by state."), &["state"])?,
+            quota_limits: IntGaugeVec::new(
+                Opts::new("holm_quota_limit", "How much the account may have."),
+                &["quota"],
+            )?,
+            quota_used: IntGaugeVec::new(
+                Opts::new("holm_quota_used", "How much the account has."),
+                &["quota"],
+            )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
@@ -68,6 +78,8 @@ impl Metrics {
         registry.register(Box::new(metrics.watches.clone()))?;
         registry.register(Box::new(metrics.instances.clone()))?;
         registry.register(Box::new(metrics.volumes.clone()))?;
+        registry.register(Box::new(metrics.quota_limits.clone()))?;
+        registry.register(Box::new(metrics.quota_used.clone()))?;
         Ok(metrics)
     }
 
@@ -90,6 +102,19 @@ impl Metrics {
         for found in view.all::<Volume>() {
             let state = [found.record.state.name()];
             self.volumes.with_label_values(&state).inc();
+        }
+    }
+
+    /// Counts what the account may have and has.
+    pub fn quotas(&self, reports: &[QuotaReport]) {
+        let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        for report in reports {
+            let name = [report.quota.name()];
+            let limit = self.quota_limits.with_label_values(&name);
+            limit.set(gauge(report.limit));
+            if let Some(used) = report.used {
+                self.quota_used.with_label_values(&name).set(gauge(used));
+            }
         }
     }
 

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use control::{Plane, Refusal};
 use model::InstanceId;
+use prometheus::Registry;
 
 use crate::actions::{self, Handler};
 use crate::call::Call;
@@ -14,6 +15,7 @@ use crate::error::Error;
 use crate::facts::{Action, facts};
 use crate::form::{self, Pair};
 use crate::limit::Limit;
+use crate::metrics::Metrics;
 use crate::parameters::Parameters;
 use crate::signature::{Signed, Verifier};
 use crate::xml::{EC2_NAMESPACE, Element, STS_NAMESPACE};
@@ -48,6 +50,7 @@ pub struct Door {
     region: String,
     consoles: Box<dyn Consoles>,
     limit: Limit,
+    metrics: Option<Metrics>,
 }
 
 /// A request as it came, its body read.
@@ -83,7 +86,17 @@ impl Door {
             plane,
             consoles,
             limit: Limit::default(),
+            metrics: None,
         })
+    }
+
+    /// A door that counts its answers in a registry.
+    ///
+    /// # Errors
+    /// The registry has its counts already.
+    pub fn counted(mut self, registry: &Registry) -> prometheus::Result<Self> {
+        self.metrics = Some(Metrics::register(registry)?);
+        Ok(self)
     }
 
     /// What is behind it.
@@ -118,7 +131,11 @@ impl Door {
             Ok(_) => "",
             Err(error) => &error.code,
         };
-        tracing::info!(action = asked, code, request = id, took = ?begun.elapsed(), "EC2 request");
+        let took = begun.elapsed();
+        if let Some(metrics) = &self.metrics {
+            metrics.answered(&asked, code, took);
+        }
+        tracing::info!(action = asked, code, request = id, ?took, "EC2 request");
         match result {
             Ok(document) => response(StatusCode::OK, "text/xml;charset=UTF-8", &id, document),
             Err(error) => refuse(&error, &id, protocol),

@@ -18,6 +18,7 @@ mod filters;
 pub mod form;
 mod ids;
 mod limit;
+mod metrics;
 mod pages;
 pub mod parameters;
 mod permissions;

@@ -47,6 +47,37 @@ fn code(body: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn requests_are_counted_by_action_and_code() {
+    let client = Client::new().await;
+    let to = served(&client).await;
+    for (action, parameters, status) in [
+        ("DescribeRegions", &[][..], 200),
+        ("DescribeRegions", &[][..], 200),
+        (
+            "DescribeVpcs",
+            &[("VpcId.1", "vpc-0123456789abcdef0")][..],
+            400,
+        ),
+        ("InventNothing", &[][..], 400),
+    ] {
+        let form = Client::form(action, parameters);
+        let signed = client.signed("ec2", &form);
+        let (answer, body) = exchange(to, &post(&signed, form.as_bytes())).await;
+        assert_eq!(answer, status, "{body}");
+    }
+    let encoder = prometheus::TextEncoder::new();
+    let text = encoder.encode_to_string(&client.registry.gather()).unwrap();
+    for line in [
+        "holm_ec2_requests_total{action=\"DescribeRegions\",code=\"OK\"} 2\n",
+        "holm_ec2_requests_total{action=\"DescribeVpcs\",code=\"InvalidVpcID.NotFound\"} 1\n",
+        "holm_ec2_requests_total{action=\"none\",code=\"InvalidAction\"} 1\n",
+        "holm_ec2_request_duration_seconds_count{action=\"DescribeRegions\"} 2\n",
+    ] {
+        assert!(text.contains(line), "{line}{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_of_every_kind_get_their_answer() {
     let client = Client::new().await;
     let to = served(&client).await;

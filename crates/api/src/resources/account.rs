@@ -7,12 +7,12 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use control::NewAccessKey;
-use model::{AccessKey, Quota, Tags, Timestamp};
+use model::{AccessKey, Quota, Tags};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::App;
-use crate::extract::{Admin, Body, InPath, Reader};
+use crate::extract::{Admin, Body, InPath, Reader, end_of};
 use crate::idempotency::Secret;
 use crate::listing::Listing;
 use crate::problem::{Code, Problem};
@@ -170,7 +170,7 @@ pub struct NewAccessKeyBody {
     pub user: Option<String>,
     /// It goes by itself after so many seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 3_153_600_000_i64)]
     pub ttl_seconds: Option<u64>,
 }
 
@@ -197,10 +197,9 @@ pub async fn create_access_key(
     Admin(caller): Admin,
     Body(body): Body<NewAccessKeyBody>,
 ) -> Result<Response, Problem> {
-    let after = |seconds| Timestamp::now().after(std::time::Duration::from_secs(seconds));
     let new = NewAccessKey {
         user: body.user.unwrap_or_else(|| "root".into()),
-        expires: body.ttl_seconds.map(after),
+        expires: body.ttl_seconds.map(end_of).transpose()?,
     };
     let made = app.plane.create_access_key(&caller, new).await?;
     let key = AccessKeyView::from(&made);

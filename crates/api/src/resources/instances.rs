@@ -10,8 +10,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use control::{DiskRequest, InstanceChange, Plane, PublicAddress, RunInstances};
 use model::{
-    Boot, Instance, InstanceId, SecurityGroupId, ShutdownBehavior, Tags, Timestamp, Token,
-    USER_DATA_MAX, mac_of,
+    Boot, Instance, InstanceId, SecurityGroupId, ShutdownBehavior, Tags, Token, USER_DATA_MAX,
+    mac_of,
 };
 use serde::{Deserialize, Serialize};
 use store::Found;
@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 
 use crate::App;
 use crate::collection::{Names, Resource, Target, read_id};
-use crate::extract::{Admin, Body, IdempotencyKey, InPath, Reader};
+use crate::extract::{Admin, Body, IdempotencyKey, InPath, Reader, end_of};
 use crate::listing::{Facts, Shown};
 use crate::problem::{Code, Problem};
 
@@ -312,7 +312,7 @@ pub struct NewInstancesBody {
     pub terminate_on_shutdown: bool,
     /// They go by themselves after so many seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 3_153_600_000_i64)]
     pub ttl_seconds: Option<u64>,
     /// What is written on it.
     #[serde(default)]
@@ -371,6 +371,7 @@ pub struct InstanceChangeBody {
     pub terminate_on_shutdown: Option<bool>,
     /// It goes by itself after so many seconds from now; 0: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(maximum = 3_153_600_000_i64)]
     pub ttl_seconds: Option<u64>,
 }
 
@@ -399,10 +400,6 @@ fn behavior(terminate: bool) -> ShutdownBehavior {
         true => ShutdownBehavior::Terminate,
         false => ShutdownBehavior::Stop,
     }
-}
-
-fn in_seconds(seconds: u64) -> Timestamp {
-    Timestamp::now().after(std::time::Duration::from_secs(seconds))
 }
 
 fn wanted(
@@ -446,7 +443,7 @@ fn wanted(
     run.termination_protection = body.termination_protection;
     run.stop_protection = body.stop_protection;
     run.shutdown_behavior = behavior(body.terminate_on_shutdown);
-    run.expires = body.ttl_seconds.map(in_seconds);
+    run.expires = body.ttl_seconds.map(end_of).transpose()?;
     Ok(run)
 }
 
@@ -489,6 +486,11 @@ pub async fn change(
 ) -> Result<Response, Problem> {
     let user_data = body.user_data.as_deref().map(user_data).transpose()?;
     let groups = body.security_group_ids.as_deref().map(groups).transpose()?;
+    let expires = match body.ttl_seconds {
+        None => None,
+        Some(0) => Some(None),
+        Some(seconds) => Some(Some(end_of(seconds)?)),
+    };
     let change = InstanceChange {
         instance_type: body.instance_type,
         user_data,
@@ -496,9 +498,7 @@ pub async fn change(
         termination_protection: body.termination_protection,
         stop_protection: body.stop_protection,
         shutdown_behavior: body.terminate_on_shutdown.map(behavior),
-        expires: body
-            .ttl_seconds
-            .map(|seconds| (seconds > 0).then(|| in_seconds(seconds))),
+        expires,
         ..InstanceChange::default()
     };
     target

@@ -167,6 +167,7 @@ pub async fn events(
             && of(&query.kind, &event.kind)
     });
     if let Some(last) = query.last {
+        listing::check_limit("last", usize::from(last))?;
         all.drain(..all.len().saturating_sub(usize::from(last)));
     }
     let (limit, after) = (query.limit, query.after.as_deref());

@@ -46,6 +46,8 @@ pub async fn health() -> Json<Health> {
     responses((status = 200, description = "Counts", body = String, content_type = "text/plain")))]
 pub async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
     app.metrics.count(app.plane.view());
+    let owner = control::Caller::owner(app.account.clone());
+    app.metrics.quotas(&app.plane.quotas(&owner));
     let families = app.registry.gather();
     let text = TextEncoder::new().encode_to_string(&families);
     let text =

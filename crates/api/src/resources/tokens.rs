@@ -5,13 +5,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use control::NewApiToken;
-use model::{ApiToken, Timestamp};
+use model::ApiToken;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::App;
 use crate::caller::Role;
-use crate::extract::{Admin, Body, InPath};
+use crate::extract::{Admin, Body, InPath, end_of};
 use crate::idempotency::Secret;
 use crate::listing::Listing;
 use crate::problem::{Code, Problem};
@@ -63,7 +63,7 @@ pub struct NewTokenBody {
     pub role: Option<Role>,
     /// It goes by itself after so many seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1)]
+    #[schema(minimum = 1, maximum = 3_153_600_000_i64)]
     pub ttl_seconds: Option<u64>,
 }
 
@@ -99,13 +99,12 @@ pub async fn create(
 ) -> Result<Response, Problem> {
     let token = Token::random()
         .map_err(|e| Problem::new(Code::Internal, format!("taking random bytes: {e}")))?;
-    let after = |seconds| Timestamp::now().after(std::time::Duration::from_secs(seconds));
     let new = NewApiToken {
         digest: token.digest(),
         id: token.id,
         name: body.name,
         admin: body.role == Some(Role::Admin),
-        expires: body.ttl_seconds.map(after),
+        expires: body.ttl_seconds.map(end_of).transpose()?,
     };
     let made = app.plane.create_api_token(&caller, new).await?;
     let made = MadeToken {

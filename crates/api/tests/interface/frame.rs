@@ -147,6 +147,12 @@ async fn metrics_are_as_prometheus_wants_them() {
     let line = "holm_api_requests_total{method=\"GET\",path=\"/v1/caller\",status=\"200\"} 1\n";
     assert!(text.contains(line), "{text}");
     assert!(text.contains("path=\"none\""), "no series per unknown path");
+    for line in [
+        "holm_quota_limit{quota=\"vpcs\"} 100\n",
+        "holm_quota_used{quota=\"vpcs\"} 1\n",
+    ] {
+        assert!(text.contains(line), "{line}: {text}");
+    }
     crate::common::promtool(&text);
 }
 

@@ -5,4 +5,5 @@ mod common;
 mod document;
 mod endpoints;
 mod frame;
+mod schema;
 mod semantics;

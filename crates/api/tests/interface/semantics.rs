@@ -236,6 +236,9 @@ async fn bodies_that_are_wrong_are_told_so() {
         let answer = client.refused("POST", "/v1/vpcs", Some(body), code).await;
         assert!(!answer.json()["detail"].as_str().unwrap().is_empty());
     }
+    // Not taken for an object's fields in their order.
+    let (path, body) = ("/v1/access-keys", Some(json!(["me", null])));
+    client.refused("POST", path, body, "invalid-value").await;
 }
 
 struct Events {

@@ -126,6 +126,8 @@ pub struct Client {
     pub door: Arc<Door>,
     pub plane: Plane,
     pub caller: Caller,
+    /// What the door counts.
+    pub registry: prometheus::Registry,
     key: model::AccessKey,
     _directory: tempfile::TempDir,
     /// Paths of members that each action's responses had.
@@ -143,8 +145,11 @@ impl Client {
             expires: None,
         };
         let key = plane.create_access_key(&caller, new).await.unwrap();
+        let registry = prometheus::Registry::new();
+        let door = Door::new(plane.clone(), Box::new(Said)).unwrap();
         Self {
-            door: Arc::new(Door::new(plane.clone(), Box::new(Said)).unwrap()),
+            door: Arc::new(door.counted(&registry).unwrap()),
+            registry,
             plane,
             caller,
             key,

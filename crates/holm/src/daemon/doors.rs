@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use host::{Driver, Layout};
 use model::InstanceId;
+use prometheus::Registry;
 use tokio::net::{TcpListener, UnixListener};
 use tokio::task::JoinSet;
 
@@ -131,12 +132,17 @@ pub fn serve(
     serving: &mut JoinSet<()>,
 ) -> Result<(), DaemonError> {
     let Listeners { api, api_tcp, ec2 } = listeners;
-    rest::serve(daemon, api, api_tcp, &ec2, serving)?;
+    let registry = Registry::new();
+    rest::serve(daemon, api, api_tcp, &ec2, registry.clone(), serving)?;
     let consoles = Box::new(Consoles(daemon.driver.clone()));
     let door = ec2::Door::new(daemon.plane.clone(), consoles);
     let door = door.map_err(|source| DaemonError::Records {
         directory: daemon.layout.root().display().to_string(),
         source,
+    })?;
+    let door = door.counted(&registry).map_err(|e| DaemonError::Host {
+        doing: "counting requests of EC2".into(),
+        source: io::Error::other(e),
     })?;
     let ended = daemon.clone();
     serving.spawn(async move { ec2::serve(ec2, Arc::new(door), ended.ended()).await });

@@ -36,6 +36,7 @@ pub fn serve(
     unix: UnixListener,
     tcp: Option<TcpListener>,
     ec2: &TcpListener,
+    registry: Registry,
     serving: &mut JoinSet<()>,
 ) -> Result<(), DaemonError> {
     let root = daemon.layout.root();
@@ -46,7 +47,7 @@ pub fn serve(
     let app = App::new(Parts {
         plane: daemon.plane.clone(),
         owner,
-        registry: Registry::new(),
+        registry,
         consoles: Arc::new(DriversConsoles(daemon.driver.clone())),
         ec2_endpoint: Some(format!("http://{ec2}")),
         limits: Limits::default(),
