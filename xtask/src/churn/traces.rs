@@ -11,7 +11,7 @@ use super::daemon::Program;
 use crate::host;
 
 /// Kinds of records that tell of the past, and go with time.
-const HISTORY: [&str; 4] = ["event", "done", "instance", "operation"];
+const HISTORY: [&str; 5] = ["answer", "event", "done", "instance", "operation"];
 
 /// All that is there now.
 #[derive(Debug, Default)]
