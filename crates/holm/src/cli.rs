@@ -11,6 +11,7 @@ use crate::daemon;
 use crate::disk_images;
 use crate::doctor;
 use crate::exit_code;
+use crate::form;
 use crate::image_library;
 use crate::machine_process;
 use crate::named;
@@ -305,6 +306,21 @@ pub enum Command {
     /// Example: holm quota ls
     #[command(subcommand)]
     Quota(plane::sizes::Quotas),
+    /// Lists works that take long, as snapshots and rollbacks, and how they ended
+    ///
+    /// Example: holm operations
+    #[command(after_help = exit_code::PLANE_HELP)]
+    Operations(form::Output),
+    /// Says which volumes nobody uses, and which machines are out of date
+    ///
+    /// Example: holm report orphans
+    #[command(subcommand)]
+    Report(plane::reports::Report),
+    /// Says which tags new machines and volumes must have
+    ///
+    /// Example: holm tag-policy require owner
+    #[command(subcommand)]
+    TagPolicy(plane::reports::Policy),
     /// Prints the shell lines that point the AWS tools here, or a configuration for ssh
     ///
     /// Examples:

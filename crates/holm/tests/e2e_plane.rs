@@ -208,6 +208,17 @@ fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
             .ok(&["events", volume.trim()])
             .contains("volume-rolled-back")
     );
+    let works = plane.ok(&["operations"]);
+    assert!(
+        works.contains("volume-rollback") && works.contains("succeeded"),
+        "{works}"
+    );
+    assert!(plane.ok(&["report", "orphans"]).contains(volume.trim()));
+    assert_eq!(plane.json(&["report", "drift"]), serde_json::json!([]));
+    plane.ok(&["tag-policy", "require", "owner"]);
+    let said = plane.refused(&["volume", "create", "--size", "1G"], 28);
+    assert!(said.contains("owner"), "{said}");
+    plane.ok(&["tag-policy", "drop", "owner"]);
     plane.ok(&["volume", "rm", volume.trim()]);
 
     let error = plane.refused(&["start", "nobody"], 28);

@@ -27,7 +27,9 @@ use crate::metadata_service::DOMAIN;
 pub struct Network {
     vpc: Arc<Found<Vpc>>,
     names: Vec<HostName>,
-    /// Of `names` and the network itself.
+    /// As which its own clients count.
+    host: Vec<IpAddr>,
+    /// Of `names`, `host` and the network itself.
     digest: u64,
     groups: HashMap<SecurityGroupId, Group>,
     subnets: HashMap<SubnetId, Ground>,
@@ -109,8 +111,10 @@ impl Network {
         let words = |name: &HostName| (name.name.clone(), name.addresses.clone());
         let all: Vec<_> = names.iter().map(words).collect();
         let (cidr, ipv6, dns) = (vpc.record.cidr, vpc.record.ipv6, vpc.record.dns_support);
+        let host = host_addresses();
         Some(Self {
-            digest: digest(&(all, cidr, ipv6, dns)),
+            digest: digest(&(all, &host, cidr, ipv6, dns)),
+            host,
             subnets: subnets.collect(),
             vpc,
             names,
@@ -158,6 +162,7 @@ impl Network {
         // As in EC2: who has no public address has no way through the gateway.
         port.internet = ground.internet && card.public_ip.is_some();
         port.public = card.public_ip;
+        port.host_addresses.clone_from(&self.host);
         port.metadata = Some(MetadataPort {
             socket: layout.metadata_socket(instance.id.as_str()),
             hop_limit: instance.metadata_options.hop_limit.clamp(1, 64),
@@ -175,6 +180,31 @@ impl Network {
         port.groups = named;
         Some(port)
     }
+}
+
+/// Most addresses of the host that cards are told.
+const HOST_ADDRESSES: usize = 64;
+
+/// Addresses of the host in its own networks.
+fn host_addresses() -> Vec<IpAddr> {
+    let Ok(all) = nix::ifaddrs::getifaddrs() else {
+        return Vec::new();
+    };
+    let address = |one: nix::ifaddrs::InterfaceAddress| {
+        let address = one.address?;
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+        let ip = v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))?;
+        let local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        (!ip.is_loopback() && !local).then_some(ip)
+    };
+    let mut all: Vec<IpAddr> = all.filter_map(address).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.truncate(HOST_ADDRESSES);
+    all
 }
 
 /// The instance's own name first: it is the address's reverse. The address as

@@ -9,6 +9,7 @@ pub mod instances;
 pub mod keys;
 pub mod networks;
 pub mod records;
+pub mod reports;
 pub mod sizes;
 pub mod ssh;
 pub mod volumes;

@@ -255,7 +255,7 @@ mod tests {
             ("user,snaplen=96", "pcap="),
             ("user,publish=x", "publication"),
             ("tap=t,publish=1:1", "publish=1:1"),
-            ("user,colour=red", "there are mac"),
+            ("user,colour=red", "there are name"),
         ] {
             let error = spec(bad).unwrap_err();
             assert!(error.contains(part), "{bad}: {error}");

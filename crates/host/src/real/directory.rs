@@ -211,6 +211,13 @@ impl Directory {
             .await
     }
 
+    /// Lets the process of a host's port end by itself.
+    pub async fn dismiss_port(&self) -> Result<(), DriverError> {
+        let dismiss =
+            |directory: &Self| ignore_missing(fs::remove_file(directory.path.join(HOST_PORT_FILE)));
+        self.blocking("dismissing the process of", dismiss).await
+    }
+
     /// Tells the process of the host's port what it is to lead elsewhere, if
     /// that is something else than before.
     pub async fn write_redirects(&self, redirects: Vec<Redirect>) -> Result<(), DriverError> {

@@ -14,6 +14,9 @@ use super::directory::Directory;
 use super::{RealConfig, failed, process};
 use crate::driver::DriverError;
 
+/// How long a dismissed process may take to go: it looks each second. One that
+/// is killed leaves its socket in the network.
+const WILLING: Duration = Duration::from_secs(4);
 /// How long a killed process may take to go.
 const GONE: Duration = Duration::from_secs(5);
 /// CAP_NET_ADMIN (capabilities(7)).
@@ -115,6 +118,9 @@ async fn end(directory: &Directory) -> Result<(), DriverError> {
 /// See [`crate::Driver::remove_host_port`].
 pub async fn remove(config: &RealConfig, network: &str) -> Result<(), DriverError> {
     let directory = Directory::of(&config.layout.host_ports(), network)?;
-    end(&directory).await?;
+    directory.dismiss_port().await?;
+    if !directory.is_gone_within(WILLING).await? {
+        end(&directory).await?;
+    }
     directory.remove().await
 }
