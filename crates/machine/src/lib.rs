@@ -8,6 +8,7 @@
 
 mod agent;
 mod board;
+mod clients;
 mod control;
 mod control_socket;
 mod copy;

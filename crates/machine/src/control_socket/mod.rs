@@ -1,6 +1,6 @@
 //! The machine's control socket: `machine-protocol` on a Unix socket.
 //!
-//! Each client has a thread and bounded buffers; one that hangs, floods or
+//! Each client has bounded buffers; one that hangs, floods or
 //! talks nonsense is dropped and harms neither the machine nor other clients.
 
 mod answer;
@@ -10,7 +10,6 @@ mod lines;
 
 use std::io::{self, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -18,89 +17,27 @@ use machine_protocol::{
     BadRequest, ErrorCode, Hello, LINE_MAX, PROTOCOL_VERSION, Reply, Request, parse_request,
 };
 
-use rustix::event::{PollFd, PollFlags};
-
+use crate::clients;
 use crate::control::Event;
 use crate::machine::Inner;
 use lines::{Line, Lines};
 
-/// Most clients at once.
-const CLIENTS: usize = 32;
 /// How long a client may take to accept an answer.
 const WRITE: Duration = Duration::from_secs(5);
 /// How long a client may be silent.
 const IDLE: Duration = Duration::from_secs(600);
-/// Pause after a client could not be accepted.
-const TURN: Duration = Duration::from_millis(20);
 
 /// Accepts clients on a thread of its own, until what is returned is dropped.
 ///
 /// # Errors
 /// The host gives no thread or socket.
 pub(crate) fn open(listener: UnixListener, machine: &Arc<Inner>) -> io::Result<UnixStream> {
-    listener.set_nonblocking(true)?;
-    let (open, end) = UnixStream::pair()?;
     let machine = Arc::downgrade(machine);
-    std::thread::Builder::new()
-        .name("control".into())
-        .spawn(move || serve(&listener, &end, &machine))?;
-    Ok(open)
-}
-
-/// Sleeps until a client comes or `end` hangs up.
-fn serve(listener: &UnixListener, end: &UnixStream, machine: &Weak<Inner>) {
-    let clients = Arc::new(AtomicUsize::new(0));
-    loop {
-        let mut sockets = [
-            PollFd::new(listener, PollFlags::IN),
-            PollFd::new(end, PollFlags::IN),
-        ];
-        let polled = rustix::event::poll(&mut sockets, None);
-        if !sockets[1].revents().is_empty() {
-            return;
-        }
-        let accepted = match polled {
-            Ok(_) => listener.accept(),
-            Err(error) => Err(error.into()),
-        };
-        match accepted {
-            Ok((stream, _)) => welcome(stream, machine, &clients),
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(error) => {
-                tracing::warn!(%error, "accepting a client of the control socket");
-                std::thread::sleep(TURN);
-            }
-        }
-    }
-}
-
-fn welcome(stream: UnixStream, machine: &Weak<Inner>, clients: &Arc<AtomicUsize>) {
-    if clients.fetch_add(1, Ordering::SeqCst) >= CLIENTS {
-        clients.fetch_sub(1, Ordering::SeqCst);
-        tracing::warn!(
-            most = CLIENTS,
-            "a client of the control socket was turned away"
-        );
-        return;
-    }
-    let (machine, count) = (machine.clone(), Arc::clone(clients));
-    let spawned = std::thread::Builder::new()
-        .name("control-client".into())
-        .stack_size(256 << 10)
-        .spawn(move || {
-            if let Err(error) = session(stream, &machine) {
-                tracing::debug!(%error, "a client of the control socket has gone");
-            }
-            count.fetch_sub(1, Ordering::SeqCst);
-        });
-    if spawned.is_err() {
-        clients.fetch_sub(1, Ordering::SeqCst);
-    }
+    clients::serve(listener, "control", move |stream| session(stream, &machine))
 }
 
 /// One client from its first line to its last.
 fn session(mut stream: UnixStream, machine: &Weak<Inner>) -> io::Result<()> {
-    stream.set_nonblocking(false)?;
     stream.set_write_timeout(Some(WRITE))?;
     stream.set_read_timeout(Some(IDLE))?;
     let hello = Hello {
