@@ -29,7 +29,14 @@ impl Plane {
         };
         let disk = site::disk(plane.directory.path());
         let disk = disk.to_str().unwrap().to_owned();
-        plane.ok(&["image", "import", &disk, "tiny"]);
+        plane.ok(&[
+            "image",
+            "import",
+            &disk,
+            "tiny",
+            "--label",
+            "licence=GPL-2.0",
+        ]);
         plane.start();
         plane
     }
@@ -164,6 +171,11 @@ impl Drop for Plane {
 fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
     let plane = Plane::new();
     plane.until_offered();
+    let disk = site::disk(plane.directory.path());
+    plane.ok(&["image", "import", disk.to_str().unwrap(), "second"]);
+    // An image that was imported is there for the next command.
+    let error = plane.refused(&["create", "second", "--type", "none"], 28);
+    assert!(error.contains("instance type"), "{error}");
     plane.refused(&["create", "tiny", "--count", "21"], 2);
     let error = plane.refused(&["create", "nothing"], 28);
     assert!(error.contains("nothing"), "{error}");

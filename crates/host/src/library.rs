@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use control::{Caller, Plane, Refusal, RegisterImage};
 use images::{ImagesError, Library, NameRecord, NameVersion, Target};
-use model::{Claim, DATASOURCE_TAG, Image, Snapshot, Tags};
+use model::{Claim, DATASOURCE_TAG, Image, Snapshot, TAGS_MAX, Tags, check_tags};
 
 /// Between two looks at the library's names.
 const LOOK: Duration = Duration::from_secs(1);
@@ -125,11 +125,22 @@ async fn take_in(
     Ok(())
 }
 
-/// Which of an image's labels are tags of what is made of it.
+/// An image's labels as tags: of itself, so that it is found by its licence,
+/// say, and with another key of what is made of it. What cannot be a tag is
+/// left out.
 fn tags(labels: &BTreeMap<String, String>) -> Tags {
     let datasource = labels.get("datasource");
-    let tag = datasource.map(|source| (DATASOURCE_TAG.to_owned(), source.clone()));
-    tag.into_iter().collect()
+    let mut tags: Tags = datasource
+        .map(|source| (DATASOURCE_TAG.to_owned(), source.clone()))
+        .into_iter()
+        .collect();
+    for (key, value) in labels {
+        let one = Tags::from([(key.clone(), value.clone())]);
+        if tags.len() < TAGS_MAX && check_tags(&one).is_ok() {
+            tags.extend(one);
+        }
+    }
+    tags
 }
 
 /// Of a name's versions the current one is what the bare name means.

@@ -4,8 +4,10 @@ mod arguments;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use api::resources::images::ImageView;
 use images::recipe::{BuildOptions, Recipe, RecipeError};
 use images::{
     Digest, Health, ImagesError, ImportFormat, ImportOptions, Library, Location, Reference, Stage,
@@ -21,6 +23,7 @@ use crate::disk_images::{Meter, people, printable};
 use crate::exit_code;
 use crate::failure::Failure;
 use crate::form::{self, Output};
+use crate::plane::client::{Client, quoted};
 use crate::state_directory;
 
 /// Runs the command; the exit status.
@@ -125,6 +128,24 @@ fn name(
     Ok(format!("{name}@{number}"))
 }
 
+/// How long a daemon may take to offer an image that was added.
+const OFFERED: Duration = Duration::from_secs(10);
+
+/// Waits until the daemon of the state directory, if one runs, offers an image:
+/// the next command may be one that needs it.
+fn until_offered(place: &Place, name: &str) {
+    let client = Client::of(place.state.as_deref());
+    let query = format!("name={}", quoted(name));
+    let end = Instant::now() + OFFERED;
+    while client.answers() && Instant::now() < end {
+        let found = client.all::<ImageView>("/v1/images", &query);
+        if found.is_ok_and(|found| !found.is_empty()) {
+            return;
+        }
+        thread::sleep(OFFERED / 100);
+    }
+}
+
 /// What was built or imported.
 #[derive(Serialize)]
 struct Made<'a> {
@@ -178,6 +199,7 @@ fn build(arguments: &Build) -> Result<u8, Failure> {
     let digest = library.build(&recipe, &options, &mut heard)?;
     let goal = arguments.name.as_ref().unwrap_or(&recipe.name);
     let named = name(&library, digest, goal, !arguments.no_promote)?;
+    until_offered(&arguments.place, &named);
     let output = arguments.output;
     tell(&library, digest, Some(&named), start.elapsed(), output)
 }
@@ -224,6 +246,9 @@ fn import(arguments: &Import) -> Result<u8, Failure> {
     let named = arguments.name.as_ref();
     let named = named.map(|goal| name(&library, digest, goal, !arguments.no_promote));
     let named = named.transpose()?;
+    if let Some(named) = &named {
+        until_offered(&arguments.place, named);
+    }
     let output = arguments.output;
     tell(&library, digest, named.as_deref(), start.elapsed(), output)
 }

@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use api::problem::Problem;
@@ -77,8 +77,13 @@ impl Client {
     /// The one of the state directory that the command line or `HOLM_STATE`
     /// names.
     pub fn new() -> Self {
+        Self::of(None)
+    }
+
+    /// That of a state directory; `None`: as [`Self::new`].
+    pub fn of(state: Option<&Path>) -> Self {
         Self {
-            run: state_directory::resolve(None).join("run"),
+            run: state_directory::resolve(state).join("run"),
         }
     }
 
