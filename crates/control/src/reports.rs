@@ -1,7 +1,12 @@
 //! What an owner should look at: volumes of nobody, and instances that are no
 //! longer what they would be made as today.
 
-use model::{Image, ImageState, Instance, Timestamp, Volume, VolumeState};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use model::{AccountId, Image, ImageState, Instance, Timestamp, Volume, VolumeState};
+
+use store::Found;
 
 use crate::{Caller, Owned, Plane};
 
@@ -53,14 +58,14 @@ impl Plane {
     /// today, with all differences.
     #[must_use]
     pub fn drift(&self, caller: &Caller) -> Vec<(Instance, Vec<Drift>)> {
-        let policy = self.tag_policy(caller);
+        let (policy, newest) = (self.tag_policy(caller), self.newest_images());
         let instances = self.list::<Instance>(caller).into_iter();
         instances
             .filter(|found| !found.record.is_terminated())
             .filter_map(|found| {
                 let instance = found.record.clone();
                 let mut drift = Vec::new();
-                drift.extend(self.image_drift(&instance));
+                drift.extend(self.image_drift(&instance, &newest));
                 let size = self.instance_type(&instance.instance_type);
                 let same =
                     size.is_ok_and(|s| (s.cpus, s.memory()) == (instance.cpus, instance.memory));
@@ -76,19 +81,31 @@ impl Plane {
             .collect()
     }
 
-    fn image_drift(&self, instance: &Instance) -> Option<Drift> {
+    /// The newest available image of each owner's family.
+    fn newest_images(&self) -> Newest {
+        let mut newest = Newest::new();
+        let available = |i: &Image| i.state == ImageState::Available && i.family.is_some();
+        for found in self.view().filter::<Image>(available) {
+            let key = (found.record.owner().clone(), found.record.family.clone());
+            let known = newest.get(&key);
+            if known.is_none_or(|k| k.record.meta.created < found.record.meta.created) {
+                newest.insert(key, found);
+            }
+        }
+        newest
+    }
+
+    fn image_drift(&self, instance: &Instance, newest: &Newest) -> Option<Drift> {
         let Some(image) = self.view().get::<Image>(&instance.image) else {
             return Some(Drift::ImageGone);
         };
-        let family = image.record.family.as_ref()?;
-        let newer = self.view().filter::<Image>(|other| {
-            other.family.as_ref() == Some(family)
-                && other.owner() == image.record.owner()
-                && other.state == ImageState::Available
-                && other.meta.created > image.record.meta.created
-        });
-        let newest = newer.iter().max_by_key(|i| i.record.meta.created)?;
-        let image = newest.id.clone();
-        Some(Drift::NewerImage { image })
+        let key = (image.record.owner().clone(), image.record.family.clone());
+        let newer = newest.get(&key)?;
+        (newer.record.meta.created > image.record.meta.created).then(|| Drift::NewerImage {
+            image: newer.id.clone(),
+        })
     }
 }
+
+/// Images by their owner and family.
+type Newest = HashMap<(AccountId, Option<String>), Arc<Found<Image>>>;

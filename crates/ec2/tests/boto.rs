@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -23,20 +23,6 @@ fn every_client_token_is_understood() {
             handler.name
         );
     }
-}
-
-/// A program of the Python environment that `cargo xtask test` makes.
-fn python(program: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    let path = root.join(target).join("clients/bin").join(program);
-    assert!(
-        path.exists(),
-        "{} is missing: `cargo xtask venv` makes it",
-        path.display()
-    );
-    path
 }
 
 struct Served {
@@ -75,7 +61,7 @@ async fn served() -> Served {
 
 impl Served {
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(python(program));
+        let mut command = Command::new(clients::program(program));
         let (id, secret) = self.client.credentials();
         command
             .env("AWS_ENDPOINT_URL", &self.url)

@@ -5,25 +5,11 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{BOOT, SOON};
-
-/// A program of the Python environment that `cargo xtask test` makes.
-fn client(program: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    let path = root.join(target).join("clients/bin").join(program);
-    assert!(
-        path.exists(),
-        "{} is missing: `cargo xtask venv` makes it",
-        path.display()
-    );
-    path
-}
 
 /// A state directory with an image, its daemon, and what `holm env` says.
 struct World {
@@ -85,7 +71,7 @@ impl World {
     /// What `aws` prints; it must succeed.
     #[track_caller]
     fn aws(&self, words: &str) -> String {
-        let done = Command::new(client("aws"))
+        let done = Command::new(clients::program("aws"))
             .args(words.split(' '))
             .args(["--output", "text"])
             .envs(self.environment.clone())

@@ -2,7 +2,7 @@
 //! and what comes back must be as the document says, and never the daemon's
 //! failure.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
@@ -13,20 +13,6 @@ use serde_json::json;
 use tokio::net::TcpListener;
 
 use crate::common::{OWNER, Site, site_with};
-
-/// A program of the Python environment that `cargo xtask venv` makes.
-fn python(program: &str) -> PathBuf {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
-    let path = root.join(target).join("clients/bin").join(program);
-    assert!(
-        path.exists(),
-        "{} is missing: `cargo xtask venv` makes it",
-        path.display()
-    );
-    path
-}
 
 /// Does what is asked for, as a host would.
 async fn reconcile(site: &Site, directory: &Path) {
@@ -124,7 +110,7 @@ async fn whatever_is_sent_the_answer_is_as_the_document_says() {
     let token = site.token(true).await.text;
     let config = directory.path().join("schemathesis.toml");
     std::fs::write(&config, parameters(&site).await).unwrap();
-    let mut command = Command::new(python("schemathesis"));
+    let mut command = Command::new(clients::program("schemathesis"));
     command
         .current_dir(directory.path())
         .args(["--no-color", "--config-file"])

@@ -6,7 +6,8 @@ use iced_x86::{
     Mnemonic as M, OpAccess, OpCodeOperandKind as K, OpKind, Register,
 };
 
-use super::case::{Case, MEMORY, rflags_of, undefined_flags};
+use super::case::{Case, MEMORY, undefined_flags};
+use super::instruction::{defined_flags, is_string, may_leave_flags, read_flags};
 use super::{BASE, CODE, DATA, DATA_SIZE, Mode, RAM_SIZE, READ_ONLY, Random, UNMAPPED, host};
 
 /// Longest sequence in bytes; branches go beyond it.
@@ -712,24 +713,6 @@ fn stack_is_safe(case: &Case, i: &Instruction) -> bool {
     !i.is_stack_instruction() || (DATA..DATA + DATA_SIZE + 1).contains(&case.gpr[4])
 }
 
-/// Arithmetic flags that an instruction reads.
-fn read_flags(i: &Instruction) -> u64 {
-    rflags_of(i.rflags_read())
-}
-
-/// Arithmetic flags that have a defined value after it.
-fn defined_flags(i: &Instruction) -> u64 {
-    rflags_of(i.rflags_modified() & !i.rflags_undefined())
-}
-
-/// Shifts by zero leave the flags.
-fn may_leave_flags(i: &Instruction) -> bool {
-    matches!(
-        i.mnemonic(),
-        M::Shl | M::Sal | M::Shr | M::Sar | M::Rol | M::Ror | M::Rcl | M::Rcr | M::Shld | M::Shrd
-    )
-}
-
 /// Puts a value into the operand pages, as far as it lies there.
 fn put(case: &mut Case, at: u64, v: u64) {
     for (n, byte) in v.to_le_bytes().iter().enumerate() {
@@ -758,21 +741,6 @@ fn lane_value(case: &Case, register: usize, n: usize, size: usize) -> u64 {
     } else {
         u64::from_le_bytes(b)
     }
-}
-
-fn is_string(i: &Instruction) -> bool {
-    use OpKind as O;
-    (0..i.op_count()).any(|n| {
-        matches!(
-            i.op_kind(n),
-            O::MemorySegSI
-                | O::MemorySegESI
-                | O::MemorySegRSI
-                | O::MemoryESDI
-                | O::MemoryESEDI
-                | O::MemoryESRDI
-        )
-    })
 }
 
 const SI: [OpKind; 3] = [

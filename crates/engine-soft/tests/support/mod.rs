@@ -5,6 +5,7 @@ pub mod case;
 pub mod corpus;
 pub mod forms;
 pub mod host;
+pub mod instruction;
 pub mod soft;
 pub mod whole;
 
