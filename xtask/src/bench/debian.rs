@@ -56,7 +56,7 @@ pub(super) fn qemu_debian() -> Result<Command> {
         ])
         .arg("-drive")
         .arg(format!(
-            "file={},format=raw,if=virtio,snapshot=on",
+            "file={},format=raw,if=virtio,snapshot=on,file.locking=off",
             disk.display()
         ))
         .args(["-nic", "user,model=virtio-net-pci"])
