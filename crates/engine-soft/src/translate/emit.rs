@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use iced_x86::{
-    Encoder, Instruction, InstructionInfoFactory, MemorySize, OpAccess, OpKind, Register,
+    Encoder, Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess, OpKind, Register,
 };
 
 use crate::cpu::{Cpu, View};
@@ -123,8 +123,23 @@ impl Emitter {
         self.settle();
         if !self.code32 {
             self.hot.bytes(bytes);
+        } else if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+            self.zero_vectors(i.mnemonic() == Mnemonic::Vzeroall);
         } else if !self.encode(i) {
             self.emulate();
+        }
+    }
+
+    /// `vzeroall` or `vzeroupper` of 32-bit code, which has eight registers.
+    fn zero_vectors(&mut self, all: bool) {
+        for n in 0..8u8 {
+            let both = 0xc0 | n << 3 | n;
+            self.hot.bytes(&match all {
+                // vxorps xmm, xmm, xmm
+                true => [0xc5, 0xf8 - n * 8, 0x57, both],
+                // vmovaps xmm, xmm
+                false => [0xc5, 0xf8, 0x28, both],
+            });
         }
     }
 
@@ -411,8 +426,7 @@ impl Emitter {
 
     pub(super) fn store_imm(&mut self, v: u64, place: Place) {
         if self.code32 || v as i64 == i64::from(v as i32) {
-            self.hot
-                .op_mem(&[0xc7], 0, place.ea(), !self.code32, false);
+            self.hot.op_mem(&[0xc7], 0, place.ea(), !self.code32, false);
             self.hot.dword(v as u32);
         } else {
             self.hot.lea(reg::T0, place.ea(), true);
