@@ -5,7 +5,7 @@ use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 
-use crate::translate::lower;
+use crate::translate::{emit_string, lower};
 
 /// The six arithmetic flags, as iced numbers them.
 pub(crate) const ALL_FLAGS: u32 = 0x3f;
@@ -271,6 +271,7 @@ fn ends_block(m: Mnemonic) -> bool {
             | M::Ldmxcsr
             | M::Vldmxcsr
             | M::Pause
+            | M::Verw
     )
 }
 
@@ -476,7 +477,7 @@ pub(crate) fn flags(i: &Instruction, class: Class) -> (u32, u32) {
                 | M::Rdtsc
                 | M::Rdtscp
                 | M::Pause
-        );
+        ) || emit_string::is_run(i);
         return (if transparent { 0 } else { ALL_FLAGS }, 0);
     }
     let read = i.rflags_read() & ALL_FLAGS;
