@@ -5,8 +5,10 @@ use std::mem::offset_of;
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use crate::cpu::{Cpu, View, flag, seg};
+use crate::cpu::{Cpu, Seg, View, flag, seg};
+use crate::interpret::operand::seg_index;
 use crate::translate::asm::{Ea, cc, reg};
+use crate::translate::classify::reads_selector;
 use crate::translate::emit::{Emitter, Place, TARGET, at_t0, gpr, number, spilled};
 use crate::translate::emit_check::segment_base;
 use crate::translate::emit_slow::SlowKind;
@@ -71,6 +73,7 @@ impl Emitter {
             }
             Mnemonic::Pushfq if kernel && self.member.is_none() => self.pushfq(),
             Mnemonic::Verw if self.view == View::Kernel as u8 => self.verw(i),
+            _ if reads_selector(i) => self.selector(i),
             _ if emit_string::is_run(i) => self.string_run(i, !free),
             _ if self.code32 => self.emulate(),
             Mnemonic::Syscall if !kernel => self.syscall(i.next_ip()),
@@ -117,6 +120,23 @@ impl Emitter {
             self.flags_to_host();
         }
         self.goto(i.next_ip(), i.ip(), 0);
+    }
+
+    /// `mov` of a segment register's selector to a register.
+    fn selector(&mut self, i: &Instruction) {
+        let d = i.op0_register();
+        let s = match seg_index(i.op1_register()) {
+            Some(s) if i.op0_kind() == OpKind::Register && d.size() != 2 => s,
+            _ => return self.emulate(),
+        };
+        let selector = segment_base(s) - offset_of!(Seg, base) + offset_of!(Seg, selector);
+        // movzx r32, word gs:[..]
+        let n = number(d);
+        self.hot
+            .op_mem(&[0x0f, 0xb7], n, state(selector), false, true);
+        if spilled(n) {
+            self.hot.store(n, gpr(n));
+        }
     }
 
     fn swapgs(&mut self) {
