@@ -436,14 +436,19 @@ impl Server {
     /// Opens a known file. A guest that writes later reads what is around what
     /// it wrote, by files that are open for writing only, too.
     fn reopen(&self, node: u64, flags: OFlags) -> Result<(OwnedFd, OFlags), Errno> {
-        let both = flags - OFlags::WRONLY | OFlags::RDWR;
-        if flags.contains(OFlags::WRONLY) && self.options.write_back {
-            match self.tree.reopen(node, both) {
-                Err(Errno::ACCESS) => {}
-                opened => return Ok((opened?, both)),
-            }
+        let wider = self.wider(flags);
+        match self.tree.reopen(node, wider) {
+            Err(Errno::ACCESS) if wider != flags => Ok((self.tree.reopen(node, flags)?, flags)),
+            opened => Ok((opened?, wider)),
         }
-        Ok((self.tree.reopen(node, flags)?, flags))
+    }
+
+    /// The flags by which a file is opened for a guest that wants `flags`.
+    fn wider(&self, flags: OFlags) -> OFlags {
+        match flags.contains(OFlags::WRONLY) && self.options.write_back {
+            true => (flags - OFlags::WRONLY) | OFlags::RDWR,
+            false => flags,
+        }
     }
 
     /// `fuse_open_out`.
@@ -463,10 +468,7 @@ impl Server {
         let flags = self.flags(raw)?;
         let name = checked(body.text())?;
         // An existing file is opened only as one that is known, and is regular.
-        let access = match flags.contains(OFlags::WRONLY) && self.options.write_back {
-            true => flags - OFlags::WRONLY | OFlags::RDWR,
-            false => flags,
-        };
+        let access = self.wider(flags);
         let made = match self.new_file(parent, name, access, mode & !umask) {
             Ok(file) => Some(file),
             Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => None,
