@@ -15,7 +15,8 @@ use memory::GuestRam;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::interrupts::{Interrupts, RESERVED_ROUTES};
+use crate::interrupts::Interrupts;
+use crate::routes::RESERVED_ROUTES;
 use crate::vcpu::KvmVcpu;
 use crate::{NAME, failed};
 
