@@ -204,14 +204,18 @@ fn the_timer_fires_after_a_restore(lab: &mut Lab) {
 
 fn a_debugger_stops_the_guest(lab: &mut Lab) {
     if lab.engine.name() == "kvm" {
-        // QEMU's VMRUN takes the guest's DR7 and does not arm what it says.
         let many = DebugRequest {
             breakpoints: (0..5).collect(),
             ..DebugRequest::default()
         };
         let refused = lab.vcpus[0].set_debug(&many).unwrap_err().to_string();
         assert!(refused.contains("4 places"), "{refused}");
-        return;
+        // VMRUN of QEMU before 9.1 takes the guest's DR7 and does not arm what
+        // it says.
+        if std::env::var_os("DEBUG_REGISTERS").is_none_or(|arms| arms != "1") {
+            return;
+        }
+        println!("Kvm: the debug registers are armed");
     }
     let code = code!(
         "nop",
