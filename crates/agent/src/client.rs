@@ -45,6 +45,12 @@ pub enum AgentError {
         /// What it said.
         text: String,
     },
+    /// A program in the guest did not end.
+    #[error("{program} in the guest has not ended in time")]
+    Slow {
+        /// The program.
+        program: String,
+    },
     /// The guest's agent answered what cannot be.
     #[error("the guest's agent gave an answer to {command} that makes no sense: {text}")]
     Answer {

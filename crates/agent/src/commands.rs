@@ -1,12 +1,17 @@
 //! The agent's commands that Holm uses.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 
 use crate::client::{AgentError, Client, Nothing};
+
+/// Pauses between looks whether a program has ended.
+const FIRST_WAIT: Duration = Duration::from_millis(2);
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
 
 /// A process in the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +40,8 @@ pub struct GuestFile(i64);
 struct Exec<'a> {
     path: &'a str,
     arg: &'a [&'a str],
+    #[serde(rename = "input-data", skip_serializing_if = "Option::is_none")]
+    input: Option<String>,
     #[serde(rename = "capture-output")]
     capture: bool,
 }
@@ -124,13 +131,77 @@ impl Client {
         arguments: &[&str],
         capture: bool,
     ) -> Result<Process, AgentError> {
-        let arguments = Exec {
+        self.start(Exec {
             path: program,
             arg: arguments,
+            input: None,
             capture,
-        };
-        let pid: Pid = self.call("guest-exec", arguments)?;
+        })
+    }
+
+    fn start(&mut self, program: Exec<'_>) -> Result<Process, AgentError> {
+        let pid: Pid = self.call("guest-exec", program)?;
         Ok(Process(pid.pid))
+    }
+
+    /// Runs something short to its end, with this on its standard input, and
+    /// returns what it printed.
+    ///
+    /// # Errors
+    /// [`AgentError`]; [`AgentError::Slow`] if it has not ended within
+    /// `patience`, and runs on.
+    pub fn run(
+        &mut self,
+        program: &str,
+        arguments: &[&str],
+        input: &[u8],
+        patience: Duration,
+    ) -> Result<ExecStatus, AgentError> {
+        let deadline = Instant::now() + patience;
+        let process = self.start(Exec {
+            path: program,
+            arg: arguments,
+            input: (!input.is_empty()).then(|| BASE64.encode(input)),
+            capture: true,
+        })?;
+        let mut wait = FIRST_WAIT;
+        loop {
+            let status = self.exec_status(process)?;
+            if status.exited {
+                return Ok(status);
+            }
+            if Instant::now() >= deadline {
+                return Err(AgentError::Slow {
+                    program: program.to_owned(),
+                });
+            }
+            std::thread::sleep(wait);
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+    }
+
+    /// The guest's time of day, since 1970 (`guest-get-time`).
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub fn time(&mut self) -> Result<Duration, AgentError> {
+        self.call("guest-get-time", Nothing {})
+            .map(Duration::from_nanos)
+    }
+
+    /// Sets the guest's time of day, since 1970, and its hardware clock
+    /// (`guest-set-time`).
+    ///
+    /// # Errors
+    /// [`AgentError`], also if only the hardware clock cannot be set.
+    pub fn set_time(&mut self, time: Duration) -> Result<(), AgentError> {
+        #[derive(Serialize)]
+        struct Time {
+            time: i64,
+        }
+        let time = i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
+        self.call::<_, serde::de::IgnoredAny>("guest-set-time", Time { time })?;
+        Ok(())
     }
 
     /// How a process is; once it has exited the agent forgets it.

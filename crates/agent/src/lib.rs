@@ -17,7 +17,7 @@ mod serve;
 pub use client::{AgentError, Client, Fault};
 pub use commands::{Balloon, ExecStatus, FileSystem, GuestFile, Process};
 pub use link::{Link, LinkError, RawChannel};
-pub use serve::{Local, REQUEST_MAX, serve};
+pub use serve::{Local, REQUEST_MAX, attend, serve};
 
 /// Name of the channel in the guest.
 pub const CHANNEL: &str = "org.qemu.guest_agent.0";

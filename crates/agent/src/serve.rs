@@ -41,7 +41,7 @@ pub fn serve<C: RawChannel + 'static>(
             .stack_size(256 << 10)
             .spawn(move || {
                 // A client that goes in the middle is its own affair.
-                let _ = client(&stream, &link, &*local);
+                let _ = attend(&stream, &link, &*local, PATIENCE);
                 count.fetch_sub(1, Ordering::SeqCst);
             });
         if spawned.is_err() {
@@ -50,10 +50,16 @@ pub fn serve<C: RawChannel + 'static>(
     }
 }
 
-fn client<C: RawChannel>(
+/// Serves one client until it goes, and gives the guest this long for each
+/// answer.
+///
+/// # Errors
+/// The client's end of the connection broke.
+pub fn attend<C: RawChannel>(
     stream: &UnixStream,
     link: &Mutex<Link<C>>,
     local: &Local,
+    patience: Duration,
 ) -> Result<(), std::io::Error> {
     let mut requests = BufReader::new(stream);
     let mut out = stream;
@@ -84,7 +90,7 @@ fn client<C: RawChannel>(
             out.write_all(&answer)?;
             continue;
         }
-        let result = link.lock().call(&line, PATIENCE);
+        let result = link.lock().call(&line, patience);
         match result {
             Ok(mut answer) => {
                 answer.push(b'\n');

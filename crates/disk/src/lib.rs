@@ -10,6 +10,7 @@
 //! device, or a qcow2 image with all that it builds on, an [`Image`].
 
 mod capture;
+mod crew;
 mod error;
 mod format;
 mod image;

@@ -183,6 +183,8 @@ pub struct Core {
     pub(crate) native: crate::native::NativeState,
     /// What a debugger outside the guest asks for.
     pub(crate) debugger: crate::debugger::Debugger,
+    /// Whether a halted vCPU looks for its wake-up before it sleeps.
+    pub(crate) halt: crate::halt::HaltPoll,
     /// Counters.
     pub stats: Stats,
 }
@@ -257,6 +259,7 @@ impl Shared {
                 tlb_used: crate::mmu::TlbUse::new(),
                 native: crate::native::NativeState::new(features)?,
                 debugger: crate::debugger::Debugger::default(),
+                halt: crate::halt::HaltPoll::default(),
                 stats: Stats::default(),
             };
             core.cpu.pauses_left = 1;

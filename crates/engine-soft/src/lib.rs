@@ -9,6 +9,7 @@
 //! * [`native`]: x87, MMX, SSE, AVX, by running the instruction on the host.
 //! * [`lapic`]: local APICs and inter-processor interrupts.
 //! * [`world`]: stopping all vCPUs at a safe point.
+//! * `halt`: waiting for the next interrupt.
 
 // The support code of the integration tests serves unit tests too.
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub mod core;
 pub mod cpu;
 mod debugger;
 mod engine;
+mod halt;
 pub mod interpret;
 pub mod lapic;
 pub mod mmu;

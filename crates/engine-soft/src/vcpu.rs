@@ -181,7 +181,7 @@ impl Core {
         let shared = self.shared.clone();
         let signal = self.signal().clone();
         shared.world.leave(&signal);
-        signal.wait(self.lapic.next_deadline());
+        self.halt.wait(&signal, self.lapic.next_deadline());
         shared.world.enter(&signal);
         self.lapic.poll_timer(Instant::now());
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use machine::snapshot::{DiskKept, Snapshot};
-use machine::{Description, NicNetwork};
+use machine::{Description, GuestUpdate, NicNetwork};
 
 use crate::console::terminal;
 use crate::failure::Failure;
@@ -40,6 +40,11 @@ pub struct Restore {
     /// published ports and sockets of the first, unless they are given here
     #[arg(long)]
     pub clone: bool,
+
+    /// Tells the guest nothing. Otherwise its agent, if it runs, sets its time of day, and gives a
+    /// clone's cards their new addresses and its random numbers a new beginning, while it runs
+    #[arg(long)]
+    pub leave_guest: bool,
 
     /// Leaves it paused, until `holm resume`
     #[arg(long, requires = "name")]
@@ -110,6 +115,11 @@ fn start(arguments: &Restore) -> Result<u8, Failure> {
         origin: Origin::Snapshot {
             snapshot: Box::new(snapshot),
             paused: arguments.paused,
+            update: match (arguments.leave_guest, arguments.clone) {
+                (true, _) => None,
+                (false, true) => Some(GuestUpdate::Cloned),
+                (false, false) => Some(GuestUpdate::Restored),
+            },
         },
         claim,
         engine: engine_choice::decide(arguments.engine)?,

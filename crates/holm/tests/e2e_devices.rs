@@ -37,6 +37,8 @@ impl Machine {
             ))
             .arg("--agent-socket")
             .arg(directory.path().join("agent"))
+            .args(["--name", "devices"])
+            .env("XDG_RUNTIME_DIR", directory.path())
             .args(options(directory.path()))
             .stdin(Stdio::null())
             .stderr(std::fs::File::create(directory.path().join("errors")).unwrap())
@@ -105,6 +107,19 @@ impl Machine {
             / 1024
     }
 
+    /// A command about machines by their names; what it printed. It must
+    /// succeed.
+    fn ask(&self, words: &[&str]) -> String {
+        let mut holm = holm();
+        holm.args(words)
+            .env("XDG_RUNTIME_DIR", self.directory.path());
+        holm.env("XDG_STATE_HOME", self.path("state"));
+        let output = holm.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{words:?}: {errors}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
     fn balloon(&self, words: &[&str]) -> serde_json::Value {
         let output = self
             .holm(&["balloon", "-o", "json"], &[])
@@ -163,6 +178,7 @@ fn the_guest_and_its_host_work_together() {
     a_folder_is_shared(&machine);
     freed_memory_returns_to_the_host(&machine);
     the_balloon_takes_and_gives(&machine);
+    running_clones_are_told_apart(&machine);
     assert_eq!(machine.sh("dmesg | grep -E 'BUG|WARNING|Oops' || true"), "");
     machine.power_off();
 }
@@ -173,6 +189,64 @@ fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what}: not after two minutes");
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Two clones that run on from one instant, on one switch: their guests' drivers
+/// have other addresses, random numbers of their own, and the time of day.
+fn running_clones_are_told_apart(machine: &Machine) {
+    let switch = format!("switch=clones{},name=lab", std::process::id());
+    machine.ask(&["attach", "devices", "--net", &switch, "--wait", "60s"]);
+    let find = "for c in /sys/class/net/*; do
+        [ $(readlink -f $c/device/../.. | grep -c '00:1[8-9a-f].0') = 0 ] || echo ${c##*/}; done";
+    let card = machine.sh(find).trim().to_owned();
+    machine.sh(&format!("ip link set {card} up; date -s 2001-01-01"));
+    let snapshot = machine.path("snapshot").display().to_string();
+    machine.ask(&["snapshot", "create", "devices", &snapshot]);
+
+    let mac = format!("cat /sys/class/net/{card}/address");
+    let mut seen = vec![(machine.sh(&mac), String::new())];
+    let names = ["clone-1", "clone-2"];
+    for name in names {
+        let (sockets, null) = (
+            machine.path(name).display().to_string(),
+            ["--serial", "null"],
+        );
+        let mut words = vec!["restore", &snapshot, "--clone", "--detach", "--name", name];
+        words.extend(null);
+        machine.ask(&[&words[..], &["--vsock-socket", &sockets]].concat());
+    }
+    for name in names {
+        eventually("the clone was told", || {
+            let events = machine.ask(&["events", name]);
+            assert!(!events.contains("not told"), "{events}");
+            events.contains("the restored guest was told: ")
+        });
+        let shown = machine.ask(&["show", name]);
+        let sh = |script: &str| machine.ask(&["exec", name, "--", "sh", "-c", script]);
+        assert!(shown.contains(&format!("{card} has the address {}", sh(&mac).trim())));
+        assert!(shown.contains("its random numbers begin anew;"), "{shown}");
+        assert!(sh("date +%Y").trim().parse::<u32>().unwrap() > 2025);
+        seen.push((sh(&mac), sh("head -c 16 /dev/urandom | od -An -tx1")));
+    }
+    let different: std::collections::BTreeSet<_> = seen.iter().map(|(mac, _)| mac).collect();
+    assert_eq!(different.len(), 3, "{seen:?}");
+    assert_ne!(seen[1].1, seen[2].1);
+
+    let sh = |name: &str, script: &str| machine.ask(&["exec", name, "--", "sh", "-c", script]);
+    let address = format!("ip -6 -o addr show dev {card} scope link | grep -o 'fe80[^/]*'");
+    eventually("the clones reach each other", || {
+        let other = sh(names[1], &format!("{address} || true"));
+        let ping = format!(
+            "ping -6 -c1 -W1 {}%{card} > /dev/null && echo reached",
+            other.trim()
+        );
+        sh(names[0], &format!("{ping} || true")) == "reached\n"
+    });
+    sh(names[0], "ping -c1 -W10 10.0.2.2");
+    for name in names {
+        machine.ask(&["kill", name]);
+    }
+    machine.ask(&["detach", "devices", "lab", "--wait", "60s"]);
 }
 
 /// Made, read, mapped, renamed, linked and synced; with sums both ways; and

@@ -72,6 +72,17 @@ pub enum EventKind {
         /// Why, and what can be done.
         message: String,
     },
+    /// A restored guest was told what it could not know: the time, and a clone
+    /// its addresses and new random numbers.
+    GuestUpdated {
+        /// What was done.
+        message: String,
+    },
+    /// A restored guest was not told, or not all.
+    GuestNotUpdated {
+        /// Why, and what was done.
+        message: String,
+    },
     /// A snapshot was taken.
     SnapshotTaken {
         /// Its directory.
@@ -116,6 +127,10 @@ impl EventKind {
             Self::NicConfigured { nic } => format!("network card {nic} was configured"),
             Self::PortNotPublished { port, message, .. } => {
                 format!("{port} does not answer: {message}")
+            }
+            Self::GuestUpdated { message } => format!("the restored guest was told: {message}"),
+            Self::GuestNotUpdated { message } => {
+                format!("the restored guest was not told all: {message}")
             }
             Self::SnapshotTaken { directory } => format!("snapshot taken to {directory}"),
             Self::KeyboardTaken => "the console's keyboard was taken".into(),

@@ -262,6 +262,9 @@ pub struct Description {
     /// Generation id, in hexadecimal: another one after each restore.
     #[serde(default)]
     pub generation_id: String,
+    /// What a restored guest was told of that, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_update: Option<String>,
 }
 
 /// A snapshot.

@@ -1,7 +1,7 @@
 //! The host's end of the channel to the guest's agent.
 
 use std::collections::VecDeque;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -37,26 +37,66 @@ struct Shared {
     input: OnceLock<ChannelInput>,
 }
 
+/// The bytes of the agent channel of one machine.
+struct Bytes(Arc<Shared>);
+
 /// The agent channel of one machine. Clones are the same channel.
-#[derive(Clone, Default)]
-pub(crate) struct AgentChannel(Arc<Shared>);
+#[derive(Clone)]
+pub(crate) struct AgentChannel {
+    shared: Arc<Shared>,
+    /// Clients take turns.
+    link: Arc<Mutex<Link<Bytes>>>,
+}
+
+impl Default for AgentChannel {
+    fn default() -> Self {
+        let shared = Arc::<Shared>::default();
+        let link = Link::new(Bytes(shared.clone()));
+        Self {
+            shared,
+            link: Arc::new(Mutex::new(link)),
+        }
+    }
+}
 
 impl AgentChannel {
     /// For the device.
     pub fn sink(&self) -> Arc<dyn ChannelSink> {
-        self.0.clone()
+        self.shared.clone()
+    }
+
+    /// Whether a program in the guest has the channel open.
+    pub fn is_open(&self) -> bool {
+        self.shared.is_open()
+    }
+
+    /// A client in this process, whom the guest has to answer in this time.
+    ///
+    /// # Errors
+    /// The host gives no socket or thread.
+    pub fn client(&self, patience: Duration) -> std::io::Result<agent::Client> {
+        let (ours, theirs) = UnixStream::pair()?;
+        let link = self.link.clone();
+        let thread = std::thread::Builder::new().name("agent-own-client".into());
+        let thread = thread.stack_size(256 << 10);
+        thread.spawn(move || {
+            let local = |command: &str, _: &[u8]| Err(format!("no request {command:?} here"));
+            // It ends with the client.
+            let _ = agent::attend(&theirs, &link, &local, patience);
+        })?;
+        Ok(agent::Client::over(ours))
     }
 
     /// The device's way in.
     pub fn connect(&self, input: ChannelInput) {
         // Once: there is one device.
-        let _ = self.0.input.set(input);
+        let _ = self.shared.input.set(input);
     }
 
     /// Nobody waits for this guest any longer.
     pub fn end(&self) {
-        self.0.state.lock().ended = true;
-        self.0.changed.notify_all();
+        self.shared.state.lock().ended = true;
+        self.shared.changed.notify_all();
     }
 
     /// Serves clients at a Unix socket, in a thread of its own.
@@ -64,7 +104,7 @@ impl AgentChannel {
     /// # Errors
     /// [`MachineError::Host`]: no thread.
     pub fn serve(&self, listener: UnixListener, local: Arc<Local>) -> Result<(), MachineError> {
-        let link = Arc::new(Mutex::new(Link::new(self.clone())));
+        let link = self.link.clone();
         let thread = std::thread::Builder::new().name("agent".into());
         let spawned = thread.spawn(move || agent::serve(&listener, &link, &local));
         spawned.map(drop).map_err(|source| MachineError::Host {
@@ -106,6 +146,11 @@ impl ChannelSink for Shared {
 }
 
 impl Shared {
+    fn is_open(&self) -> bool {
+        let state = self.state.lock();
+        state.guest_open && !state.ended
+    }
+
     /// Waits for a change; fails when there is nothing to wait for.
     fn wait(
         &self,
@@ -125,10 +170,9 @@ impl Shared {
     }
 }
 
-impl RawChannel for AgentChannel {
+impl RawChannel for Bytes {
     fn is_open(&self) -> bool {
-        let state = self.0.state.lock();
-        state.guest_open && !state.ended
+        self.0.is_open()
     }
 
     fn send(&mut self, mut data: &[u8], deadline: Instant) -> Result<(), LinkError> {

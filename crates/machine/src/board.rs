@@ -23,7 +23,7 @@ use crate::control::{Control, Event};
 use crate::description::{Description, Disk};
 use crate::events::{Events, GuestEvent};
 use crate::hotplug::{AttachedNic, HotPlug, HotPlugError};
-use crate::nic::{self, Nic, NicPort, OpenNic};
+use crate::nic::{self, Nic, NicNetwork, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
 use crate::storage::{self, DiskPort};
@@ -275,6 +275,16 @@ impl Board {
         let attached = self.hot_plug.nics().into_iter();
         let attached = attached.map(|a| (behind(a.nic.port.unwrap_or_default()), a.port));
         self.nics.iter().cloned().chain(attached)
+    }
+
+    /// All network cards and what they are plugged into; `described` are those
+    /// that do not come and go, which have the same order here.
+    pub(crate) fn cards(&self, described: &[Nic]) -> Vec<(NicNetwork, NicPort)> {
+        let fixed = described.iter().filter(|nic| nic.port.is_none());
+        let fixed = fixed.map(|nic| nic.network.clone());
+        let attached = self.hot_plug.nics().into_iter();
+        let attached = attached.map(|a| (a.nic.network, a.port));
+        fixed.zip(self.nics().cloned()).chain(attached).collect()
     }
 
     fn user_networks(&self) -> impl Iterator<Item = (u8, Arc<UserNetwork>)> {

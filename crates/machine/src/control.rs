@@ -253,6 +253,14 @@ impl Control {
         self.state.lock().paused
     }
 
+    /// Waits until the machine runs or has ended.
+    pub fn wait_running(&self) {
+        let mut s = self.state.lock();
+        while (s.paused || s.held) && !s.ended {
+            self.changed.wait(&mut s);
+        }
+    }
+
     /// A debugger takes all vCPUs; returns when they stand.
     pub fn attach_debugger(&self) {
         {

@@ -202,6 +202,9 @@ fn shorten(kind: &mut EventKind) {
         EventKind::DeviceAttached { device } | EventKind::DeviceDetached { device } => cut(device),
         EventKind::SnapshotTaken { directory } => cut(directory),
         EventKind::Ended { outcome } => cut(outcome),
+        EventKind::GuestUpdated { message } | EventKind::GuestNotUpdated { message } => {
+            cut(message);
+        }
         _ => {}
     }
 }

@@ -15,6 +15,7 @@ mod copy;
 pub mod description;
 mod events;
 mod gdb;
+mod guest_update;
 mod hotplug;
 mod machine;
 mod nic;
@@ -36,6 +37,7 @@ pub use description::{
 };
 pub use devices::serial::SerialSink;
 pub use events::{GuestEvent, Listener};
+pub use guest_update::GuestUpdate;
 pub use hotplug::{AttachedNic, HotPlugError};
 pub use machine::{Machine, MakeEngine, RunState};
 pub use nic::{

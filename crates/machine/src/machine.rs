@@ -20,6 +20,7 @@ use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, Disk};
 use crate::events::{Events, Listener};
+use crate::guest_update::GuestUpdate;
 use crate::hotplug::AttachedNic;
 use crate::nic::{Nic, NicPort};
 use crate::outcome::{MachineError, Outcome};
@@ -76,6 +77,8 @@ pub(crate) struct Inner {
     started: OnceLock<Instant>,
     events: Arc<Events>,
     terminal: Arc<Terminal>,
+    /// What a restored guest was told, in words.
+    guest_update: Mutex<Option<String>>,
     /// Control sockets are served while these live.
     sockets: Mutex<Vec<UnixStream>>,
     outcome: Mutex<Option<Arc<Outcome>>>,
@@ -144,6 +147,12 @@ impl Machine {
         let machine = Self::of(inner);
         machine.pause();
         machine.restore(&state)?;
+        // A clone's may have waited for its guest when the snapshot was taken.
+        for (_, port) in machine.inner.cards() {
+            if port.vpc.is_none() {
+                port.card.set_plugged(true);
+            }
+        }
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(|e| MachineError::State(e.to_string()))?;
         machine.set_generation_id(id)?;
@@ -181,6 +190,13 @@ impl Machine {
         self.inner.events.note(EventKind::Started);
         self.inner.control.release();
         Ok(())
+    }
+
+    /// Tells the guest of a restored machine what it cannot know, through its
+    /// agent and on a thread of its own, when it runs. For a machine that was
+    /// not resumed yet. What came of it is an event.
+    pub fn update_guest(&self, update: GuestUpdate) {
+        crate::guest_update::begin(&self.inner, update);
     }
 
     /// Waits until the machine has ended, and says how.

@@ -278,6 +278,8 @@ pub(crate) struct OpenNic {
 pub struct NicPort {
     /// The card.
     pub card: NetHandle,
+    /// The card's own address: what a driver reads that starts anew.
+    pub own: MacAddress,
     /// The network behind it, if that is a user network.
     pub user: Option<Arc<UserNetwork>>,
     /// Its port, if it is in a VPC.
@@ -378,8 +380,9 @@ fn open(index: usize, nic: &Nic, uuid: &[u8; 16], users: u8) -> Result<OpenNic, 
         NicNetwork::Vpc(vpc) => MacAddress(mac_of(vpc.port.address)),
         _ => MacAddress::derived(uuid, index as u8),
     };
+    let own = nic.mac.unwrap_or_else(derived);
     let options = NetOptions {
-        mac: nic.mac.unwrap_or_else(derived),
+        mac: own,
         pairs,
         mtu: nic.mtu,
         receive_rate: nic.rate,
@@ -393,6 +396,7 @@ fn open(index: usize, nic: &Nic, uuid: &[u8; 16], users: u8) -> Result<OpenNic, 
         device,
         port: NicPort {
             card,
+            own,
             user,
             vpc,
             door: Arc::new(Mutex::new(door)),

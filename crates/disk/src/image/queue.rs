@@ -4,20 +4,17 @@
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 
 use memory::GuestRam;
-use parking_lot::{Condvar, Mutex};
 
 use super::Image;
 use super::fast::{Fast, FastFiles};
+use crate::crew::Crew;
 use crate::{
     BlockError, BlockInfo, BlockQueue, Completion, DiskError, GuestRange, MAX_RANGES, Op, SECTOR,
     Waker,
 };
 
-/// Threads of one queue at most; each has one operation under way.
-const THREADS: usize = 8;
 /// Data passes through a buffer of this many bytes.
 const BUFFER: usize = 1 << 20;
 
@@ -49,32 +46,18 @@ struct Job {
     ranges: Vec<GuestRange>,
 }
 
-#[derive(Default)]
-struct Work {
-    jobs: VecDeque<Job>,
-    threads: usize,
-    idle: usize,
-    stop: bool,
-}
-
-struct Shared {
-    image: Arc<Image>,
-    ram: Arc<GuestRam>,
-    work: Mutex<Work>,
-    more: Condvar,
-    done: Mutex<Vec<Completion>>,
-    waker: Arc<Waker>,
-}
-
 /// See the module.
 pub(super) struct ImageQueue {
-    shared: Arc<Shared>,
+    image: Arc<Image>,
+    ram: Arc<GuestRam>,
     info: BlockInfo,
     /// `None`: the host has no io_uring for us.
     fast: Option<Fast>,
-    /// Operations with the threads.
-    in_flight: usize,
-    threads: Vec<JoinHandle<()>>,
+    waker: Arc<Waker>,
+    crew: Crew<Job, Completion>,
+    finished: Vec<Completion>,
+    /// Flushes of an image that is never flushed.
+    empty: Vec<Completion>,
 }
 
 impl ImageQueue {
@@ -93,33 +76,28 @@ impl ImageQueue {
             Some(fast) => fast.waker(),
             None => Arc::new(Waker::new().map_err(failed("eventfd"))?),
         };
-        let mut queue = Self {
-            shared: Arc::new(Shared {
-                image,
-                ram,
-                work: Mutex::default(),
-                more: Condvar::new(),
-                done: Mutex::default(),
-                waker,
-            }),
+        let (of_threads, guest) = (image.clone(), ram.clone());
+        let crew = Crew::new("disk-image", waker.clone(), move || {
+            let (image, ram) = (of_threads.clone(), guest.clone());
+            let mut buffer = Vec::new();
+            Box::new(move |job: Job| {
+                let result = do_job(&image, &ram, &job, &mut buffer);
+                Completion {
+                    tag: job.tag,
+                    result: result.map_err(|error| block_error(&error)),
+                }
+            })
+        })?;
+        Ok(Self {
+            image,
+            ram,
             info,
             fast,
-            in_flight: 0,
-            threads: Vec::new(),
-        };
-        queue.add_thread().map_err(failed("a thread"))?;
-        Ok(queue)
-    }
-
-    fn add_thread(&mut self) -> io::Result<()> {
-        let shared = self.shared.clone();
-        let handle = std::thread::Builder::new()
-            .name("disk-image".into())
-            .stack_size(512 * 1024)
-            .spawn(move || work(&shared))?;
-        self.shared.work.lock().threads += 1;
-        self.threads.push(handle);
-        Ok(())
+            waker,
+            crew,
+            finished: Vec::new(),
+            empty: Vec::new(),
+        })
     }
 
     /// Checks an operation.
@@ -148,7 +126,7 @@ impl ImageQueue {
         let end = offset.checked_add(length).ok_or(BlockError::Range)?;
         let block = u64::from(self.info.logical_block);
         let whole = offset.is_multiple_of(block) && length.is_multiple_of(block);
-        if end > self.shared.image.size() || !whole {
+        if end > self.image.size() || !whole {
             return Err(BlockError::Range);
         }
         Ok(Task {
@@ -166,15 +144,15 @@ impl ImageQueue {
         }
         ranges.iter().try_fold(0, |sum, range| {
             let length = u64::from(range.len);
-            let there = length == 0 || self.shared.ram.range_ptr(range.gpa, length).is_some();
+            let there = length == 0 || self.ram.range_ptr(range.gpa, length).is_some();
             there.then_some(sum + length).ok_or(BlockError::Memory)
         })
     }
 
     fn reap(&mut self, out: &mut Vec<Completion>) {
-        let mut done = self.shared.done.lock();
-        self.in_flight -= done.len();
-        out.append(&mut done);
+        out.append(&mut self.empty);
+        self.crew.finished(&mut self.finished);
+        out.append(&mut self.finished);
     }
 }
 
@@ -195,10 +173,9 @@ impl BlockQueue for ImageQueue {
             Kind::Write { durable: false } => Some(true),
             _ => None,
         };
-        if matches!(kind, Kind::Flush) && self.shared.image.scratch {
-            self.in_flight += 1;
+        if matches!(kind, Kind::Flush) && self.image.scratch {
             let result = Ok(0);
-            self.shared.done.lock().push(Completion { tag, result });
+            self.empty.push(Completion { tag, result });
             return Ok(());
         }
         if let (Some(write), Some(fast)) = (write, &mut self.fast)
@@ -206,23 +183,13 @@ impl BlockQueue for ImageQueue {
         {
             return Ok(());
         }
-        let job = Job {
+        self.crew.submit(Job {
             tag,
             kind,
             offset,
             length,
             ranges: ranges.to_vec(),
-        };
-        self.in_flight += 1;
-        let crowded = {
-            let mut work = self.shared.work.lock();
-            work.jobs.push_back(job);
-            work.jobs.len() > work.idle && work.threads < THREADS
-        };
-        self.shared.more.notify_one();
-        if crowded && let Err(error) = self.add_thread() {
-            tracing::debug!(%error, "no further disk thread");
-        }
+        });
         Ok(())
     }
 
@@ -245,23 +212,17 @@ impl BlockQueue for ImageQueue {
             self.reap(out);
             return waited;
         }
-        if !self.shared.waker.try_sleep() {
-            return Ok(());
-        }
-        // An operation may have ended between the reaping and going to sleep,
-        // but then its thread's wake has ended the sleep or ends it now.
-        let slept = self.shared.waker.sleep();
-        self.shared.waker.awake();
+        let slept = self.crew.sleep();
         self.reap(out);
         slept
     }
 
     fn in_flight(&self) -> usize {
-        self.in_flight + self.fast.as_ref().map_or(0, Fast::in_flight)
+        self.crew.in_flight() + self.empty.len() + self.fast.as_ref().map_or(0, Fast::in_flight)
     }
 
     fn waker(&self) -> Arc<Waker> {
-        self.shared.waker.clone()
+        self.waker.clone()
     }
 }
 
@@ -269,55 +230,26 @@ impl Drop for ImageQueue {
     fn drop(&mut self) {
         // First: threads may wait for what is under way there.
         self.fast = None;
-        self.shared.work.lock().stop = true;
-        self.shared.more.notify_all();
-        for thread in self.threads.drain(..) {
-            // Threads end when no job is left, so guest memory is at rest.
-            let _ = thread.join();
-        }
+        self.crew.stop();
         // Who stops a machine may want to copy its files.
-        if let Err(error) = self.shared.image.settle() {
+        if let Err(error) = self.image.settle() {
             tracing::error!(%error, "a disk's tables could not be written");
         }
     }
 }
 
-fn work(shared: &Shared) {
-    let mut buffer = Vec::new();
-    let mut work = shared.work.lock();
-    loop {
-        let Some(job) = work.jobs.pop_front() else {
-            if work.stop {
-                return;
-            }
-            work.idle += 1;
-            shared.more.wait(&mut work);
-            work.idle -= 1;
-            continue;
-        };
-        drop(work);
-        let result = do_job(shared, &job, &mut buffer);
-        let result = result.map_err(|error| block_error(&error));
-        let tag = job.tag;
-        shared.done.lock().push(Completion { tag, result });
-        shared.waker.wake();
-        work = shared.work.lock();
-    }
-}
-
-fn do_job(shared: &Shared, job: &Job, buffer: &mut Vec<u8>) -> io::Result<u64> {
-    let image = &shared.image;
+fn do_job(image: &Image, ram: &GuestRam, job: &Job, buffer: &mut Vec<u8>) -> io::Result<u64> {
     let durable = match job.kind {
         Kind::Read => {
             transfer(job, buffer, |piece, offset, ranges| {
                 image.read(piece, offset)?;
-                each(ranges, piece, |gpa, part| shared.ram.write(gpa, part))
+                each(ranges, piece, |gpa, part| ram.write(gpa, part))
             })?;
             return Ok(job.length);
         }
         Kind::Write { durable } => {
             transfer(job, buffer, |piece, offset, ranges| {
-                each(ranges, piece, |gpa, part| shared.ram.read(gpa, part))?;
+                each(ranges, piece, |gpa, part| ram.read(gpa, part))?;
                 image.write(piece, offset)
             })?;
             durable

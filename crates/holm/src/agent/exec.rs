@@ -5,7 +5,7 @@
 use std::io::{self, Read, Write};
 use std::time::Duration;
 
-use agent::{AgentError, Client, ExecStatus, GuestFile, Process};
+use agent::{AgentError, Client, ExecStatus, GuestFile};
 
 use super::{Exec, Problem};
 use crate::exit_code;
@@ -14,6 +14,8 @@ use crate::exit_code;
 const BLOCK: usize = 256 << 10;
 const FIRST_WAIT: Duration = Duration::from_millis(2);
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
+/// Time for one step besides the program itself.
+const STEP: Duration = Duration::from_secs(3600);
 /// What a shell answers for a program that a signal ended.
 const SIGNALLED: i32 = 128;
 
@@ -145,14 +147,5 @@ pub(super) fn finished(
     program: &str,
     arguments: &[&str],
 ) -> Result<ExecStatus, AgentError> {
-    let process: Process = client.exec(program, arguments, true)?;
-    let mut wait = FIRST_WAIT;
-    loop {
-        let status = client.exec_status(process)?;
-        if status.exited {
-            return Ok(status);
-        }
-        std::thread::sleep(wait);
-        wait = (wait * 2).min(LONGEST_WAIT);
-    }
+    client.run(program, arguments, &[], STEP)
 }

@@ -88,6 +88,7 @@ fn watch_alone(name: &str, output: Output) -> Result<(), ControlError> {
             d.disks.clone(),
             d.attached_nics.clone(),
             d.ports.clone(),
+            d.guest_update.clone(),
         ));
         if changed != before {
             again(output, &with_name(name, &d), || text(name, &d));
@@ -116,6 +117,7 @@ fn text(name: &str, d: &Description) -> String {
         ("uptime", format!("{} s", d.uptime_seconds)),
         ("uuid", d.uuid.clone()),
         ("generation", d.generation_id.clone()),
+        ("restored", d.guest_update.clone().unwrap_or_default()),
         ("pid", d.pid.to_string()),
     ]);
     d.disks.iter().for_each(|disk| text += &disk_text(disk));

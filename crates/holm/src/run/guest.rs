@@ -104,11 +104,16 @@ impl Guest {
         let (machine, paused) = match origin {
             Origin::Start => (Machine::new(description, &make_engine, consoles)?, false),
             Origin::Snapshot {
-                snapshot, paused, ..
+                snapshot,
+                paused,
+                update,
             } => {
                 engine_soft::expect_tsc_khz(snapshot.manifest().cpu.tsc_khz);
                 let restored =
                     Machine::from_snapshot(snapshot, description, &make_engine, consoles)?;
+                if let Some(update) = update {
+                    restored.update_guest(*update);
+                }
                 (restored, *paused)
             }
         };

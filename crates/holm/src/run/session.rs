@@ -8,7 +8,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use machine::{Description, MachineError, Outcome, OwnSocket, Snapshot};
+use machine::{Description, GuestUpdate, MachineError, Outcome, OwnSocket, Snapshot};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
@@ -61,6 +61,8 @@ pub enum Origin {
         snapshot: Box<Snapshot>,
         /// It stays paused.
         paused: bool,
+        /// What its guest is told.
+        update: Option<GuestUpdate>,
     },
 }
 

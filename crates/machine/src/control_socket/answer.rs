@@ -191,6 +191,7 @@ fn describe(machine: &Inner) -> Description {
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
         uuid: hexadecimal(d.uuid),
         generation_id: hexadecimal(generation_id),
+        guest_update: machine.guest_update(),
     }
 }
 

@@ -17,7 +17,7 @@ use crate::board::{Backends, Board, Consoles};
 use crate::control::{Control, Event};
 use crate::description::{Description, Disk, OnReset};
 use crate::events::{Events, GuestEvent};
-use crate::nic::{Nic, NicError};
+use crate::nic::{Nic, NicError, NicNetwork, NicPort};
 use crate::outcome::{MachineError, Outcome};
 use crate::peripherals::WatchdogAction;
 use crate::snapshot::Ledger;
@@ -85,6 +85,7 @@ impl Inner {
             started: OnceLock::new(),
             events,
             terminal,
+            guest_update: Mutex::default(),
             sockets: Mutex::default(),
             outcome: Mutex::default(),
             ended: Condvar::new(),
@@ -161,8 +162,22 @@ impl Inner {
         })
     }
 
-    pub(crate) fn control(&self) -> &Control {
+    pub(crate) fn control(&self) -> &Arc<Control> {
         &self.control
+    }
+
+    /// What the restored guest was told so far, in words.
+    pub(crate) fn guest_update(&self) -> Option<String> {
+        self.guest_update.lock().clone()
+    }
+
+    pub(crate) fn set_guest_update(&self, said: String) {
+        *self.guest_update.lock() = Some(said);
+    }
+
+    /// All network cards and what they are plugged into.
+    pub(crate) fn cards(&self) -> Vec<(NicNetwork, NicPort)> {
+        self.board.cards(&self.description.nics)
     }
 
     pub(crate) fn ram(&self) -> &Arc<GuestRam> {

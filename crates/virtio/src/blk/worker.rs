@@ -16,8 +16,11 @@ use super::shared::{IoFailure, Shared};
 use crate::device::{ActivateError, Doorbell, Signal};
 use crate::queue::{self, Chain, QueueError, VirtQueue};
 
-/// Time to look for work before sleeping.
-const SPIN_MAX: Duration = Duration::from_micros(50);
+/// Time to look for the guest's next request before sleeping.
+const FOR_GUEST: Duration = Duration::from_micros(50);
+/// Time to look for the end of the disk's work: what a fast one needs for a
+/// small read.
+const FOR_DISK: Duration = Duration::from_micros(100);
 /// Fewest and most sleeps after looking in vain before it is tried again.
 const REST_FIRST: u32 = 4;
 const REST_MAX: u32 = 1024;
@@ -149,7 +152,8 @@ impl Worker {
     }
 
     fn run(mut self) -> Remains {
-        let mut spin = Spin::default();
+        let mut for_guest = Spin::up_to(FOR_GUEST);
+        let mut for_disk = Spin::up_to(FOR_DISK);
         self.guard(Self::retry_held);
         loop {
             let stopping = self.control.stop.load(Ordering::SeqCst);
@@ -167,23 +171,20 @@ impl Worker {
             busy |= self.guard(Self::give_back);
             // The last operation of a broken queue ends it, too: nothing
             // would wake this thread again.
-            let last = stopping && self.disk.in_flight() == 0;
-            if busy || last || (!stopping && self.spin(&mut spin)) {
+            let idle = self.disk.in_flight() == 0;
+            let spin = if idle { &mut for_guest } else { &mut for_disk };
+            if busy || (stopping && idle) || (!stopping && self.spin(spin)) {
                 continue;
             }
             if !stopping && !self.throttled && self.guard(Self::listen) {
                 continue;
             }
-            // While the disk works, its completion ends the sleep.
-            let for_guest = self.disk.in_flight() == 0;
             let asleep = Instant::now();
             if let Err(error) = self.disk.wait(&mut self.completions) {
                 self.fail(&format!("disk I/O has failed: {error}"));
                 break;
             }
-            if for_guest {
-                spin.slept(asleep.elapsed());
-            }
+            spin.slept(asleep.elapsed());
         }
         // Dropping the disk queue waits for operations that a failed queue
         // may still have.
@@ -374,8 +375,7 @@ impl Worker {
 
     /// Looks for work for a while; whether there is any.
     fn spin(&mut self, spin: &mut Spin) -> bool {
-        let idle = self.disk.in_flight() == 0;
-        if spin.time.is_zero() || !idle || self.throttled || self.is_broken() {
+        if spin.time.is_zero() || self.throttled || self.is_broken() {
             return false;
         }
         let end = Instant::now() + spin.time;
@@ -414,8 +414,9 @@ fn status_of(error: BlockError) -> Status {
 /// Where the host has more to do than CPUs, it keeps the guest from the very
 /// CPU on which that request would be made: after looking in vain, nothing is
 /// looked for during the next many sleeps.
-#[derive(Default)]
 struct Spin {
+    /// Longest time worth looking.
+    most: Duration,
     time: Duration,
     /// Sleeps until it is tried again.
     rest: u32,
@@ -424,6 +425,15 @@ struct Spin {
 }
 
 impl Spin {
+    fn up_to(most: Duration) -> Self {
+        Self {
+            most,
+            time: Duration::ZERO,
+            rest: 0,
+            penalty: 0,
+        }
+    }
+
     /// It was looked for in vain.
     fn failed(&mut self) {
         self.time = Duration::ZERO;
@@ -440,8 +450,8 @@ impl Spin {
     fn slept(&mut self, time: Duration) {
         if self.rest > 0 {
             self.rest -= 1;
-        } else if time <= 2 * SPIN_MAX {
-            self.time = SPIN_MAX;
+        } else if time <= 2 * self.most {
+            self.time = self.most;
         }
     }
 }
