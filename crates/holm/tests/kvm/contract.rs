@@ -18,7 +18,7 @@ type Check = (&'static str, fn(&mut Lab));
 
 /// All promises, on one engine.
 pub fn all(kind: EngineKind) {
-    let checks: [Check; 14] = [
+    let checks: [Check; 15] = [
         ("a kick is kept", a_kick_is_kept),
         (
             "a kick ends a loop and a halt",
@@ -35,6 +35,7 @@ pub fn all(kind: EngineKind) {
         ("doorbells ring", doorbells_ring_by_themselves),
         ("lines send", lines_send_what_changes),
         ("lines lose nothing", lines_lose_nothing),
+        ("failures are told", what_kvm_cannot_do_is_told),
         ("time stands", time_stands_while_it_is_stopped),
     ];
     for (name, check) in checks {
@@ -401,7 +402,7 @@ fn lines_lose_nothing(lab: &mut Lab) {
     let old = getrlimit(Resource::Nofile);
     let few = Rlimit {
         current: Some(std::os::fd::AsRawFd::as_raw_fd(&free) as u64 + 8),
-        ..old.clone()
+        ..old
     };
     drop(free);
     let before = events();
@@ -431,6 +432,24 @@ fn lines_lose_nothing(lab: &mut Lab) {
     });
     let expected: Vec<_> = (0x40..0x58).chain(0x80..0x98).collect();
     assert_eq!(requested(lab), expected);
+}
+
+/// KVM's only: it cannot run code in a device's memory.
+fn what_kvm_cannot_do_is_told(lab: &mut Lab) {
+    if lab.engine.name() == "soft" {
+        return;
+    }
+    begin(lab, &code!("mov eax, 0xd0000000", "jmp rax"), false);
+    let error = lab.vcpus[0].run().unwrap_err().to_string();
+    println!("Kvm: {error}");
+    for expected in [
+        "internal error 1 of KVM",
+        "cannot emulate an instruction",
+        "vCPU 0 was at rip 0xd0000000",
+        "--engine soft",
+    ] {
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 fn time_stands_while_it_is_stopped(lab: &mut Lab) {
