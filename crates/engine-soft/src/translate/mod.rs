@@ -1,12 +1,14 @@
-//! The translator: guest 64-bit code to host code.
+//! The translator: guest code, 64-bit and flat 32-bit, to host code.
 //!
-//! * [`classify`]: what to do with an instruction.
+//! * [`classify`]: what to do with an instruction; [`lower`]: 32-bit code as
+//!   64-bit code.
 //! * [`block`]: decode, flag liveness, one block at a time.
 //! * [`emit`] on [`asm`]: the code of single instructions.
 //! * `emit_check`: memory operands; `emit_jump`: jumps and block entries;
 //!   `emit_slow`: what is out of the way of hot code; `flags`: where the
 //!   guest's flags are meanwhile.
-//! * `emit_system`: code for frequent system instructions.
+//! * `emit_system`: code for frequent system instructions; `emit_syscall`;
+//!   `emit_string`.
 //! * [`group`]: one check for several accesses.
 //! * `loops`: checks once per page in loops.
 //! * [`relocate`]: copies of blocks for other linear addresses.
@@ -24,6 +26,8 @@ pub(crate) mod emit;
 mod emit_check;
 mod emit_jump;
 mod emit_slow;
+mod emit_string;
+mod emit_syscall;
 mod emit_system;
 pub(crate) mod enter;
 pub(crate) mod exit;
@@ -32,6 +36,7 @@ mod fetch;
 mod flags;
 pub(crate) mod group;
 mod loops;
+pub(crate) mod lower;
 pub(crate) mod relocate;
 
 #[cfg(test)]

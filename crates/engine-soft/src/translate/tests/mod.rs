@@ -3,9 +3,11 @@
 
 mod engine;
 mod guest;
+mod narrow;
 mod programs;
 mod relocate;
 mod remap;
+mod rings;
 mod sequence;
 mod sequence_make;
 mod single;
