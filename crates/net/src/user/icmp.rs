@@ -154,7 +154,8 @@ pub fn unreachable_by(
         (IpAddr::V6(_), Some(v6)) => v6.gateway().into(),
         (IpAddr::V6(_), None) => return,
     };
-    let by = by.filter(|by| by.is_ipv4() == guest.is_ipv4());
+    // Nobody outside has an address of the guest's own link.
+    let by = by.filter(|by| by.is_ipv4() == guest.is_ipv4() && !context.config.is_guest(*by));
     send(context, by.unwrap_or(from), guest.ip(), message);
 }
 
