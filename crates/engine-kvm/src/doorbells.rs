@@ -8,8 +8,7 @@ use engine::Doorbells;
 use kvm_bindings::kvm_ioeventfd;
 use kvm_ioctls::VmFd;
 
-/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`; kvm-ioctls' own takes only event
-/// descriptors of its kind.
+/// `_IOW(KVMIO, 0x79, struct kvm_ioeventfd)`.
 const KVM_IOEVENTFD: libc::c_ulong = 0x4040_ae79;
 /// `KVM_IOEVENTFD_FLAG_DEASSIGN`.
 const DEASSIGN: u32 = 1 << 2;
@@ -27,13 +26,8 @@ impl KvmDoorbells {
             flags,
             ..Default::default()
         };
-        // SAFETY: a descriptor of a machine, and a structure of the kind that
-        // the request names, which lives until the call returns.
-        let done = unsafe { libc::ioctl(self.0.as_raw_fd(), KVM_IOEVENTFD, &raw const doorbell) };
-        match done {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        // SAFETY: the request's structure; the event is open while borrowed.
+        unsafe { crate::request(&self.0, KVM_IOEVENTFD, &doorbell) }
     }
 }
 

@@ -15,7 +15,8 @@ use memory::GuestRam;
 use parking_lot::Mutex;
 
 use crate::clock::Clock;
-use crate::interrupts::{Interrupts, RESERVED_ROUTES};
+use crate::interrupts::Interrupts;
+use crate::routes::RESERVED_ROUTES;
 use crate::vcpu::KvmVcpu;
 use crate::{NAME, failed};
 
@@ -68,7 +69,15 @@ impl KvmEngine {
         vcpus: u32,
         cpu: impl Into<CpuChoice>,
     ) -> Result<Arc<dyn Engine>, EngineError> {
-        let cannot = |what: &str, e| unavailable(format!("KVM cannot {what}: {e}"));
+        let cannot = |what: &str, error: kvm_ioctls::Error| {
+            let hint = match error.errno() {
+                libc::EBUSY => " (does another hypervisor run on this host?)",
+                _ => "",
+            };
+            unavailable(format!(
+                "KVM cannot {what}: {error}{hint}; --engine soft needs no KVM"
+            ))
+        };
         let kvm = Kvm::new().map_err(|e| cannot("be opened (/dev/kvm)", e))?;
         check(&kvm, vcpus)?;
         let hardware = hardware(&kvm)?;
@@ -133,14 +142,15 @@ fn check(kvm: &Kvm, vcpus: u32) -> Result<(), EngineError> {
     for (cap, name) in needed {
         if !kvm.check_extension(cap) {
             return Err(unavailable(format!(
-                "it lacks {name}: a newer host kernel is needed"
+                "the host's KVM lacks {name}: a newer host kernel is needed; until then use --engine \
+                 soft"
             )));
         }
     }
     if vcpus as usize > kvm.get_max_vcpus() {
         let most = kvm.get_max_vcpus();
         return Err(unavailable(format!(
-            "it allows {most} vCPUs, and not {vcpus}"
+            "the host's KVM allows {most} vCPUs, and not {vcpus}: take fewer, or use --engine soft"
         )));
     }
     Ok(())

@@ -47,6 +47,7 @@ fn cannot(what: &'static str) -> impl Fn(kvm_ioctls::Error) -> EngineError {
 impl KvmVcpu {
     /// The complete state.
     pub(crate) fn save_state(&mut self) -> Result<CpuState, EngineError> {
+        self.shared.interrupts.settle();
         // First: it lets KVM act on INIT and SIPI that have arrived.
         let mp = self.fd.get_mp_state().map_err(cannot("what a vCPU does"))?;
         let regs = self.fd.get_regs().map_err(cannot("registers"))?;

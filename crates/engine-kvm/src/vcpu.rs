@@ -4,7 +4,13 @@ use std::sync::Arc;
 
 use arch::CpuState;
 use engine::{Bus, DebugRequest, EngineError, Exit, Vcpu, VcpuHandle, VcpuStats};
-use kvm_bindings::kvm_run;
+use kvm_bindings::{
+    KVM_INTERNAL_ERROR_DELIVERY_EV, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_INTERNAL_ERROR_SIMUL_EX,
+    KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON, kvm_run,
+    kvm_run__bindgen_ty_1__bindgen_ty_13 as InternalError,
+    kvm_run__bindgen_ty_1__bindgen_ty_14 as EmulationFailure,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::debug::Debugger;
@@ -102,7 +108,7 @@ impl KvmVcpu {
             Err(e) if matches!(e.errno(), libc::EINTR | libc::EAGAIN) => {
                 return Ok(Next::Interrupted);
             }
-            Err(e) => return Err(self.broken(&format!("KVM_RUN: {e}"))),
+            Err(e) => return Err(self.broken(&refused(e.errno()))),
         };
         match exit {
             VcpuExit::IoIn(port, data) => {
@@ -142,12 +148,18 @@ impl KvmVcpu {
                 });
             }
             VcpuExit::FailEntry(reason, _) => {
-                return Err(self.broken(&format!("entering the guest failed: {reason:#x}")));
+                return Err(self.broken(&format!(
+                    "the CPU refuses to run the guest (reason {reason:#x}; the host's kernel log \
+                     may say more)"
+                )));
             }
             VcpuExit::InternalError => {
-                // SAFETY: as above.
-                let suberror = unsafe { (*run).__bindgen_anon_1.internal.suberror };
-                return Err(self.broken(&format!("internal error {suberror} of KVM")));
+                // SAFETY: the exit says so of both members, which begin alike.
+                let (error, failure) = unsafe {
+                    let of = &(*run).__bindgen_anon_1;
+                    (of.internal, of.emulation_failure)
+                };
+                return Err(self.broken(&internal_error(&error, &failure)));
             }
             other => {
                 let other = format!("unexpected exit {other:?}");
@@ -188,9 +200,48 @@ impl KvmVcpu {
         };
         EngineError::Host {
             engine: NAME,
-            reason: format!("{what}, on vCPU {} {at}", self.index),
+            reason: format!(
+                "{what}; vCPU {} was {at}. The guest may run with --engine soft",
+                self.index
+            ),
         }
     }
+}
+
+/// Why KVM_RUN failed.
+fn refused(errno: i32) -> String {
+    let error = std::io::Error::from_raw_os_error(errno);
+    match errno {
+        libc::EFAULT => format!("the guest used memory that the host cannot give ({error})"),
+        libc::ENOMEM => format!("the host has no memory left for KVM ({error})"),
+        _ => format!("KVM cannot run the guest: {error}"),
+    }
+}
+
+/// What an internal error of KVM says.
+fn internal_error(error: &InternalError, failure: &EmulationFailure) -> String {
+    let why = match error.suberror {
+        KVM_INTERNAL_ERROR_EMULATION => "it cannot emulate an instruction of the guest",
+        KVM_INTERNAL_ERROR_SIMUL_EX => "the guest faults while KVM emulates for it",
+        KVM_INTERNAL_ERROR_DELIVERY_EV => "an interrupt or exception cannot be delivered",
+        KVM_INTERNAL_ERROR_UNEXPECTED_EXIT_REASON => "the CPU left the guest for no known reason",
+        other => return format!("internal error {other} of KVM"),
+    };
+    let mut text = format!("internal error {} of KVM: {why}", error.suberror);
+    let told = u64::from(KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES);
+    // The flags and the bytes take three words.
+    if error.suberror == KVM_INTERNAL_ERROR_EMULATION
+        && failure.ndata >= 3
+        && failure.flags & told != 0
+    {
+        // SAFETY: KVM's flag says that this is there.
+        let bytes = unsafe { failure.__bindgen_anon_1.__bindgen_anon_1 };
+        let count = usize::from(bytes.insn_size);
+        for byte in bytes.insn_bytes.iter().take(count) {
+            text.push_str(&format!(" {byte:02x}"));
+        }
+    }
+    text
 }
 
 impl Vcpu for KvmVcpu {
@@ -254,5 +305,43 @@ impl KvmVcpu {
             .set_vcpu_events(&events)
             .map_err(|e| failed("inject an interrupt", e))?;
         self.wake()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_run__bindgen_ty_1__bindgen_ty_14__bindgen_ty_1__bindgen_ty_1 as Bytes;
+
+    use super::*;
+
+    #[test]
+    fn internal_errors_are_told_with_the_instruction() {
+        let error = |suberror| InternalError {
+            suberror,
+            ..Default::default()
+        };
+        // SAFETY: integers only.
+        let mut failure: EmulationFailure = unsafe { std::mem::zeroed() };
+        failure.ndata = 3;
+        failure.flags = 1;
+        let mut bytes = [0; 15];
+        bytes[..3].copy_from_slice(&[0xf, 0xa, 1]);
+        failure.__bindgen_anon_1.__bindgen_anon_1 = Bytes {
+            insn_size: 2,
+            insn_bytes: bytes,
+        };
+        let said = internal_error(&error(1), &failure);
+        assert!(
+            said.ends_with("emulate an instruction of the guest 0f 0a"),
+            "{said}"
+        );
+        failure.flags = 0;
+        assert!(internal_error(&error(1), &failure).ends_with("of the guest"));
+        assert!(internal_error(&error(3), &failure).contains("cannot be delivered"));
+        assert_eq!(
+            internal_error(&error(77), &failure),
+            "internal error 77 of KVM"
+        );
+        assert!(refused(libc::EFAULT).contains("memory that the host cannot give"));
     }
 }

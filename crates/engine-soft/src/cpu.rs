@@ -162,6 +162,15 @@ pub enum View {
     KernelAc = 2,
 }
 
+/// Number of [`View`]s.
+pub const VIEWS: usize = 3;
+
+/// Which part of [`JitState::jump_cache`] serves code of a [`View`], of 32 or
+/// of 64 bits: generated code of one kind never leads to the other.
+pub const fn jump_table(view: u8, code32: bool) -> usize {
+    view as usize + if code32 { VIEWS } else { 0 }
+}
+
 /// 32-byte vector register.
 #[repr(C, align(32))]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -300,6 +309,8 @@ pub struct JitState {
     pub loop_streams: [u64; 6],
     /// Spill slots.
     pub spill: [u64; 4],
+    /// Added to addresses through FS and GS in 32-bit code.
+    pub poison: [u64; 2],
     /// Host address of a hardware exception inside generated code.
     pub fault_pc: u64,
     /// Bounce buffer of `native`.
@@ -307,8 +318,8 @@ pub struct JitState {
     /// Generated code's view of which code page is mapped where: identity of
     /// the mapping by linear page number modulo the size; kernel, then user.
     pub code_pages: [[u32; 1024]; 2],
-    /// Host entry by [`View`] and low 16 bits of the target address.
-    pub jump_cache: [[u64; 65536]; 3],
+    /// Host entry by [`jump_table`] and low 16 bits of the target address.
+    pub jump_cache: [[u64; 65536]; 2 * VIEWS],
 }
 
 impl Cpu {

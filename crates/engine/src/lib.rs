@@ -45,11 +45,23 @@ pub trait InterruptSink: Send + Sync {
     fn send(&self, message: MsiMessage);
     /// Level of the 8259 pair's INTR output, wired to LINT0 of the first vCPU.
     fn set_extint(&self, level: bool);
+    /// A way of its own for one source, whose message seldom changes, where
+    /// this engine has such; `None`: [`Self::send`] is the only one.
+    fn line(&self) -> Option<Arc<dyn InterruptLine>> {
+        None
+    }
     /// The other way, from guests to devices: doorbells that ring by
     /// themselves, if this engine has such.
     fn doorbells(&self) -> Option<Arc<dyn Doorbells>> {
         None
     }
+}
+
+/// The way of one interrupt source to the local APICs.
+pub trait InterruptLine: Send + Sync {
+    /// As [`InterruptSink::send`]. The same message as before is sent at the
+    /// least cost.
+    fn send(&self, message: MsiMessage);
 }
 
 /// Doorbells of devices that guests ring without an exit to the bus.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use anyhow::Context;
 use common::{BOOT, Console, base64, image};
 use cpio::Archive;
 
@@ -69,6 +70,12 @@ fn the_kvm_engine_in_an_emulated_host() {
         assert!(machine.contains(expected), "{expected}");
     }
     assert!(!machine.contains("trouble"));
+    // Of the disk, the network card and the console at least.
+    let events = machine.matches("an interrupt has an event of its own");
+    assert!(events.count() >= 3, "devices interrupt by irqfds");
+    for refused in ["KVM refuses", "KVM takes no", "KVM has no", "no event for"] {
+        assert!(!machine.contains(refused), "{refused}");
+    }
     // Of 4,096,000 zeroes, from each of two pipelines.
     let sums = machine.matches("0f8b44f3cec741c78cb7129af541247b").count();
     assert_eq!(sums, 2, "both pipelines end");
@@ -96,7 +103,9 @@ fn step(said: &str, name: &str) -> (String, i32) {
 /// Boots the emulated host and lets it run its script to the end; all it
 /// printed.
 fn run_host(initrd: &Path) -> anyhow::Result<String> {
-    let command = base64(b"sh /test/machine.sh");
+    let arms = u8::from(qemu_version()? >= (9, 1));
+    let command = format!("DEBUG_REGISTERS={arms} sh /test/machine.sh");
+    let command = base64(command.as_bytes());
     let append = format!("console=ttyS0 loglevel=1 panic=-1 cmd={command}");
     let mut console = Console::start(
         Command::new("qemu-system-x86_64")
@@ -113,6 +122,18 @@ fn run_host(initrd: &Path) -> anyhow::Result<String> {
     let said = console.expect("== END of all", ALL)?;
     console.finish(BOOT)?;
     Ok(said.replace("\r\n", "\n"))
+}
+
+/// Major and minor number.
+fn qemu_version() -> anyhow::Result<(u32, u32)> {
+    let output = Command::new("qemu-system-x86_64").arg("--version").output();
+    let output = output.context("qemu-system-x86_64 is needed (package qemu-system-x86)")?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let numbers = text.split_once(" version ").and_then(|(_, rest)| {
+        let mut numbers = rest.split('.').map(|number| number.parse().ok());
+        Some((numbers.next()??, numbers.next()??))
+    });
+    numbers.with_context(|| format!("no version in {text:?}"))
 }
 
 /// The root of the emulated host: the image `tiny` with KVM's modules, our

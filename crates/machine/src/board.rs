@@ -228,18 +228,46 @@ impl Board {
 
     /// Stops the guest's clock and all device work.
     pub(crate) fn pause(&self) {
-        self.clock.pause();
-        for (_, function) in self.all_functions() {
-            function.pause();
-        }
+        self.pause_time();
+        self.pause_devices();
     }
 
     /// Ends [`Self::pause`].
     pub(crate) fn resume(&self) {
+        self.resume_devices();
+        self.resume_time();
+    }
+
+    /// Stops the guest's clock, and with it all timers.
+    pub(crate) fn pause_time(&self) {
+        self.clock.pause();
+    }
+
+    /// Ends [`Self::pause_time`].
+    pub(crate) fn resume_time(&self) {
+        self.clock.resume();
+    }
+
+    /// Has all virtio devices finish what is in flight and begin nothing new.
+    /// The guest may run: what it asks for waits in its queues.
+    pub(crate) fn pause_devices(&self) {
+        let functions = self.all_functions();
+        std::thread::scope(|all| {
+            for (_, function) in &functions {
+                // Each waits for its own threads and for the host.
+                let apart = std::thread::Builder::new().name("pause".into());
+                if apart.spawn_scoped(all, || function.pause()).is_err() {
+                    function.pause();
+                }
+            }
+        });
+    }
+
+    /// Ends [`Self::pause_devices`].
+    pub(crate) fn resume_devices(&self) {
         for (_, function) in self.all_functions() {
             function.resume();
         }
-        self.clock.resume();
     }
 
     /// Finishes what is in flight; nothing touches guest memory afterwards.

@@ -334,17 +334,34 @@ impl Control {
         index: u32,
         f: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static,
     ) -> Option<R> {
+        self.give_job(index, f)?.recv().ok()
+    }
+
+    /// As [`Self::on_vcpu`] for every vCPU, on all threads at once; the results
+    /// by index.
+    pub fn on_all_vcpus<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut dyn Vcpu) -> R + Clone + Send + 'static,
+    ) -> Option<Vec<R>> {
+        let count = self.state.lock().slots.len() as u32;
+        let given: Vec<_> = (0..count).map(|i| self.give_job(i, f.clone())).collect();
+        given.into_iter().map(|job| job?.recv().ok()).collect()
+    }
+
+    fn give_job<R: Send + 'static>(
+        &self,
+        index: u32,
+        f: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static,
+    ) -> Option<mpsc::Receiver<R>> {
         let (tx, rx) = mpsc::sync_channel(1);
-        {
-            let mut s = self.state.lock();
-            let slot = s.slots.get_mut(index as usize).filter(|v| !v.gone)?;
-            slot.jobs.push_back(Box::new(move |vcpu| {
-                let _ = tx.send(f(vcpu));
-            }));
-            slot.handle.kick();
-            self.changed.notify_all();
-        }
-        rx.recv().ok()
+        let mut s = self.state.lock();
+        let slot = s.slots.get_mut(index as usize).filter(|v| !v.gone)?;
+        slot.jobs.push_back(Box::new(move |vcpu| {
+            let _ = tx.send(f(vcpu));
+        }));
+        slot.handle.kick();
+        self.changed.notify_all();
+        Some(rx)
     }
 
     /// Raises a non-maskable interrupt on a vCPU.

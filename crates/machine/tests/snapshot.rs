@@ -316,7 +316,11 @@ fn damage(snapshot: &Path, random: &mut Random, kind: u64) {
 /// A snapshot as every holm since format version 1 must read it. Its pages are
 /// in one file without holes; `HOLM_WRITE_FIXTURE=1` writes it anew.
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/snapshot-1")
+    fixtures().join("snapshot-1")
+}
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
 fn runs(list: &[u8]) -> Vec<(u64, usize)> {
@@ -373,4 +377,74 @@ fn a_snapshot_of_format_version_1_restores() {
     assert!(before.rip >= 0x10_0000, "{:#x}", before.rip);
     run_on(&m);
     assert!(m.registers(0).unwrap().tsc > before.tsc);
+}
+
+/// A console that nobody reads.
+struct Unread;
+
+impl machine::ConsoleSink for Unread {
+    fn output(&self, _: &[u8]) {}
+}
+
+/// The state of a Debian guest that used every device, two of them attached
+/// while it ran: each part of it must still be understood.
+#[test]
+fn every_device_of_format_version_1_restores() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name);
+    for name in ["manifest.json", "state.json"] {
+        fs::copy(fixtures().join("snapshot-1-devices").join(name), at(name)).unwrap();
+    }
+    fs::write(at("memory.pages"), "").unwrap();
+    let sparse = |name: &str, size: u64| fs::File::create(at(name)).unwrap().set_len(size);
+    sparse("memory", 512 << 20).unwrap();
+    for (n, size) in [4 << 30, 8 << 20, 8 << 20].into_iter().enumerate() {
+        sparse(&format!("disk-{n}.img"), size).unwrap();
+    }
+    fs::create_dir(at("share")).unwrap();
+    for file in ["file", "open"] {
+        fs::write(at("share").join(file), "x").unwrap();
+    }
+    let ram = memory::GuestRam::new(4 << 20, 4 << 20).unwrap();
+    let cpu = soft(ram, 1, CpuModel::V2.into()).unwrap().cpu();
+    edit(&place.path().canonicalize().unwrap(), |body| {
+        body["cpu"] = serde_json::to_value(&cpu).unwrap()
+    });
+    forge_digests(place.path());
+
+    let snapshot = Snapshot::open(place.path()).unwrap();
+    let mut here = snapshot.manifest().machine.clone();
+    for disk in &mut here.disks {
+        disk.file = place.path().join(&disk.file);
+    }
+    let name = format!("switch-{}", std::process::id());
+    here.nics[1].network = machine::NicNetwork::Switch(name.parse().unwrap());
+    here.peripherals.vsock.as_mut().unwrap().socket = at("vsock");
+    here.peripherals.share.as_mut().unwrap().folder = at("share");
+    let screen = Arc::new(Screen::default());
+    let mut consoles = consoles(&screen);
+    consoles.virtio = Some(Arc::new(Unread));
+    let m = Machine::from_snapshot(&snapshot, here, &soft, consoles).unwrap();
+    let names: Vec<String> = m.disks().into_iter().map(|disk| disk.name).collect();
+    assert_eq!(names, ["disk0", "disk1", "two"]);
+    let card = &m.attached_nics()[0];
+    assert_eq!((card.name(), m.attached_nics().len()), ("out", 1));
+    // What drivers had set up is as it was.
+    let before: Value = serde_json::from_slice(&fs::read(at("state.json")).unwrap()).unwrap();
+    let now = serde_json::to_value(m.save().unwrap()).unwrap();
+    let virtio = |state: &Value| state["devices"]["virtio"].as_array().unwrap().clone();
+    let kept = ["queues", "driver_features", "status", "device_id", "msix"];
+    for (before, now) in virtio(&before).iter().zip(&virtio(&now)) {
+        for part in kept {
+            assert_eq!(
+                before[1][part], now[1][part],
+                "{part} of slot {}",
+                before[0]
+            );
+        }
+    }
+    for part in ["watchdog", "ports"] {
+        assert_eq!(before["devices"][part], now["devices"][part], "{part}");
+    }
+    assert_eq!(before["vcpus"][0]["rip"], now["vcpus"][0]["rip"]);
 }

@@ -100,7 +100,7 @@ impl GuestRam {
 
     fn read_run(&self, file: &File, run: &Range<u64>) -> io::Result<()> {
         let mut buffer = vec![0; (CHUNK * PAGE_SIZE) as usize];
-        for part in chunks(run) {
+        for part in chunks(run.clone()) {
             let bytes = &mut buffer[..((part.end - part.start) * PAGE_SIZE) as usize];
             file.read_exact_at(bytes, part.start * PAGE_SIZE)?;
             self.put(part.start, bytes)?;
@@ -132,11 +132,8 @@ impl GuestRam {
         mut take: impl FnMut(u64, &[u8]) -> io::Result<()>,
     ) -> io::Result<()> {
         let mut buffer = vec![0; (CHUNK * PAGE_SIZE) as usize];
-        // The PCI hole lies between two pages that follow each other in RAM.
-        let hole = self.low_size() / PAGE_SIZE;
         for run in set.runs() {
-            let halves = [run.start..run.end.min(hole), run.start.max(hole)..run.end];
-            for part in halves.iter().filter(|r| !r.is_empty()).flat_map(chunks) {
+            for part in self.without_hole(run).flat_map(chunks) {
                 let bytes = &mut buffer[..((part.end - part.start) * PAGE_SIZE) as usize];
                 self.read(self.gpa_of(part.start * PAGE_SIZE), bytes)
                     .map_err(io::Error::other)?;
@@ -144,6 +141,14 @@ impl GuestRam {
             }
         }
         Ok(())
+    }
+
+    /// A run of pages in parts whose addresses follow each other: the PCI hole
+    /// lies between two pages that are neighbours in RAM.
+    pub(crate) fn without_hole(&self, run: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+        let hole = self.low_size() / PAGE_SIZE;
+        let halves = [run.start..run.end.min(hole), run.start.max(hole)..run.end];
+        halves.into_iter().filter(|part| !part.is_empty())
     }
 }
 
@@ -166,7 +171,7 @@ fn visible(layers: &[Layer<'_>], pages: u64) -> Vec<(PageSet, PageSet)> {
 }
 
 /// A run in parts of at most [`CHUNK`] pages.
-fn chunks(run: &Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
+pub(crate) fn chunks(run: Range<u64>) -> impl Iterator<Item = Range<u64>> + use<> {
     let end = run.end;
     (run.start..end)
         .step_by(CHUNK as usize)

@@ -6,6 +6,7 @@
 //! guest memory goes through this crate, so that writes can be tracked
 //! (dirty pages) and watched (pages that hold translated code).
 
+mod copied;
 mod frozen;
 pub mod host;
 mod image;
@@ -13,6 +14,7 @@ mod pages;
 mod ram;
 mod track;
 
+pub use copied::CopiedPages;
 pub use frozen::FrozenRam;
 pub use image::{Image, ImageWriter, Layer};
 pub use pages::PageSet;

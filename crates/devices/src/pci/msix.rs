@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use engine::{InterruptSink, MsiMessage};
+use engine::{InterruptLine, InterruptSink, MsiMessage};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +62,8 @@ struct Vectors {
 /// configuration space (the control register) and its vectors.
 pub struct MsixTable {
     sink: Arc<dyn InterruptSink>,
+    /// Each vector's own way to the local APICs; empty if the engine has none.
+    lines: Vec<Arc<dyn InterruptLine>>,
     layout: MsixLayout,
     count: u16,
     vectors: Mutex<Vectors>,
@@ -74,6 +76,7 @@ impl MsixTable {
     pub fn new(vectors: u16, layout: MsixLayout, sink: Arc<dyn InterruptSink>) -> Arc<Self> {
         let count = vectors.clamp(1, MAX_VECTORS);
         Arc::new(Self {
+            lines: (0..count).map_while(|_| sink.line()).collect(),
             sink,
             layout,
             count,
@@ -117,7 +120,10 @@ impl MsixTable {
     pub(super) fn set_control(&self, control: u16) {
         let mut vectors = self.vectors.lock();
         vectors.control = control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK);
-        let due = vectors.take_due(0..usize::from(self.count));
+        let all = 0..usize::from(self.count);
+        let due: Vec<_> = all
+            .filter_map(|index| Some((index, vectors.take_due(index)?)))
+            .collect();
         drop(vectors);
         self.send(due);
     }
@@ -149,10 +155,10 @@ impl MsixTable {
             for (at, &byte) in (start..).zip(data) {
                 vectors.set_table_byte(at, byte);
             }
-            let first = (start / u64::from(ENTRY_SIZE)) as usize;
-            let due = vectors.take_due(first..first + 1);
+            let index = (start / u64::from(ENTRY_SIZE)) as usize;
+            let due = vectors.take_due(index);
             drop(vectors);
-            self.send(due);
+            self.send(due.map(|message| (index, message)));
         }
         true
     }
@@ -177,14 +183,18 @@ impl MsixTable {
             return;
         }
         vectors.set_pending(index);
-        let due = vectors.take_due(index..index + 1);
+        let due = vectors.take_due(index);
         drop(vectors);
-        self.send(due);
+        self.send(due.map(|message| (index, message)));
     }
 
-    fn send(&self, due: Vec<MsiMessage>) {
-        for message in due {
-            self.sink.send(message);
+    /// Sends messages of vectors.
+    fn send(&self, due: impl IntoIterator<Item = (usize, MsiMessage)>) {
+        for (index, message) in due {
+            match self.lines.get(index) {
+                Some(line) => line.send(message),
+                None => self.sink.send(message),
+            }
         }
     }
 
@@ -243,28 +253,22 @@ impl Vectors {
         }
     }
 
-    /// Takes the pending bits that nothing masks, as messages to be sent.
-    fn take_due(&mut self, range: std::ops::Range<usize>) -> Vec<MsiMessage> {
-        let mut due = Vec::new();
+    /// Takes a pending bit that nothing masks, as the message to be sent.
+    fn take_due(&mut self, index: usize) -> Option<MsiMessage> {
         if self.control & (CONTROL_ENABLE | CONTROL_FUNCTION_MASK) != CONTROL_ENABLE {
-            return due;
+            return None;
         }
-        for index in range {
-            let (Some(&[low, high, data, control]), Some(word)) =
-                (self.messages.get(index), self.pending.get_mut(index / 64))
-            else {
-                break;
-            };
-            let bit = 1 << (index % 64);
-            if *word & bit != 0 && control & VECTOR_MASKED == 0 {
-                *word &= !bit;
-                due.push(MsiMessage {
-                    address: u64::from(high) << 32 | u64::from(low),
-                    data,
-                });
-            }
+        let &[low, high, data, control] = self.messages.get(index)?;
+        let word = self.pending.get_mut(index / 64)?;
+        let bit = 1 << (index % 64);
+        if *word & bit == 0 || control & VECTOR_MASKED != 0 {
+            return None;
         }
-        due
+        *word &= !bit;
+        Some(MsiMessage {
+            address: u64::from(high) << 32 | u64::from(low),
+            data,
+        })
     }
 
     fn table_byte(&self, at: u64) -> u8 {

@@ -8,7 +8,7 @@ use iced_x86::{
 };
 
 use crate::cpu::View;
-use crate::translate::cache::{Block, BlockKey, CodeCache, Fpu, Index, Peeked, SecondPage, Start};
+use crate::translate::cache::{Block, BlockKey, CodeCache, Index, Peeked, SecondPage, Start};
 use crate::translate::classify::{ALL_FLAGS, Class, classify, flags, is_shift};
 use crate::translate::emit::Emitter;
 use crate::translate::emit_jump::condition;
@@ -17,6 +17,7 @@ use crate::translate::exit::{Kind, Record};
 use crate::translate::flags::Flags;
 use crate::translate::group;
 use crate::translate::loops::{self, Plan};
+use crate::translate::lower::lower;
 use crate::translate::relocate::Relocs;
 
 /// Most instructions in a block.
@@ -35,6 +36,10 @@ pub(crate) struct Place {
 impl Place {
     pub(super) fn user(&self) -> bool {
         self.key.view == View::User as u8
+    }
+
+    fn bits(&self) -> u32 {
+        if self.key.code32 { 32 } else { 64 }
     }
 }
 
@@ -95,7 +100,7 @@ impl Translator {
         let mut buffer = [0u8; MAX_INSTRUCTIONS * 15 + 15];
         let mut bytes = fetch_block(source, place.rip, &mut buffer);
         let in_page = 4096 - (place.rip & 0xfff) as usize;
-        let (mut insns, mut length) = decode(bytes, in_page, place.rip, place.key.fpu);
+        let (mut insns, mut length) = decode(bytes, in_page, place);
         let mut second = None;
         if length > in_page {
             let next_page = (place.rip & !0xfff).wrapping_add(4096);
@@ -110,7 +115,7 @@ impl Translator {
                 }
                 None => {
                     bytes = &bytes[..in_page];
-                    (insns, length) = decode(bytes, in_page, place.rip, place.key.fpu);
+                    (insns, length) = decode(bytes, in_page, place);
                 }
             }
         }
@@ -119,6 +124,7 @@ impl Translator {
         }
         let mut ahead = Ahead {
             source,
+            bits: place.bits(),
             seen: Vec::new(),
         };
         let live_out = liveness(
@@ -137,6 +143,7 @@ impl Translator {
             cold,
             slows: Vec::with_capacity(insns.len() * 2),
             view: place.key.view,
+            code32: place.key.code32,
             common: cache.common,
             encoder,
             info,
@@ -181,17 +188,21 @@ fn fetch_block<'a>(
     &buffer[..n]
 }
 
-fn decode(bytes: &[u8], in_page: usize, rip: u64, fpu: Fpu) -> (Vec<Insn>, usize) {
-    let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
+fn decode(bytes: &[u8], in_page: usize, place: Place) -> (Vec<Insn>, usize) {
+    let mut decoder = Decoder::with_ip(place.bits(), bytes, place.rip, DecoderOptions::NONE);
+    let fpu = place.key.fpu;
     let mut out = Vec::with_capacity(32);
     let mut branches = 0;
     let mut length = 0;
     while out.len() < MAX_INSTRUCTIONS && decoder.can_decode() && length < in_page {
-        let i = decoder.decode();
+        let mut i = decoder.decode();
         if i.is_invalid() {
             break;
         }
         let mut class = classify(&i);
+        if place.key.code32 && !matches!(class, Class::Emulate | Class::EmulateEnd) {
+            lower(&mut i);
+        }
         let may = match i.encoding() {
             EncodingKind::Legacy => fpu.legacy,
             _ => fpu.vex,
@@ -279,6 +290,7 @@ fn liveness(insns: &mut [Insn], end: u64, ahead: &mut Ahead) -> u32 {
 /// changes, what the block assumed of the flags is void.
 struct Ahead<'a> {
     source: &'a mut dyn Source,
+    bits: u32,
     /// Linear addresses and lengths.
     seen: Vec<(u64, u16)>,
 }
@@ -312,7 +324,7 @@ impl Ahead<'_> {
     fn peek(&mut self, rip: u64, depth: u32) -> u32 {
         let mut bytes = [0u8; 160];
         let n = self.source.fetch(rip, &mut bytes);
-        let mut decoder = Decoder::with_ip(64, &bytes[..n], rip, DecoderOptions::NONE);
+        let mut decoder = Decoder::with_ip(self.bits, &bytes[..n], rip, DecoderOptions::NONE);
         let (live, unknown, on) = peek_straight(&mut decoder);
         let length = decoder.position() as u16;
         // Where all flags count as live, no change can do harm.
@@ -383,7 +395,8 @@ fn emit_block(
         (vec![None; insns.len()], None)
     } else {
         let list: Vec<_> = insns.iter().map(|n| (n.i, n.class)).collect();
-        let plan = if live || second.is_some() {
+        // Where a register wraps at 32 bits, a loop's host addresses do not.
+        let plan = if live || second.is_some() || place.key.code32 {
             None
         } else {
             loops::plan(&list, base, &mut e.info)

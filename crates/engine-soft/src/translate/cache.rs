@@ -62,6 +62,8 @@ pub(crate) struct BlockKey {
     pub ungrouped: bool,
     /// x87 and vector instructions may run without a check.
     pub fpu: Fpu,
+    /// Flat 32-bit code (see `lower`).
+    pub code32: bool,
 }
 
 impl BlockKey {

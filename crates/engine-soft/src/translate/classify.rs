@@ -5,6 +5,8 @@ use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 
+use crate::translate::lower;
+
 /// The six arithmetic flags, as iced numbers them.
 pub(crate) const ALL_FLAGS: u32 = 0x3f;
 
@@ -44,19 +46,36 @@ pub(crate) enum Class {
     EmulateEnd,
 }
 
-/// Decides how to translate a 64-bit-mode instruction.
+/// Decides how to translate an instruction as it was decoded.
 pub(crate) fn classify(i: &Instruction) -> Class {
+    let class = class_of(i);
+    if !lower::is_32(i) || !lower::is_odd(i) {
+        return class;
+    }
+    match class {
+        Class::Skip => class,
+        Class::JumpIndirect | Class::CallIndirect | Class::EmulateEnd => Class::EmulateEnd,
+        _ => Class::Emulate,
+    }
+}
+
+fn class_of(i: &Instruction) -> Class {
     use FlowControl as F;
     match i.flow_control() {
         F::Next => {}
         F::UnconditionalBranch => {
             return match i.code() {
                 Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jump,
+                Code::Jmp_rel8_32 | Code::Jmp_rel32_32 => Class::Jump,
                 _ => Class::EmulateEnd,
             };
         }
         F::ConditionalBranch => {
-            let near = i.op0_kind() == OpKind::NearBranch64;
+            let near = match i.op0_kind() {
+                OpKind::NearBranch64 => true,
+                OpKind::NearBranch32 => i.is_jcc_short_or_near() || counts_ecx(i.code()),
+                _ => false,
+            };
             return if near {
                 Class::Branch
             } else {
@@ -65,25 +84,26 @@ pub(crate) fn classify(i: &Instruction) -> Class {
         }
         F::Call => {
             return match i.code() {
-                Code::Call_rel32_64 => Class::Call,
+                Code::Call_rel32_64 | Code::Call_rel32_32 => Class::Call,
                 _ => Class::EmulateEnd,
             };
         }
         F::IndirectBranch => {
             return match i.code() {
-                Code::Jmp_rm64 => indirect(i, Class::JumpIndirect),
+                Code::Jmp_rm64 | Code::Jmp_rm32 => indirect(i, Class::JumpIndirect),
                 _ => Class::EmulateEnd,
             };
         }
         F::IndirectCall => {
             return match i.code() {
-                Code::Call_rm64 => indirect(i, Class::CallIndirect),
+                Code::Call_rm64 | Code::Call_rm32 => indirect(i, Class::CallIndirect),
                 _ => Class::EmulateEnd,
             };
         }
         F::Return => {
             return match i.code() {
                 Code::Retnq | Code::Retnq_imm16 => Class::Return,
+                Code::Retnd | Code::Retnd_imm16 => Class::Return,
                 _ => Class::EmulateEnd,
             };
         }
@@ -95,8 +115,20 @@ pub(crate) fn classify(i: &Instruction) -> Class {
     data(i)
 }
 
+/// `loop` and its like, and `jecxz`, with a counter of 32 bits.
+fn counts_ecx(c: Code) -> bool {
+    matches!(
+        c,
+        Code::Loop_rel8_32_ECX
+            | Code::Loope_rel8_32_ECX
+            | Code::Loopne_rel8_32_ECX
+            | Code::Jecxz_rel8_32
+    )
+}
+
 fn indirect(i: &Instruction, class: Class) -> Class {
-    if i.op0_kind() == OpKind::Register && i.op0_register() == Register::RSP {
+    let stack = matches!(i.op0_register(), Register::RSP | Register::ESP);
+    if i.op0_kind() == OpKind::Register && stack {
         Class::EmulateEnd
     } else {
         class
@@ -106,10 +138,13 @@ fn indirect(i: &Instruction, class: Class) -> Class {
 fn stack(i: &Instruction) -> Class {
     match i.code() {
         Code::Push_r64 | Code::Push_rm64 | Code::Pushq_imm8 | Code::Pushq_imm32 => Class::Push,
-        Code::Pop_r64 => Class::Pop,
-        Code::Pop_rm64 if i.op0_kind() == OpKind::Register => Class::Pop,
-        Code::Leaveq => Class::Leave,
+        Code::Push_r32 | Code::Push_rm32 | Code::Pushd_imm8 | Code::Pushd_imm32 => Class::Push,
+        Code::Pop_r64 | Code::Pop_r32 => Class::Pop,
+        Code::Pop_rm64 | Code::Pop_rm32 if i.op0_kind() == OpKind::Register => Class::Pop,
+        Code::Leaveq | Code::Leaved => Class::Leave,
         Code::Popfq | Code::Popfw | Code::Popfd => Class::EmulateEnd,
+        // What 32-bit code loads may not be flat.
+        _ if lower::is_32(i) && i.op0_register().is_segment_register() => Class::EmulateEnd,
         _ => Class::Emulate,
     }
 }

@@ -8,13 +8,13 @@ use iced_x86::FlowControl;
 use arch::Exception;
 
 use crate::core::{Core, Exec, Trap};
-use crate::cpu::{Cpu, View, cr, flag};
+use crate::cpu::{Cpu, VIEWS, View, cr, flag, jump_table};
 use crate::mmu::Access;
 use crate::translate::block::{NoBlock, Place, Source, Translator};
 use crate::translate::cache::{BlockKey, Entries, Fpu, MapId};
 use crate::translate::exit::{Kind, Record};
 use crate::translate::fetch::{self, Decoded};
-use crate::translate::relocate;
+use crate::translate::{lower, relocate};
 
 /// Times a block start is interpreted before it is translated.
 const WARM: u8 = 6;
@@ -40,6 +40,8 @@ pub(crate) struct Jit {
     generation: u32,
     /// What the jump cache's blocks assume.
     fpu: Fpu,
+    /// The jump cache's parts for 32-bit code are in use.
+    has_32: bool,
     pub blocks_entered: u64,
     pub misses: u64,
     pub emulated: u64,
@@ -66,6 +68,7 @@ impl Jit {
             decoded: vec![Decoded::default(); fetch::DECODED].into_boxed_slice(),
             generation: 0,
             fpu: Fpu::default(),
+            has_32: false,
             blocks_entered: 0,
             misses: 0,
             emulated: 0,
@@ -129,7 +132,7 @@ impl Core {
     /// Whether the current mode may run translated code.
     pub(crate) fn translatable(&self) -> bool {
         let c = &*self.cpu;
-        c.bits == 64
+        (c.bits == 64 || c.bits == 32 && lower::is_flat(c))
             && !c.shadow
             && c.rflags & flag::TF == 0
             && c.dr[7] & 0xff == 0
@@ -196,7 +199,7 @@ impl Core {
             return None;
         }
         let slot = (self.cpu.rip & 0xffff) as usize;
-        let host = self.cpu.jit.jump_cache[self.cpu.view as usize][slot];
+        let host = self.cpu.jit.jump_cache[self.jump_table()][slot];
         cache.offset_of(host).filter(|o| *o != cache.common.miss)
     }
 
@@ -205,6 +208,9 @@ impl Core {
     fn enter(&mut self, at: usize, operand: u64) {
         self.jit.blocks_entered += 1;
         self.cpu.jit.operand = operand;
+        if self.cpu.bits == 32 {
+            lower::prepare(&mut self.cpu);
+        }
         let cache = &self.shared.code;
         let code = cache.rx(at);
         // SAFETY: `SoftVcpu::run` points gs at this Cpu; `at` is the start of
@@ -301,11 +307,8 @@ impl Core {
             return Ok(Step::Return(Next::Interpret));
         };
         let key = BlockKey {
-            map: page.map,
-            offset: (r.rip & 0xfff) as u16,
-            view: self.cpu.view,
             ungrouped: true,
-            fpu: Fpu::of(&self.cpu),
+            ..self.key(page.map, r.rip)
         };
         let entries = match self.known_or_copied(r.rip, key, page.ram_page) {
             Some((_, e)) => Some(e),
@@ -476,20 +479,20 @@ impl Core {
             self.jump_cache_clear();
             self.tlb_code_flush();
         }
-        let rip = self.cpu.rip;
-        if self.debugger.has_page(rip) {
+        let (rip, key_32) = (self.cpu.rip, self.cpu.bits == 32);
+        if key_32 && !self.jit.has_32 {
+            self.jit.has_32 = true;
+            self.jump_cache_clear();
+        }
+        // A block at the end of 32-bit code's addresses might wrap.
+        let wraps = key_32 && rip >= 0xffff_f000;
+        if self.debugger.has_page(rip) || wraps {
             return Ok(None);
         }
         let Some(page) = self.code_page(rip)? else {
             return Ok(None);
         };
-        let key = BlockKey {
-            map: page.map,
-            offset: (rip & 0xfff) as u16,
-            view: self.cpu.view,
-            ungrouped: false,
-            fpu: Fpu::of(&self.cpu),
-        };
+        let key = self.key(page.map, rip);
         let (block, entries) = match self.known_or_copied(rip, key, page.ram_page) {
             Some(found) => found,
             None => {
@@ -506,12 +509,29 @@ impl Core {
         };
         let slot = (rip & 0xffff) as usize;
         let target = self.shared.code.rx(entries.indirect as usize) as u64;
-        let view = self.cpu.view as usize;
-        self.cpu.jit.jump_cache[view][slot] = target;
+        let table = self.jump_table();
+        self.cpu.jit.jump_cache[table][slot] = target;
         Ok(Some(Found {
             at: entries.direct as usize,
             block,
         }))
+    }
+
+    /// What a block for rip is known by.
+    fn key(&self, map: MapId, rip: u64) -> BlockKey {
+        BlockKey {
+            map,
+            offset: (rip & 0xfff) as u16,
+            view: self.cpu.view,
+            ungrouped: false,
+            fpu: Fpu::of(&self.cpu),
+            code32: self.cpu.bits == 32,
+        }
+    }
+
+    /// The part of the jump cache that serves the current mode.
+    fn jump_table(&self) -> usize {
+        jump_table(self.cpu.view, self.cpu.bits == 32)
     }
 
     /// The block with this key, or a new copy of one made of the same code.
@@ -689,8 +709,9 @@ impl Core {
     /// Points every entry of the jump cache to the miss path.
     fn jump_cache_clear(&mut self) {
         let miss = self.shared.code.rx(self.shared.code.common.miss) as u64;
-        for view in &mut self.cpu.jit.jump_cache {
-            view.fill(miss);
+        let parts = if self.jit.has_32 { 2 * VIEWS } else { VIEWS };
+        for part in &mut self.cpu.jit.jump_cache[..parts] {
+            part.fill(miss);
         }
     }
 }

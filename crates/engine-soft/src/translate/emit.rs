@@ -3,7 +3,7 @@
 use std::mem::offset_of;
 
 use iced_x86::{
-    Encoder, Instruction, InstructionInfoFactory, MemorySize, OpAccess, OpKind, Register,
+    Encoder, Instruction, InstructionInfoFactory, MemorySize, Mnemonic, OpAccess, OpKind, Register,
 };
 
 use crate::cpu::{Cpu, View};
@@ -89,6 +89,8 @@ pub(crate) struct Emitter {
     pub cold: Asm,
     pub slows: Vec<Slow>,
     pub view: u8,
+    /// Flat 32-bit code: addresses and stack slots have 32 bits.
+    pub code32: bool,
     pub common: Common,
     pub encoder: Encoder,
     pub info: InstructionInfoFactory,
@@ -117,9 +119,33 @@ pub(crate) struct Emitter {
 
 impl Emitter {
     /// Copies the instruction's own bytes.
-    fn copy(&mut self, bytes: &[u8]) {
+    fn copy(&mut self, i: &Instruction, bytes: &[u8]) {
         self.settle();
-        self.hot.bytes(bytes);
+        if !self.code32 {
+            self.hot.bytes(bytes);
+        } else if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+            self.zero_vectors(i.mnemonic() == Mnemonic::Vzeroall);
+        } else if !self.encode(i) {
+            self.emulate();
+        }
+    }
+
+    /// `vzeroall` or `vzeroupper` of 32-bit code, which has eight registers.
+    fn zero_vectors(&mut self, all: bool) {
+        for n in 0..8u8 {
+            let both = 0xc0 | n << 3 | n;
+            self.hot.bytes(&match all {
+                // vxorps xmm, xmm, xmm
+                true => [0xc5, 0xf8 - n * 8, 0x57, both],
+                // vmovaps xmm, xmm
+                false => [0xc5, 0xf8, 0x28, both],
+            });
+        }
+    }
+
+    /// Bytes of a stack slot.
+    pub(super) fn word(&self) -> usize {
+        if self.code32 { 4 } else { 8 }
     }
 
     pub(super) fn encode(&mut self, i: &Instruction) -> bool {
@@ -170,7 +196,7 @@ impl Emitter {
                 self.want(t);
             }
         }
-        self.copy(bytes);
+        self.copy(i, bytes);
         for t in [reg::T0, reg::T1] {
             if w & 1 << t != 0 {
                 self.hot.store(t, gpr(t));
@@ -364,27 +390,28 @@ impl Emitter {
             index: None,
             disp: by,
         };
-        self.hot.lea(reg::RSP, ea, true);
+        self.hot.lea(reg::RSP, ea, !self.code32);
     }
 
-    /// `push`, 64 bits.
+    /// `push` of a whole slot.
     pub fn push(&mut self, i: &Instruction, live: bool) {
+        let (word, wide) = (self.word(), !self.code32);
         if i.op0_kind() == OpKind::Memory {
-            let place = self.operand(i, false, 8, live);
-            self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
+            let place = self.operand(i, false, word, live);
+            self.hot.op_mem(&[0x8b], reg::T0, place.ea(), wide, false);
             self.hot.store(reg::T0, TARGET);
         }
-        let place = self.stack_place(-8, true, live);
+        let place = self.stack_place(-(word as i32), true, live);
         match i.op0_kind() {
             OpKind::Register => self.store_register(number(i.op0_register()), place),
             OpKind::Memory => {
                 self.hot.lea(reg::T0, place.ea(), true);
                 self.hot.load(reg::T1, TARGET);
-                self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
+                self.hot.op_mem(&[0x89], reg::T1, at_t0(), wide, false);
             }
             _ => self.store_imm(i.immediate(0), place),
         }
-        self.move_rsp(-8);
+        self.move_rsp(-(word as i32));
     }
 
     fn store_register(&mut self, n: u8, place: Place) {
@@ -393,13 +420,13 @@ impl Emitter {
             self.hot.load(reg::T1, gpr(n));
             self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
         } else {
-            self.hot.op_mem(&[0x89], n, place.ea(), true, false);
+            self.hot.op_mem(&[0x89], n, place.ea(), !self.code32, false);
         }
     }
 
     pub(super) fn store_imm(&mut self, v: u64, place: Place) {
-        if v as i64 == i64::from(v as i32) {
-            self.hot.op_mem(&[0xc7], 0, place.ea(), true, false);
+        if self.code32 || v as i64 == i64::from(v as i32) {
+            self.hot.op_mem(&[0xc7], 0, place.ea(), !self.code32, false);
             self.hot.dword(v as u32);
         } else {
             self.hot.lea(reg::T0, place.ea(), true);
@@ -408,34 +435,36 @@ impl Emitter {
         }
     }
 
-    /// `pop` of 64 bits into a register.
+    /// `pop` of a whole slot into a register.
     pub fn pop(&mut self, i: &Instruction, live: bool) {
         let n = number(i.op0_register());
+        let wide = !self.code32;
         let place = self.stack_place(0, false, live);
         if n == reg::RSP {
-            self.hot.op_mem(&[0x8b], reg::RSP, place.ea(), true, false);
+            self.hot.op_mem(&[0x8b], reg::RSP, place.ea(), wide, false);
             return;
         }
         let d = if spilled(n) { reg::T0 } else { n };
-        self.hot.op_mem(&[0x8b], d, place.ea(), true, false);
+        self.hot.op_mem(&[0x8b], d, place.ea(), wide, false);
         if spilled(n) {
             self.hot.store(reg::T0, gpr(n));
         }
-        self.move_rsp(8);
+        self.move_rsp(self.word() as i32);
     }
 
     /// `leave`.
     pub fn leave(&mut self, live: bool) {
         self.hot.mov(reg::T0, reg::RBP);
-        self.check(false, 8, live);
+        let (word, wide) = (self.word(), !self.code32);
+        self.check(false, word, live);
         self.hot
-            .op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
+            .op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), wide, false);
         let ea = Ea {
             base: Some(reg::RBP),
             index: None,
-            disp: 8,
+            disp: word as i32,
         };
-        self.hot.lea(reg::RSP, ea, true);
+        self.hot.lea(reg::RSP, ea, wide);
         self.hot.mov(reg::RBP, reg::T0);
     }
 }

@@ -27,6 +27,8 @@ impl Emitter {
                 self.relocs.fix();
             }
             self.mov_linear(reg::T0, i.ip_rel_memory_address());
+        } else if self.code32 {
+            return self.address_32(i, segment);
         } else {
             let wide = i.memory_base().size() != 4 && i.memory_index().size() != 4;
             let simple = segment.is_some()
@@ -55,6 +57,27 @@ impl Emitter {
             };
             self.hot.lea(reg::T0, both, true);
         }
+    }
+
+    /// As [`Self::address`] in 32-bit code.
+    fn address_32(&mut self, i: &Instruction, segment: Option<usize>) {
+        let mut ea = self.host_ea(i);
+        self.holds = 0;
+        let Some(s) = segment else {
+            return self.move_address(ea, false);
+        };
+        if ea.base.is_none() && ea.index.is_none() {
+            self.hot.load(reg::T0, segment_base(s));
+            ea.base = Some(reg::T0);
+        } else {
+            self.hot.lea(reg::T0, ea, true);
+            self.hot.load(reg::T1, segment_base(s));
+            ea = Place::CHECKED.ea();
+        }
+        self.hot.lea(reg::T0, ea, false);
+        let poison = offset_of!(Cpu, jit.poison) + (s - seg::FS) * 8;
+        self.hot.load(reg::T1, poison);
+        self.hot.lea(reg::T0, Place::CHECKED.ea(), true);
     }
 
     /// `lea` into T0, or the cheaper `mov` where that does.
@@ -192,15 +215,15 @@ impl Emitter {
             let entry = What::TlbEntry { write, host: false };
             if Width::is_signed(expected) {
                 e.hot.op_mem(&[0x81], 7, tag, true, true);
-                e.mark(entry, 4, 0);
+                e.mark_relative(entry, 4);
                 e.hot.dword(expected as u32);
-                e.mark(What::Tag(Width::Sign), 4, 0);
+                e.mark_relative(What::Tag(Width::Sign), 4);
             } else {
                 e.hot.mov_imm(reg::T0, expected);
                 let width = Width::of_mov(expected);
-                e.mark(What::Tag(width), width.bytes(), 0);
+                e.mark_relative(What::Tag(width), width.bytes());
                 e.hot.op_mem(&[0x3b], reg::T0, tag, true, true);
-                e.mark(entry, 4, 0);
+                e.mark_relative(entry, 4);
             }
             let jump = e.hot.jcc(cc::NE);
             let what = SlowKind::Miss {
@@ -213,7 +236,7 @@ impl Emitter {
             e.slow(jump, what);
         });
         self.hot.load(reg::T1, slot + offset_of!(TlbBank, host));
-        self.mark(What::TlbEntry { write, host: true }, 4, 0);
+        self.mark_relative(What::TlbEntry { write, host: true }, 4);
         Place {
             base: reg::T1,
             index: None,
@@ -234,7 +257,13 @@ impl Emitter {
             return place;
         }
         let plain = !matches!(i.memory_segment(), Register::FS | Register::GS);
-        if i.is_ip_rel_memory_operand() && plain {
+        let none = i.memory_base() == Register::None && i.memory_index() == Register::None;
+        if self.code32 && none && plain {
+            let address = i.memory_displacement64() & 0xffff_ffff;
+            if (address & 0xfff) as usize + size <= 4096 {
+                return self.check_constant(address, write, size, live);
+            }
+        } else if i.is_ip_rel_memory_operand() && plain {
             let address = i.ip_rel_memory_address();
             if i.memory_base() == Register::EIP {
                 self.relocs.fix();
@@ -257,7 +286,7 @@ impl Emitter {
                 index: c.index,
                 disp: c.low,
             };
-            self.move_address(ea, true);
+            self.move_address(ea, !self.code32);
             self.check_range(c.write, c.span as usize, live, Some(c.span));
         }
         Some(Place {
@@ -266,7 +295,7 @@ impl Emitter {
         })
     }
 
-    /// Checks 8 bytes of stack at rsp + `disp`.
+    /// Checks a slot of the stack at rsp + `disp`.
     pub(super) fn stack_place(&mut self, disp: i32, write: bool, live: bool) -> Place {
         if let Some(place) = self.group_place(live) {
             return place;
@@ -276,8 +305,8 @@ impl Emitter {
             index: None,
             disp,
         };
-        self.move_address(ea, true);
-        self.check(write, 8, live);
+        self.move_address(ea, !self.code32);
+        self.check(write, self.word(), live);
         Place::CHECKED
     }
 }

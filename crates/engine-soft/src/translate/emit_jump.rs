@@ -4,7 +4,7 @@ use std::mem::offset_of;
 
 use iced_x86::{Instruction, OpKind};
 
-use crate::cpu::Cpu;
+use crate::cpu::{Cpu, jump_table};
 use crate::translate::asm::{Ea, cc, reg};
 use crate::translate::cache::Entries;
 use crate::translate::emit::{BRANCHED, Emitter, TARGET, gpr, number, spilled};
@@ -15,16 +15,19 @@ use crate::translate::relocate::{What, Width};
 impl Emitter {
     /// Pushes the return address.
     fn push_return(&mut self, next: u64, live: bool) {
-        let place = self.stack_place(-8, true, live);
+        let word = self.word() as i32;
+        let place = self.stack_place(-word, true, live);
         self.store_imm(next, place);
-        if Width::is_signed(next) {
+        if self.code32 {
+            self.mark(What::LowLinear, 4, 0);
+        } else if Width::is_signed(next) {
             self.mark(What::Linear(Width::Sign), 4, 0);
         } else {
             // mov [r14], r15 is three bytes.
             let width = Width::of_mov(next);
             self.mark(What::Linear(width), width.bytes(), 3);
         }
-        self.move_rsp(-8);
+        self.move_rsp(-word);
     }
 
     /// `call rel32`.
@@ -60,21 +63,23 @@ impl Emitter {
                 self.hot.mov(reg::T0, n);
             }
         } else {
-            let place = self.operand(i, false, 8, live);
-            self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
+            let place = self.operand(i, false, self.word(), live);
+            self.hot
+                .op_mem(&[0x8b], reg::T0, place.ea(), !self.code32, false);
         }
     }
 
     /// Near return, with `imm16` more bytes popped.
     pub fn ret(&mut self, i: &Instruction, live: bool) {
         let place = self.stack_place(0, false, live);
-        self.hot.op_mem(&[0x8b], reg::T0, place.ea(), true, false);
+        self.hot
+            .op_mem(&[0x8b], reg::T0, place.ea(), !self.code32, false);
         let extra = if i.op_count() > 0 {
             i32::from(i.immediate16())
         } else {
             0
         };
-        self.move_rsp(8 + extra);
+        self.move_rsp(self.word() as i32 + extra);
         self.dispatch();
     }
 
@@ -91,7 +96,8 @@ impl Emitter {
         self.hot.dword(here as u32);
         let length = self.hot.pos.wrapping_sub(here) as u8;
         self.mark(What::Here(length - 4), 4, 0);
-        let table = offset_of!(Cpu, jit.jump_cache) + self.view as usize * 65536 * 8;
+        let part = jump_table(self.view, self.code32);
+        let table = offset_of!(Cpu, jit.jump_cache) + part * 65536 * 8;
         // movzx r15d, r14w
         self.hot.bytes(&[0x45, 0x0f, 0xb7, 0xfe]);
         let at = Ea {
@@ -133,11 +139,17 @@ impl Emitter {
             return;
         }
         // loop, loope, loopne, jrcxz have only rel8 forms.
-        let mut copy = [0u8; 15];
-        let n = bytes.len().min(15);
-        copy[..n].copy_from_slice(&bytes[..n]);
-        copy[n - 1] = 2;
-        self.hot.bytes(&copy[..n]);
+        if let [.., opcode, _] = bytes
+            && self.code32
+        {
+            self.hot.bytes(&[0x67, *opcode, 2]);
+        } else {
+            let mut copy = [0u8; 15];
+            let n = bytes.len().min(15);
+            copy[..n].copy_from_slice(&bytes[..n]);
+            copy[n - 1] = 2;
+            self.hot.bytes(&copy[..n]);
+        }
         self.hot.bytes(&[0xeb, 0]);
         let skip = self.hot.pos - 1;
         let start = self.hot.pos;

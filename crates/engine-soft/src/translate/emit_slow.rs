@@ -65,7 +65,7 @@ impl Emitter {
                 group,
             } => {
                 if let Some(address) = constant {
-                    self.cold_mov_linear(reg::T0, address);
+                    self.cold_mov_operand(reg::T0, address);
                 } else {
                     let array = bank(self.view, write) + offset_of!(TlbBank, neg_page);
                     let tags = indexed(array);

@@ -168,7 +168,8 @@ impl Emitter {
             4 => (4, 5),
             _ => return self.emulate(),
         };
-        if live || i.op1_kind() != OpKind::Register {
+        let segment = matches!(i.memory_segment(), Register::FS | Register::GS);
+        if live || i.op1_kind() != OpKind::Register || self.code32 && segment {
             return self.emulate();
         }
         let n = number(i.op1_register());
@@ -185,7 +186,7 @@ impl Emitter {
             index: Some((reg::T1, size.trailing_zeros() as u8)),
             disp: 0,
         };
-        self.hot.lea(reg::T0, words, true);
+        self.hot.lea(reg::T0, words, !self.code32);
         let writes = i.mnemonic() != Mnemonic::Bt;
         self.check(writes, size, false);
         let host = Ea {

@@ -11,6 +11,7 @@ use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, 
 use crate::translate::asm::reg;
 use crate::translate::classify::Class;
 use crate::translate::emit::number;
+use crate::translate::lower;
 
 /// Longest range of a group, in bytes.
 const MAX_SPAN: i64 = 512;
@@ -145,12 +146,13 @@ fn close(g: Option<Open>, out: &mut [Option<Member>]) {
 
 /// The instruction's only access, if it has the form that can join a group.
 fn access(i: &Instruction, class: Class, info: &mut InstructionInfoFactory) -> Option<Access> {
+    let word = lower::word(i) as i64;
     let stack = |disp, write, ends| {
         Some(Access {
             base: reg::RSP,
             index: None,
             disp,
-            size: 8,
+            size: word,
             write,
             ends,
         })
@@ -161,11 +163,11 @@ fn access(i: &Instruction, class: Class, info: &mut InstructionInfoFactory) -> O
             let r = i.op0_kind() == OpKind::Register && is_scratch(i.op0_register());
             let wide = i.op0_kind() != OpKind::Register
                 && i.immediate(0) as i64 != i64::from(i.immediate(0) as i32);
-            stack(-8, true, r || wide)
+            stack(-word, true, r || wide)
         }
         Class::Pop => stack(0, false, is_scratch(i.op0_register())),
         Class::Return => stack(0, false, true),
-        Class::Call => stack(-8, true, true),
+        Class::Call => stack(-word, true, true),
         Class::Memory => operand(i, info),
         _ => None,
     }
@@ -246,14 +248,14 @@ fn follow_base(
     match class {
         Class::Push => {
             if g.base == reg::RSP {
-                g.delta -= 8;
+                g.delta -= lower::word(i) as i64;
             }
             return true;
         }
         Class::Pop => {
             let n = number(i.op0_register());
             if g.base == reg::RSP {
-                g.delta += 8;
+                g.delta += lower::word(i) as i64;
             }
             return n != g.base && g.index.is_none_or(|(index, _)| index != n);
         }
@@ -292,8 +294,8 @@ pub(crate) fn moves_by(
     if !writes {
         return Some(0);
     }
-    if class != Class::Plain || i.op0_register().size() != 8 || number(i.op0_register()) != register
-    {
+    let whole = i.op0_register().size() == lower::word(i);
+    if class != Class::Plain || !whole || number(i.op0_register()) != register {
         return None;
     }
     let constant = i.op_count() == 2 && !matches!(i.op1_kind(), OpKind::Register | OpKind::Memory);

@@ -1,6 +1,7 @@
-//! The translator: guest 64-bit code to host code.
+//! The translator: guest code, 64-bit and flat 32-bit, to host code.
 //!
-//! * [`classify`]: what to do with an instruction.
+//! * [`classify`]: what to do with an instruction; [`lower`]: 32-bit code as
+//!   64-bit code.
 //! * [`block`]: decode, flag liveness, one block at a time.
 //! * [`emit`] on [`asm`]: the code of single instructions.
 //! * `emit_check`: memory operands; `emit_jump`: jumps and block entries;
@@ -32,6 +33,7 @@ mod fetch;
 mod flags;
 pub(crate) mod group;
 mod loops;
+pub(crate) mod lower;
 pub(crate) mod relocate;
 
 #[cfg(test)]

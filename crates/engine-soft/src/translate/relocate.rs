@@ -135,6 +135,14 @@ impl Emitter {
         self.relocs.add(at, false, what);
     }
 
+    /// As [`Self::mark`], of what follows from the address of an operand that
+    /// is relative to the code; in 32-bit code none is.
+    pub(super) fn mark_relative(&mut self, what: What, bytes: usize) {
+        if !self.code32 {
+            self.mark(what, bytes, 0);
+        }
+    }
+
     /// `mov dst, address` of a linear address.
     pub(super) fn mov_linear(&mut self, dst: u8, address: u64) {
         self.hot.mov_imm(dst, address);
@@ -142,9 +150,12 @@ impl Emitter {
         self.mark(What::Linear(width), width.bytes(), 0);
     }
 
-    /// As [`Self::mov_linear`] in a slow path.
-    pub(super) fn cold_mov_linear(&mut self, dst: u8, address: u64) {
+    /// `mov dst, address` of an operand, in a slow path.
+    pub(super) fn cold_mov_operand(&mut self, dst: u8, address: u64) {
         self.cold.mov_imm(dst, address);
+        if self.code32 {
+            return;
+        }
         let width = Width::of_mov(address);
         let at = self.cold.pos.wrapping_sub(width.bytes());
         self.relocs.add(at, true, What::Linear(width));
@@ -259,7 +270,10 @@ fn second_page(
 ) -> Option<Option<SecondPage>> {
     let page = place.rip & !0xfff;
     for p in block.peeked.iter() {
-        let there = page.wrapping_add((i64::from(p.page) << 12) as u64);
+        let mut there = page.wrapping_add((i64::from(p.page) << 12) as u64);
+        if place.key.code32 {
+            there &= 0xffff_ffff;
+        }
         if source.ram_page(there) != Some(p.ram_page) {
             return None;
         }
@@ -365,6 +379,9 @@ impl Move {
         }
         if kind != Kind::Indirect {
             r.rip = r.rip.wrapping_add(self.by);
+            if self.place.key.code32 {
+                r.rip &= 0xffff_ffff;
+            }
         }
         a.patch(at, &r.bytes());
         true

@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs in the emulated host: what the KVM engine must do.
-export HOME=/root PATH=/bin
+# Runs in the emulated host: what the KVM engine must do. DEBUG_REGISTERS=1: it
+# arms its guests' debug registers.
+export HOME=/root PATH=/bin DEBUG_REGISTERS
 step() {
   name=$1; shift
   echo "== BEGIN $name"
@@ -21,8 +22,12 @@ in_guest() { echo "noxsave quiet cmd=$(base64 < "$1" | tr -d '\n')"; }
 whole_machine() {
   httpd -p 127.0.0.1:8000 -h /test
   dd if=/dev/zero of=/tmp/disk bs=1M count=8 2> /dev/null
-  holm run tiny --cpus 2 --memory 192M --disk /tmp/disk --on-reset reboot \
-    --append "reboot=t $(in_guest /test/guest.sh)" --timeout 200s
+  HOLM_LOG=warn,engine_kvm=debug holm run tiny --cpus 2 --memory 192M \
+    --disk /tmp/disk --on-reset reboot \
+    --append "reboot=t $(in_guest /test/guest.sh)" --timeout 200s 2> /tmp/log
+  status=$?
+  cat /tmp/log
+  return $status
 }
 triple_fault() {
   holm run tiny --engine kvm --memory 128M --timeout 100s \

@@ -150,14 +150,11 @@ impl Inner {
 
     /// As [`Machine::save`], for who holds `operation` and has paused.
     pub(crate) fn save_locked(&self) -> Result<MachineState, MachineError> {
-        let mut vcpus = Vec::new();
-        for index in 0..self.cpus() {
-            let state = self.control.on_vcpu(index, |v| v.save());
-            vcpus.push(state.ok_or(MachineError::Ended)??);
-        }
+        let vcpus = self.control.on_all_vcpus(|v| v.save());
+        let vcpus = vcpus.ok_or(MachineError::Ended)?;
         Ok(MachineState {
             version: STATE_VERSION,
-            vcpus,
+            vcpus: vcpus.into_iter().collect::<Result<_, _>>()?,
             devices: self.board.save(),
         })
     }
@@ -272,6 +269,32 @@ impl Inner {
             self.board.pause();
         }
         ran
+    }
+
+    /// Does `f` while the guest stands, for who holds `operation`; how long it
+    /// stood, if it was not paused. Devices finish what is in flight before the
+    /// vCPUs stop, and begin anew after they go on: that is long on a busy host.
+    pub(crate) fn standing<R>(&self, f: impl FnOnce() -> R) -> (R, Duration) {
+        if self.control.is_paused() {
+            return (f(), Duration::ZERO);
+        }
+        let asked = Instant::now();
+        self.board.pause_devices();
+        let start = Instant::now();
+        self.control.set_paused(true);
+        self.engine.stop_time();
+        self.board.pause_time();
+        let stopping = start.elapsed();
+        let result = f();
+        let doing = start.elapsed() - stopping;
+        self.engine.resume_time();
+        self.board.resume_time();
+        self.control.set_paused(false);
+        let stood = start.elapsed();
+        self.board.resume_devices();
+        let devices = asked.elapsed();
+        tracing::info!(?stood, ?stopping, ?doing, ?devices, "the guest stood");
+        (result, stood)
     }
 
     /// See [`Machine::resume`].

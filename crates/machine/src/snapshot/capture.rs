@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use memory::{FrozenRam, ImageWriter, PAGE_SIZE, PageSet};
+use memory::{CopiedPages, FrozenRam, ImageWriter, PAGE_SIZE, PageSet};
 
 use super::SnapshotError;
 use super::disks::Prepared;
@@ -17,8 +17,10 @@ use super::manifest::{self, MANIFEST, Manifest, MemoryFile, Parent, StateFile};
 use crate::machine::Inner;
 use crate::nic::Nic;
 
-/// Pages copied while the guest stands; more are frozen. 16 MiB take some 4 ms.
-const COPIED_STANDING: u64 = 4096;
+/// Fewer pages are not worth a round of copying while the guest runs.
+const FEW: u64 = 2048;
+/// Time to copy pages while the guest stands; more pages are frozen.
+const COPYING: Duration = Duration::from_millis(8);
 /// Rounds of copying while the guest runs.
 const ROUNDS: usize = 5;
 /// Most snapshots that build on each other.
@@ -50,8 +52,16 @@ struct Standing {
     created: u64,
 }
 
+/// What could not be copied while the guest runs.
+struct Left {
+    pages: PageSet,
+    /// For their copies, if they are few.
+    room: CopiedPages,
+}
+
 enum Taken {
-    Copied(Vec<(u64, Vec<u8>)>),
+    /// To the room that was left for it.
+    Copied,
     Frozen(FrozenRam),
     /// Written already.
     Written,
@@ -78,10 +88,24 @@ pub(crate) fn create(
     let mut image = ImageWriter::new(file, ram).map_err(io)?;
 
     let disks = super::disks::prepare(machine, &directory)?;
-    let left = copy_running(machine, &mut ledger, &mut image, parent.is_some()).map_err(&io)??;
-    let standing = stand(machine, &mut ledger, &mut image, left, disks, &directory)?;
+    let mut left =
+        copy_running(machine, &mut ledger, &mut image, parent.is_some()).map_err(&io)??;
+    let standing = stand(
+        machine,
+        &mut ledger,
+        &mut image,
+        &mut left,
+        disks,
+        &directory,
+    )?;
     let kept = standing.since.clone();
-    let made = store(machine, image, standing, &directory, parent.clone());
+    let made = store(
+        machine,
+        image,
+        (standing, &left),
+        &directory,
+        parent.clone(),
+    );
     let made = made.and_then(|made| directory.finish().map(|()| made));
     match made {
         Ok(mut made) => {
@@ -124,13 +148,13 @@ fn parent(ledger: &Ledger, incremental: bool) -> Result<Option<Last>, SnapshotEr
     }
 }
 
-/// Copies while the guest runs; the pages that are left.
+/// Copies while the guest runs; the pages that are left, and room for them.
 fn copy_running(
     machine: &Inner,
     ledger: &mut Ledger,
     image: &mut ImageWriter,
     incremental: bool,
-) -> std::io::Result<Result<PageSet, SnapshotError>> {
+) -> std::io::Result<Result<Left, SnapshotError>> {
     let ram = machine.ram();
     match ledger.collect(machine) {
         // Any page may have changed; from now on the engine may know.
@@ -148,7 +172,7 @@ fn copy_running(
     };
     for _ in 0..ROUNDS {
         let before = left.count();
-        if before <= COPIED_STANDING / 2 || machine.control().has_ended() {
+        if before <= FEW || machine.control().has_ended() {
             break;
         }
         image.write(ram, &left)?;
@@ -161,10 +185,11 @@ fn copy_running(
             break;
         }
     }
-    if left.count() > COPIED_STANDING {
+    let room = CopiedPages::with_room(ram, &left, COPYING);
+    if left.count() > room.room() {
         ram.collapse(&left);
     }
-    Ok(Ok(left))
+    Ok(Ok(Left { pages: left, room }))
 }
 
 /// Stops the guest, takes what belongs to that instant, and lets it go on.
@@ -172,26 +197,19 @@ fn stand(
     machine: &Inner,
     ledger: &mut Ledger,
     image: &mut ImageWriter,
-    mut left: PageSet,
+    left: &mut Left,
     disks: Vec<Prepared>,
     directory: &NewDirectory,
 ) -> Result<Standing, SnapshotError> {
-    let start = Instant::now();
     let _one = machine.operation();
     let refused = |e: crate::MachineError| SnapshotError::Refused(e.to_string());
     if machine.control().has_ended() {
         return Err(refused(crate::MachineError::Ended));
     }
-    let ran = machine.pause_locked();
-    let paused = start.elapsed();
-    let taken = take(machine, ledger, image, &mut left, disks, directory);
-    let taking = start.elapsed() - paused;
-    if ran {
-        machine.resume_locked();
-    }
+    let (taken, stopped) =
+        machine.standing(|| take(machine, ledger, image, left, disks, directory));
     let mut standing = taken?;
-    standing.stopped = if ran { start.elapsed() } else { Duration::ZERO };
-    tracing::info!(?paused, ?taking, all = ?standing.stopped, pages = left.count(), "the guest stood");
+    standing.stopped = stopped;
     Ok(standing)
 }
 
@@ -199,40 +217,49 @@ fn take(
     machine: &Inner,
     ledger: &mut Ledger,
     image: &mut ImageWriter,
-    left: &mut PageSet,
+    left: &mut Left,
     disks: Vec<Prepared>,
     directory: &NewDirectory,
 ) -> Result<Standing, SnapshotError> {
     let (ram, start) = (machine.ram(), Instant::now());
-    left.union(
+    let Left { pages, room } = left;
+    pages.union(
         &ledger
             .collect(machine)?
             .unwrap_or_else(|| PageSet::all(ram.pages())),
     );
+    let collected = start.elapsed();
     let written = |e| SnapshotError::file("writing", &directory.path().join(files::MEMORY))(e);
-    let memory = if left.count() <= COPIED_STANDING {
-        let mut copied = Vec::new();
-        ram.copy_pages(left, |page, bytes| {
-            copied.push((page, bytes.to_vec()));
-            Ok(())
-        })
-        .map_err(written)?;
-        Taken::Copied(copied)
+    let memory = if pages.count() <= room.room() {
+        room.copy(ram, pages).map_err(written)?;
+        Taken::Copied
     } else {
-        match FrozenRam::write(ram, left, image) {
+        match FrozenRam::write(ram, pages, image) {
             Ok(frozen) => Taken::Frozen(frozen),
             Err(error) => {
                 tracing::warn!(%error, "memory cannot be frozen; the guest stands until it is written");
-                image.write(ram, left).map_err(written)?;
+                image.write(ram, pages).map_err(written)?;
                 Taken::Written
             }
         }
     };
-    tracing::debug!(took = ?start.elapsed(), pages = left.count(), "memory taken");
+    let memory_taken = start.elapsed();
     let state = machine
         .save_locked()
         .map_err(|e| SnapshotError::Refused(e.to_string()))?;
+    let saved = start.elapsed();
     let disks = super::disks::take(machine, disks)?;
+    let all = start.elapsed();
+    let (pages, room) = (pages.count(), room.room());
+    tracing::info!(
+        pages,
+        room,
+        ?collected,
+        ?memory_taken,
+        ?saved,
+        ?all,
+        "taken"
+    );
     let none = PageSet::none(ram.pages());
     let nics = machine.board().attached_nics();
     Ok(Standing {
@@ -252,16 +279,14 @@ fn take(
 fn store(
     machine: &Inner,
     mut image: ImageWriter,
-    standing: Standing,
+    (standing, left): (Standing, &Left),
     directory: &NewDirectory,
     parent: Option<Last>,
 ) -> Result<SnapshotMade, SnapshotError> {
     let path = directory.path().join(files::MEMORY);
     let io = |e| SnapshotError::file("writing", &path)(e);
     match standing.memory {
-        Taken::Copied(pages) => pages
-            .into_iter()
-            .try_for_each(|(page, bytes)| image.put(page, &bytes)),
+        Taken::Copied => left.room.write(&mut image),
         Taken::Frozen(frozen) => frozen.wait(&mut image),
         Taken::Written => Ok(()),
     }

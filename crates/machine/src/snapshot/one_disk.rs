@@ -81,17 +81,11 @@ fn copy(
     let target = disk.prepare(goal).map_err(SnapshotError::Disk)?;
     let format = target.format();
     let (rest, stopped) = {
-        let start = Instant::now();
         let _one = machine.operation();
         if machine.control().has_ended() {
             return Err(SnapshotError::Refused("the machine has ended".into()));
         }
-        let ran = machine.pause_locked();
-        let rest = disk.capture(target);
-        if ran {
-            machine.resume_locked();
-        }
-        let stopped = if ran { start.elapsed() } else { Duration::ZERO };
+        let (rest, stopped) = machine.standing(|| disk.capture(target));
         (rest.map_err(failed())?, stopped)
     };
     rest.finish().map_err(failed())?;

@@ -123,6 +123,7 @@ fn put(m: &Machine, gpa: u64, ops: Vec<Op>) {
         rflags: 2,
         start: BASE + gpa,
         memory: 0,
+        code32: false,
     };
     m.ram.write(gpa, &p.encode().unwrap()).unwrap();
 }

@@ -7,6 +7,7 @@ use engine::Bus;
 use memory::GuestRam;
 use parking_lot::Mutex;
 
+use super::support::Mode;
 use crate::core::{Core, Trap};
 use crate::cpu::{Seg, cr, flag, seg};
 use crate::translate::dispatch::Next;
@@ -119,7 +120,7 @@ impl Guest {
         }
         guest.map(READ_ONLY, READ_ONLY - BASE, P_RW_US & !2 | NX);
         guest.map(MMIO, MMIO_GPA, P_RW_US | NX);
-        guest.enter(cpl);
+        guest.enter(cpl, Mode::Long);
         guest
     }
 
@@ -139,11 +140,13 @@ impl Guest {
         self.next_table - 0x1000
     }
 
-    fn enter(&mut self, cpl: u8) {
+    /// Makes the mode 64-bit or compatibility mode.
+    pub fn enter(&mut self, cpl: u8, mode: Mode) {
         let c = &mut *self.core.cpu;
         let dpl = u32::from(cpl) << 5;
         c.seg = [Seg::new(0x10 | u16::from(cpl), 0, u32::MAX, 0xc093 | dpl); 6];
-        c.seg[seg::CS] = Seg::new(8 | u16::from(cpl), 0, u32::MAX, 0xa09b | dpl);
+        let size = if mode == Mode::Long { 0xa09b } else { 0xc09b };
+        c.seg[seg::CS] = Seg::new(8 | u16::from(cpl), 0, u32::MAX, size | dpl);
         c.seg[seg::FS].base = DATA + 0x800;
         c.seg[seg::GS].base = DATA + 0x1ff0;
         c.cr0 = cr::CR0_PE | cr::CR0_PG | cr::CR0_NE | cr::CR0_WP | cr::CR0_MP | cr::CR0_ET;

@@ -3,6 +3,7 @@
 
 mod engine;
 mod guest;
+mod narrow;
 mod programs;
 mod relocate;
 mod remap;

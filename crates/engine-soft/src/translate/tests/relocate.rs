@@ -44,7 +44,23 @@ impl Random {
 }
 
 /// Code in which much depends on where it is, between bytes of chance.
-fn code(random: &mut Random) -> Vec<u8> {
+fn code(random: &mut Random, code32: bool) -> Vec<u8> {
+    const FORMS_32: [&[u8]; 14] = [
+        &[0x8b, 0x05], // mov eax, [d]
+        &[0x89, 0x0d], // mov [d], ecx
+        &[0x8d, 0x3d], // lea edi, [d]
+        &[0xa1],       // mov eax, [d]
+        &[0xa2],       // mov [d], al
+        &[0x65, 0x8b, 0x05],
+        &[0x64, 0xa1],
+        &[0x68],             // push imm
+        &[0xe8],             // call
+        &[0xe9],             // jmp
+        &[0x0f, 0x84],       // je
+        &[0xff, 0x15],       // call [d]
+        &[0xff, 0x24, 0x85], // jmp [eax * 4 + d]
+        &[0x0f, 0x10, 0x05], // movups xmm0, [d]
+    ];
     const FORMS: [&[u8]; 14] = [
         &[0x48, 0x8b, 0x05], // mov rax, [rip + d]
         &[0x89, 0x0d],       // mov [rip + d], ecx
@@ -65,7 +81,8 @@ fn code(random: &mut Random) -> Vec<u8> {
     while out.len() < 3 << 12 {
         match random.next() % 4 {
             0 => {
-                out.extend(FORMS[(random.next() % 14) as usize]);
+                let forms = if code32 { FORMS_32 } else { FORMS };
+                out.extend(forms[(random.next() % 14) as usize]);
                 out.extend(((random.next() % 8192) as i32 - 4096).to_le_bytes());
             }
             1 => out.extend([0xff, 0xd0, 0xc3, 0x50, 0x01, 0xd8, 0x75, 0xf0]),
@@ -93,12 +110,14 @@ const LINEAR: [u64; 9] = [
 fn copies_are_what_a_translation_gives() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let (mut copied, mut refused) = (0, 0);
-    for round in 0..400 {
+    for round in 0..600 {
+        let code32 = round % 3 == 2;
         let cache = CodeCache::new().unwrap();
         let mut index = cache.index.lock();
         let mut translator = Translator::default();
-        let bytes = code(&mut random);
-        let mut any = || LINEAR[(random.next() % 9) as usize];
+        let bytes = code(&mut random, code32);
+        let places = if code32 { 4 } else { 9 };
+        let mut any = || LINEAR[(random.next() % places) as usize];
         let (first, then) = (any(), any());
         let offset = random.next() % 8192;
         let mut blocks = |linear: u64, index: &mut Index| {
@@ -108,7 +127,7 @@ fn copies_are_what_a_translation_gives() {
             };
             let rip = linear + offset;
             let ram_page = source.ram_page(rip).unwrap();
-            let view = match round % 3 {
+            let view = match round / 3 % 3 {
                 0 => View::User,
                 1 => View::Kernel,
                 _ => View::KernelAc,
@@ -123,6 +142,7 @@ fn copies_are_what_a_translation_gives() {
                     legacy: round % 7 != 0,
                     vex: round % 7 != 0,
                 },
+                code32,
             };
             let place = Place { rip, key, ram_page };
             let made = translator.translate(&cache, index, &mut source, place);

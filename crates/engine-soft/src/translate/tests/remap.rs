@@ -53,6 +53,7 @@ fn encode(ops: Vec<Op>, start: u64) -> Vec<u8> {
         rflags: 2,
         start,
         memory: 0,
+        code32: false,
     };
     p.encode().unwrap()
 }

@@ -9,7 +9,7 @@ use super::guest::{
     CODE, CODE_GPA, CODE_SIZE, DATA, DATA_SIZE, Guest, Heard, READ_ONLY, STACK, STACK_SIZE, Stop,
 };
 use super::sequence_make::{Generator, Program};
-use super::support::Random;
+use super::support::{Mode, Random};
 use parking_lot::Mutex;
 
 use crate::core::Trap;
@@ -200,10 +200,11 @@ impl Watchdog {
 }
 
 impl Pair {
-    fn new(cpl: u8, changing: bool) -> Self {
+    fn new(cpl: u8, mode: Mode, changing: bool) -> Self {
         let (mut soft, mut jit) = (Guest::new(cpl), Guest::new(cpl));
         jit.core.jit.make_warm();
         for g in [&mut soft, &mut jit] {
+            g.enter(cpl, mode);
             // Programs may run astray; they shall not change code there.
             for page in (0..CODE_SIZE).step_by(4096) {
                 g.map(CODE + page, CODE_GPA + page, if changing { 7 } else { 5 });
@@ -279,13 +280,14 @@ impl Pair {
     }
 }
 
-fn programs(cpl: u8, seed: u64, changing: bool) {
+fn programs(cpl: u8, mode: Mode, seed: u64, changing: bool) {
     let _alone = super::ONE_AT_A_TIME.lock();
     let started = Instant::now();
-    let time = Duration::from_secs(setting("HOLM_SECONDS", TIME.as_secs()));
+    let short = if mode == Mode::Long { 1 } else { 2 };
+    let time = Duration::from_secs(setting("HOLM_SECONDS", TIME.as_secs() / short));
     let seed = seed ^ setting("HOLM_SEED", 0) << 20;
-    let mut pair = Pair::new(cpl, changing);
-    let mut make = Generator::new(seed);
+    let mut pair = Pair::new(cpl, mode, changing);
+    let mut make = Generator::new(seed, mode);
     make.changing = changing;
     let (mut n, mut skipped) = (0, 0);
     let mut failures = Vec::new();
@@ -302,7 +304,7 @@ fn programs(cpl: u8, seed: u64, changing: bool) {
     }
     let code = &pair.jit.core.shared.code;
     println!(
-        "CPL {cpl}, changing {changing}: {n} programs, {skipped} skipped, {} blocks, {} dropped, {} times emptied, {:.1} s",
+        "{mode:?}, CPL {cpl}, changing {changing}: {n} programs, {skipped} skipped, {} blocks, {} dropped, {} times emptied, {:.1} s",
         code.translated_blocks
             .load(std::sync::atomic::Ordering::Relaxed),
         code.invalidated_blocks
@@ -320,22 +322,28 @@ fn programs(cpl: u8, seed: u64, changing: bool) {
 
 #[test]
 fn kernel_programs_agree() {
-    programs(0, 0x5e91, false);
+    programs(0, Mode::Long, 0x5e91, false);
 }
 
 #[test]
 fn user_programs_agree() {
-    programs(3, 0x5e92, false);
+    programs(3, Mode::Long, 0x5e92, false);
+}
+
+#[test]
+fn programs_of_32_bit_code_agree() {
+    programs(3, Mode::Compat, 0x5e95, false);
+    programs(0, Mode::Compat, 0x5e96, true);
 }
 
 #[test]
 fn programs_that_change_their_code_agree() {
-    programs(0, 0x5e93, true);
+    programs(0, Mode::Long, 0x5e93, true);
 }
 
 #[test]
 fn programs_agree_while_the_cache_fills_up() {
     crate::translate::cache::ROOM.set(48 << 10);
-    programs(3, 0x5e94, true);
+    programs(3, Mode::Long, 0x5e94, true);
     crate::translate::cache::ROOM.set(24 << 20);
 }

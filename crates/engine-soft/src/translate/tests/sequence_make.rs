@@ -1,8 +1,8 @@
 //! Random programs: what they are made of, and their bytes.
 
 use iced_x86::{
-    Code, Encoder, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess, OpKind,
-    Register,
+    Code, Encoder, Instruction, InstructionInfoFactory, MemoryOperand, Mnemonic, OpAccess,
+    OpCodeOperandKind as K, OpKind, Register,
 };
 
 use super::guest::{CODE, DATA, MMIO, READ_ONLY, STACK, STACK_SIZE, UNMAPPED};
@@ -32,6 +32,8 @@ pub(super) struct Program {
     pub rflags: u64,
     pub start: u64,
     pub memory: u64,
+    /// Of 32-bit code.
+    pub code32: bool,
 }
 
 impl Program {
@@ -41,7 +43,7 @@ impl Program {
         let mut out = Vec::new();
         for pass in 0..2 {
             out.clear();
-            let mut encoder = Encoder::new(64);
+            let mut encoder = Encoder::new(if self.code32 { 32 } else { 64 });
             for (n, op) in self.ops.iter().enumerate() {
                 at[n] = self.start + out.len() as u64;
                 for (k, i) in op.insns.iter().enumerate() {
@@ -59,6 +61,8 @@ impl Program {
                         let to = place(t);
                         if i.op_count() == 2 {
                             i.set_immediate_u64(1, to);
+                        } else if self.code32 {
+                            i.set_near_branch32(to as u32);
                         } else {
                             i.set_near_branch64(to);
                         }
@@ -106,6 +110,8 @@ pub(super) struct Generator {
     base: Register,
     /// In a leaf routine: its return address must stay.
     leaf: bool,
+    /// Makes programs of 32-bit code.
+    code32: bool,
     /// Programs change their own code.
     pub changing: bool,
     id: u32,
@@ -140,8 +146,8 @@ fn wanted(code: Code) -> Option<bool> {
 }
 
 impl Generator {
-    pub fn new(seed: u64) -> Self {
-        let all: Vec<_> = forms(Mode::Long)
+    pub fn new(seed: u64, mode: Mode) -> Self {
+        let all: Vec<_> = forms(mode)
             .into_iter()
             .filter_map(|c| Some((c, wanted(c)?)))
             .collect();
@@ -153,7 +159,8 @@ impl Generator {
         };
         Self {
             rng: Random::new(seed),
-            maker: Maker::new(Mode::Long, seed ^ 0x55),
+            maker: Maker::new(mode, seed ^ 0x55),
+            code32: mode != Mode::Long,
             integer: of(false),
             vector: of(true),
             info: InstructionInfoFactory::new(),
@@ -168,23 +175,87 @@ impl Generator {
         }
     }
 
+    fn word(&self) -> u32 {
+        if self.code32 { 4 } else { 8 }
+    }
+
+    fn register(&self, n: u32) -> Register {
+        match self.code32 {
+            true => Register::EAX + n,
+            false => Register::RAX + n,
+        }
+    }
+
+    fn absolute(&self, at: u64) -> MemoryOperand {
+        let base = match self.code32 {
+            true => Register::None,
+            false => Register::RIP,
+        };
+        let (none, size) = (Register::None, self.word());
+        MemoryOperand::new(base, none, 1, at as i64, size, false, none)
+    }
+
+    /// What stands for a form of 64-bit code.
+    fn of(&self, code: Code) -> Code {
+        if !self.code32 {
+            return code;
+        }
+        // Conditional jumps have theirs beside it.
+        if code.is_jcc_near() {
+            return Code::values().nth(code as usize - 1).unwrap();
+        }
+        match code {
+            Code::Jmp_rel32_64 => Code::Jmp_rel32_32,
+            Code::Call_rel32_64 => Code::Call_rel32_32,
+            Code::Loop_rel8_64_RCX => Code::Loop_rel8_32_ECX,
+            Code::Loope_rel8_64_RCX => Code::Loope_rel8_32_ECX,
+            Code::Loopne_rel8_64_RCX => Code::Loopne_rel8_32_ECX,
+            Code::Loop_rel8_64_ECX => Code::Loop_rel8_32_CX,
+            Code::Jrcxz_rel8_64 => Code::Jecxz_rel8_32,
+            Code::Jecxz_rel8_64 => Code::Jcxz_rel8_32,
+            Code::Mov_r64_imm64 => Code::Mov_r32_imm32,
+            Code::Push_r64 => Code::Push_r32,
+            Code::Pop_r64 => Code::Pop_r32,
+            Code::Call_rm64 => Code::Call_rm32,
+            Code::Lea_r64_m => Code::Lea_r32_m,
+            Code::Retnq => Code::Retnd,
+            Code::Jmp_rm64 => Code::Jmp_rm32,
+            Code::Pushq_imm32 => Code::Pushd_imm32,
+            Code::Push_rm64 => Code::Push_rm32,
+            Code::Add_rm64_imm8 => Code::Add_rm32_imm8,
+            Code::Sub_rm64_imm8 => Code::Sub_rm32_imm8,
+            Code::Pushfq => Code::Pushfd,
+            Code::Mov_rm64_r64 => Code::Mov_rm32_r32,
+            Code::Leaveq => Code::Leaved,
+            Code::Pop_rm64 => Code::Pop_rm32,
+            Code::Cmp_rm64_r64 => Code::Cmp_rm32_r32,
+            Code::Inc_rm64 => Code::Inc_r32,
+            Code::Dec_rm64 => Code::Dec_r32,
+            Code::Mov_r64_rm64 => Code::Mov_r32_rm32,
+            code => code,
+        }
+    }
+
     /// A program of 2 to 40 steps.
     pub fn program(&mut self) -> Program {
-        let mut numbers: Vec<u32> = (0..16).filter(|n| *n != 4).collect();
+        let all = if self.code32 { 8 } else { 16 };
+        let mut numbers: Vec<u32> = (0..all).filter(|n| *n != 4).collect();
         for n in (1..numbers.len()).rev() {
             numbers.swap(n, self.rng.below(n as u64 + 1) as usize);
         }
-        self.pointers = numbers[..4].to_vec();
-        self.index = numbers[4];
-        self.counter = numbers[5];
-        self.data = numbers[6..].to_vec();
+        let pointers = if self.code32 { 2 } else { 4 };
+        self.pointers = numbers[..pointers].to_vec();
+        self.index = numbers[pointers];
+        self.counter = numbers[pointers + 1];
+        self.data = numbers[pointers + 2..].to_vec();
+        self.base = self.register(4);
         self.id = 0;
         self.leaf = false;
         let mut gpr = [0; 16];
         for r in &mut gpr {
             *r = self.rng.value();
         }
-        for n in 0..4 {
+        for n in 0..pointers {
             gpr[self.pointers[n] as usize] = self.pointer();
         }
         gpr[self.index as usize] = self.rng.below(48).wrapping_sub(8);
@@ -195,6 +266,11 @@ impl Generator {
             1 => gpr[4] = STACK + STACK_SIZE - self.rng.below(8) * 8,
             2 => gpr[4] = STACK + self.rng.below(8) * 8,
             _ => {}
+        }
+        if self.code32 {
+            for (n, r) in gpr.iter_mut().enumerate() {
+                *r = if n < 8 { *r & 0xffff_ffff } else { 0 };
+            }
         }
         let length = 2 + self.rng.below(39) as u32;
         let ops = self.ops(length);
@@ -208,6 +284,7 @@ impl Generator {
                     _ => self.rng.below(64),
                 },
             memory: self.rng.next(),
+            code32: self.code32,
         }
     }
 
@@ -263,7 +340,7 @@ impl Generator {
                 }
                 28..32 => match open.take() {
                     None => {
-                        let r = Register::RAX + self.counter;
+                        let r = self.register(self.counter);
                         let k = 2 + self.rng.below(9) as u32;
                         let i = Instruction::with2(Code::Mov_r32_imm32, r.full_register32(), k);
                         self.put(&mut ops, vec![i.unwrap()], None);
@@ -292,7 +369,7 @@ impl Generator {
                 for _ in 0..self.rng.below(4) {
                     self.data_op(&mut ops);
                 }
-                let i = Instruction::with(Code::Retnq);
+                let i = Instruction::with(self.of(Code::Retnq));
                 self.put(&mut ops, vec![i], None);
             }
         }
@@ -300,8 +377,8 @@ impl Generator {
     }
 
     fn close(&mut self, ops: &mut Vec<Op>, top: u32) {
-        let r = Register::RAX + self.counter;
-        let i = Instruction::with1(Code::Dec_rm64, r).unwrap();
+        let r = self.register(self.counter);
+        let i = Instruction::with1(self.of(Code::Dec_rm64), r).unwrap();
         self.put(ops, vec![i], None);
         self.branch(ops, Code::Jne_rel32_64, top);
     }
@@ -317,7 +394,7 @@ impl Generator {
     }
 
     fn branch(&mut self, ops: &mut Vec<Op>, code: Code, to: u32) {
-        let i = Instruction::with_branch(code, CODE).unwrap();
+        let i = Instruction::with_branch(self.of(code), CODE).unwrap();
         self.put(ops, vec![i], Some(to));
     }
 
@@ -343,7 +420,10 @@ impl Generator {
     }
 
     fn data64(&mut self) -> Register {
-        Register::RAX + self.rng.pick(&self.data.clone())
+        {
+            let n = self.rng.pick(&self.data.clone());
+            self.register(n)
+        }
     }
 
     /// Jumps and calls through a register.
@@ -355,65 +435,82 @@ impl Generator {
         } else {
             self.id + 1 + self.rng.below(5) as u32
         };
-        let load = Instruction::with2(Code::Mov_r64_imm64, r, CODE).unwrap();
+        let load = Instruction::with2(self.of(Code::Mov_r64_imm64), r, CODE).unwrap();
         let mut insns = vec![load];
         match (call, self.rng.below(3)) {
             (true, 0) => {
-                insns.push(Instruction::with1(Code::Push_r64, r).unwrap());
-                let m = MemoryOperand::with_base_displ(Register::RSP, 0);
-                insns.push(Instruction::with1(Code::Call_rm64, m).unwrap());
-                let m = MemoryOperand::with_base_displ(Register::RSP, 8);
-                insns.push(Instruction::with2(Code::Lea_r64_m, Register::RSP, m).unwrap());
+                insns.push(Instruction::with1(self.of(Code::Push_r64), r).unwrap());
+                let m = MemoryOperand::with_base_displ(self.register(4), 0);
+                insns.push(Instruction::with1(self.of(Code::Call_rm64), m).unwrap());
+                let m = MemoryOperand::with_base_displ(self.register(4), self.word().into());
+                insns.push(
+                    Instruction::with2(self.of(Code::Lea_r64_m), self.register(4), m).unwrap(),
+                );
             }
-            (true, _) => insns.push(Instruction::with1(Code::Call_rm64, r).unwrap()),
+            (true, _) => insns.push(Instruction::with1(self.of(Code::Call_rm64), r).unwrap()),
             (false, 0) => {
-                insns.push(Instruction::with1(Code::Push_r64, r).unwrap());
-                insns.push(Instruction::with(Code::Retnq));
+                insns.push(Instruction::with1(self.of(Code::Push_r64), r).unwrap());
+                insns.push(Instruction::with(self.of(Code::Retnq)));
             }
-            (false, _) => insns.push(Instruction::with1(Code::Jmp_rm64, r).unwrap()),
+            (false, _) => insns.push(Instruction::with1(self.of(Code::Jmp_rm64), r).unwrap()),
         }
         self.put(ops, insns, Some(to));
         call
     }
 
     fn stack(&mut self, ops: &mut Vec<Op>) {
-        let any = Register::RAX + self.rng.below(16) as u32;
+        let any = self.rng.below(if self.code32 { 8 } else { 16 }) as u32;
+        let any = self.register(any);
         let d = self.data64();
+        let slot = self.word() as i32;
         let small = self.rng.below(96) as i32 - 48;
         let i = match self.rng.below(9) {
-            0..3 => Instruction::with1(Code::Push_r64, any),
-            3..5 => Instruction::with1(Code::Pop_r64, d),
-            5 => Instruction::with1(Code::Pushq_imm32, self.rng.next() as i32),
+            0..3 => Instruction::with1(self.of(Code::Push_r64), any),
+            3..5 => Instruction::with1(self.of(Code::Pop_r64), d),
+            5 => Instruction::with1(self.of(Code::Pushq_imm32), self.rng.next() as i32),
             6 => {
                 let m = self.memory(8);
-                Instruction::with1(Code::Push_rm64, m)
+                Instruction::with1(self.of(Code::Push_rm64), m)
             }
-            7 => Instruction::with2(Code::Add_rm64_imm8, Register::RSP, small & !7),
-            _ => Instruction::with2(Code::Sub_rm64_imm8, Register::RSP, small & !7),
+            7 => Instruction::with2(
+                self.of(Code::Add_rm64_imm8),
+                self.register(4),
+                small & -slot,
+            ),
+            _ => Instruction::with2(
+                self.of(Code::Sub_rm64_imm8),
+                self.register(4),
+                small & -slot,
+            ),
         };
         self.put(ops, vec![i.unwrap()], None);
     }
 
     fn special(&mut self, ops: &mut Vec<Op>) {
         let i = match self.rng.below(5) {
-            0 => Instruction::with(Code::Pushfq),
+            0 => Instruction::with(self.of(Code::Pushfq)),
             1 => Instruction::with(Code::Cld),
             // Inside a group this leaves the block.
             2 => {
-                let m = MemoryOperand::with_base_displ(Register::RIP, CODE as i64);
+                let m = self.absolute(CODE);
                 let d = Register::AX + self.rng.pick(&self.data.clone());
                 Instruction::with2(Code::Lea_r16_m, d, m).unwrap()
             }
             3 if self.data.contains(&5) => {
-                let mov = Instruction::with2(Code::Mov_rm64_r64, Register::RBP, Register::RSP);
-                let leave = Instruction::with(Code::Leaveq);
-                let push = Instruction::with1(Code::Push_r64, Register::RBP).unwrap();
-                let sub = Instruction::with2(Code::Sub_rm64_imm8, Register::RSP, 24).unwrap();
+                let mov = Instruction::with2(
+                    self.of(Code::Mov_rm64_r64),
+                    self.register(5),
+                    self.register(4),
+                );
+                let leave = Instruction::with(self.of(Code::Leaveq));
+                let push = Instruction::with1(self.of(Code::Push_r64), self.register(5)).unwrap();
+                let sub =
+                    Instruction::with2(self.of(Code::Sub_rm64_imm8), self.register(4), 24).unwrap();
                 return self.put(ops, vec![push, mov.unwrap(), sub, leave], None);
             }
             _ => {
-                let m = MemoryOperand::with_base_displ(Register::RSP, 8);
-                Instruction::with1(Code::Pop_rm64, m).unwrap()
+                let m = MemoryOperand::with_base_displ(self.register(4), self.word().into());
+                Instruction::with1(self.of(Code::Pop_rm64), m).unwrap()
             }
         };
         self.put(ops, vec![i], None);
@@ -438,7 +535,7 @@ impl Generator {
             return self.put(ops, vec![i], None);
         }
         let (to, by, size) = self.rng.pick(&fixed);
-        let m = MemoryOperand::with_base_displ(Register::RIP, CODE as i64);
+        let m = self.absolute(CODE);
         let jcc = 0x80 + self.rng.below(16) as u32;
         let insns = match (size, self.rng.below(3)) {
             (1, _) => {
@@ -447,7 +544,7 @@ impl Generator {
                 let (a, b) = (self.data64(), self.data64());
                 vec![
                     Instruction::with2(Code::Mov_rm8_imm8, m, jcc).unwrap(),
-                    Instruction::with2(Code::Cmp_rm64_r64, a, b).unwrap(),
+                    Instruction::with2(self.of(Code::Cmp_rm64_r64), a, b).unwrap(),
                 ]
             }
             (_, 0) => {
@@ -487,16 +584,19 @@ impl Generator {
 
     /// Small changes of a pointer that groups follow, and some they do not.
     fn move_pointer(&mut self, ops: &mut Vec<Op>) {
-        let p = Register::RAX + self.rng.pick(&self.pointers.clone());
+        let p = {
+            let n = self.rng.pick(&self.pointers.clone());
+            self.register(n)
+        };
         let by = self.rng.below(64) as i32 - 32;
         let i = match self.rng.below(9) {
-            0 => Instruction::with2(Code::Add_rm64_imm8, p, by),
-            1 => Instruction::with2(Code::Sub_rm64_imm8, p, by),
-            2 => Instruction::with1(Code::Inc_rm64, p),
-            3 => Instruction::with1(Code::Dec_rm64, p),
+            0 => Instruction::with2(self.of(Code::Add_rm64_imm8), p, by),
+            1 => Instruction::with2(self.of(Code::Sub_rm64_imm8), p, by),
+            2 => Instruction::with1(self.of(Code::Inc_rm64), p),
+            3 => Instruction::with1(self.of(Code::Dec_rm64), p),
             4 | 5 => {
                 let m = MemoryOperand::with_base_displ(p, by.into());
-                Instruction::with2(Code::Lea_r64_m, p, m)
+                Instruction::with2(self.of(Code::Lea_r64_m), p, m)
             }
             6 => {
                 let m = MemoryOperand::with_base_displ(p, by.into());
@@ -504,8 +604,11 @@ impl Generator {
             }
             7 => Instruction::with2(Code::Add_rm32_imm8, p.full_register32(), by),
             _ => {
-                let q = Register::RAX + self.rng.pick(&self.pointers.clone());
-                Instruction::with2(Code::Mov_r64_rm64, p, q)
+                let q = {
+                    let n = self.rng.pick(&self.pointers.clone());
+                    self.register(n)
+                };
+                Instruction::with2(self.of(Code::Mov_r64_rm64), p, q)
             }
         };
         self.put(ops, vec![i.unwrap()], None);
@@ -514,14 +617,14 @@ impl Generator {
     /// An operand at one of the pointers, mostly the one of before.
     fn memory(&mut self, _size: u64) -> MemoryOperand {
         if self.rng.below(3) == 0 {
-            self.base = match self.rng.below(5) {
-                0 => Register::RSP,
-                n => Register::RAX + self.pointers[n as usize - 1],
+            self.base = match self.rng.below(self.pointers.len() as u64 + 1) {
+                0 => self.register(4),
+                n => self.register(self.pointers[n as usize - 1]),
             };
         }
         let p = self.base;
-        if (self.leaf || p != Register::RSP) && !self.pointers.contains(&(p.number() as u32)) {
-            self.base = Register::RAX + self.pointers[0];
+        if (self.leaf || p != self.register(4)) && !self.pointers.contains(&(p.number() as u32)) {
+            self.base = self.register(self.pointers[0]);
         }
         let p = self.base;
         let disp = match self.rng.below(6) {
@@ -534,17 +637,17 @@ impl Generator {
         match self.rng.below(12) {
             0 => MemoryOperand::new(
                 p,
-                Register::RAX + self.index,
+                self.register(self.index),
                 1 << self.rng.below(4),
                 disp,
-                8,
+                self.word(),
                 false,
                 segment,
             ),
             1 => {
                 let s = self.rng.pick(&[Register::FS, Register::GS]);
-                let i = Register::RAX + self.index;
-                MemoryOperand::new(i, Register::None, 1, disp, 8, false, s)
+                let i = self.register(self.index);
+                MemoryOperand::new(i, Register::None, 1, disp, self.word(), false, s)
             }
             2 => {
                 let low = p.full_register32();
@@ -552,15 +655,7 @@ impl Generator {
             }
             3 => {
                 let at = DATA + 0x1000 + self.rng.below(0x1000);
-                MemoryOperand::new(
-                    Register::RIP,
-                    Register::None,
-                    1,
-                    at as i64,
-                    8,
-                    false,
-                    segment,
-                )
+                self.absolute(at)
             }
             _ => MemoryOperand::with_base_displ(p, disp),
         }
@@ -589,9 +684,8 @@ impl Generator {
         }
         let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
         if memory {
-            if i.memory_displ_size() == 8 && i.memory_base() == Register::None
-                || i.memory_index().is_vector_register()
-            {
+            let offset = |k: &K| matches!(k, K::mem_offs);
+            if i.op_code().op_kinds().iter().any(offset) || i.memory_index().is_vector_register() {
                 return None;
             }
             let m = self.memory(i.memory_size().size() as u64);
@@ -599,11 +693,11 @@ impl Generator {
             i.set_memory_index(m.index);
             i.set_memory_index_scale(m.scale);
             i.set_memory_displacement64(m.displacement as u64);
-            let full = if m.base.size() == 4 { 4 } else { 8 };
+            let full = if m.base.size() == 4 { 4 } else { self.word() };
             let fits = i8::try_from(m.displacement).is_ok();
             i.set_memory_displ_size(match (m.displacement, fits) {
                 (0, _) => 0,
-                (_, true) if m.base != Register::RIP => 1,
+                (_, true) if !matches!(m.base, Register::RIP | Register::None) => 1,
                 _ => full,
             });
             i.set_segment_prefix(m.segment_prefix);
@@ -641,7 +735,7 @@ impl Generator {
         let undefined = carried || undefined_flags(&i) != 0 && !logic;
         if undefined || before.len() > 1 && self.rng.below(2) == 0 {
             let (a, b) = (self.data64(), self.data64());
-            before.push(Instruction::with2(Code::Cmp_rm64_r64, a, b).ok()?);
+            before.push(Instruction::with2(self.of(Code::Cmp_rm64_r64), a, b).ok()?);
         }
         Some(before)
     }

@@ -23,6 +23,7 @@ const HALT: u8 = 0xf4;
 /// The translator as an executor: the instruction is translated before it is
 /// run for the first time, with `hlt` all around it.
 struct Translated {
+    mode: Mode,
     core: Core,
     stack: Vec<u8>,
     blocks: u64,
@@ -30,11 +31,12 @@ struct Translated {
 }
 
 impl Translated {
-    fn new() -> Self {
-        let mut core = guest(Mode::Long, 3);
+    fn new(mode: Mode) -> Self {
+        let mut core = guest(mode, 3);
         core.jit.make_warm();
         core.ram.write(CODE_GPA, &[HALT; 4096]).unwrap();
         Self {
+            mode,
             core,
             stack: vec![0; 64 << 10],
             blocks: 0,
@@ -79,7 +81,7 @@ impl Executor for Translated {
     }
 
     fn supports(&self, mode: Mode) -> bool {
-        mode == Mode::Long
+        mode == self.mode
     }
 
     fn run(&mut self, case: &Case) -> Outcome {
@@ -116,10 +118,16 @@ impl Translated {
     }
 }
 
-fn compare(other: &mut dyn Executor, seed: u64, numbers: &[u32], cases: usize) -> Vec<String> {
-    let mut jit = Translated::new();
-    let forms = forms(Mode::Long);
-    let mut maker = Maker::new(Mode::Long, seed).with_registers(numbers);
+fn compare(
+    mode: Mode,
+    other: &mut dyn Executor,
+    seed: u64,
+    numbers: &[u32],
+    cases: usize,
+) -> Vec<String> {
+    let mut jit = Translated::new(mode);
+    let forms = forms(mode);
+    let mut maker = Maker::new(mode, seed).with_registers(numbers);
     let mut bad: BTreeMap<Code, (usize, String)> = BTreeMap::new();
     let (mut n, mut faults) = (0u64, 0);
     let started = Instant::now();
@@ -148,7 +156,7 @@ fn compare(other: &mut dyn Executor, seed: u64, numbers: &[u32], cases: usize) -
         }
     }
     println!(
-        "{} against translator: {n} cases, {faults} faults, {} in translated blocks, {:.1} s",
+        "{mode:?}: {} against translator: {n} cases, {faults} faults, {} in translated blocks, {:.1} s",
         other.name(),
         jit.blocks,
         started.elapsed().as_secs_f32()
@@ -174,7 +182,10 @@ fn report(bad: &[String]) {
 #[test]
 fn every_form_agrees_with_the_interpreter() {
     let _alone = super::ONE_AT_A_TIME.lock();
-    report(&compare(&mut Interpreter::new(), 0x4a49_5431, &[], CASES));
+    for mode in [Mode::Long, Mode::Compat] {
+        let mut interpreter = Interpreter::new();
+        report(&compare(mode, &mut interpreter, 0x4a49_5431, &[], CASES));
+    }
 }
 
 #[test]
@@ -182,6 +193,7 @@ fn spilled_and_special_registers_agree_with_the_interpreter() {
     let _alone = super::ONE_AT_A_TIME.lock();
     let numbers = [14, 15, 14, 15, 12, 13, 4, 5, 0, 1, 3, 14, 15];
     report(&compare(
+        Mode::Long,
         &mut Interpreter::new(),
         0x4a49_5432,
         &numbers,
@@ -193,7 +205,9 @@ fn spilled_and_special_registers_agree_with_the_interpreter() {
 fn every_form_agrees_with_the_host_cpu() {
     let _alone = super::ONE_AT_A_TIME.lock();
     let mut host = Host::new();
-    if host.supports(Mode::Long) {
-        report(&compare(&mut host, 0x4a49_5433, &[], CASES / 2));
+    for mode in [Mode::Long, Mode::Compat] {
+        if host.supports(mode) {
+            report(&compare(mode, &mut host, 0x4a49_5433, &[], CASES / 2));
+        }
     }
 }
