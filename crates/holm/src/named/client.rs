@@ -107,7 +107,7 @@ impl Client {
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| timed.set_write_timeout(Some(PATIENCE)));
         set.map_err(|source| client.broken(source))?;
-        let hello: Hello = client.receive()?;
+        let hello = client.hello()?;
         if hello.protocol != PROTOCOL_VERSION {
             return Err(ControlError::Version {
                 name: client.name,
@@ -135,9 +135,17 @@ impl Client {
         }
     }
 
-    fn receive<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ControlError> {
+    /// The machine's first words: in their place it may say that it has too
+    /// many clients.
+    fn hello(&mut self) -> Result<Hello, ControlError> {
         let line = self.line()?;
         let line = line.ok_or_else(|| ControlError::Ended(self.name.clone()))?;
+        if let Ok(Reply::Error { message, .. }) = serde_json::from_str(&line) {
+            return Err(ControlError::Refused {
+                name: self.name.clone(),
+                message,
+            });
+        }
         serde_json::from_str(&line).map_err(|e| self.broken(e.into()))
     }
 

@@ -195,10 +195,24 @@ impl PageList {
     }
 }
 
+/// Opens a file of a snapshot to read, without waiting for whatever else may
+/// have its name.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+    let mut options = File::options();
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let file = options.read(true).custom_flags(nonblocking).open(path)?;
+    let kind = file.metadata()?.file_type();
+    if kind.is_file() || kind.is_block_device() {
+        return Ok(file);
+    }
+    Err(io::Error::other("it is no file with contents"))
+}
+
 /// Reads a small file whole.
 pub(super) fn read(path: &Path, size: u64) -> Result<Vec<u8>, SnapshotError> {
     let mut bytes = Vec::new();
-    File::open(path)
+    open(path)
         .and_then(|file| {
             let found = file.metadata()?.len();
             if found == size && size <= PAGES_MAX {
