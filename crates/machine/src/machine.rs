@@ -325,7 +325,9 @@ impl Machine {
                 let local = move |command: &str, line: &[u8]| {
                     crate::agent::local(balloon.as_ref(), memory, &events, command, line)
                 };
-                agent.serve(listener, Arc::new(local))
+                let opened = agent.serve(listener, Box::new(local))?;
+                self.inner.sockets.lock().push(opened);
+                Ok(())
             }
             None => Ok(()),
         }
