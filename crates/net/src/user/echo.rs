@@ -9,8 +9,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recvfrom, sendto,
-    socket_with,
+    AddressFamily, RecvFlags, SocketFlags, SocketType, ipproto, recvfrom, socket_with,
 };
 
 use super::context::{Context, Token};
@@ -141,7 +140,7 @@ impl Table {
         flow.used = context.now;
         hops.apply(&mut flow.hops, &flow.socket, guest.is_ipv4());
         let message = icmp::request(guest.is_ipv4(), flow.outside, echo.rest);
-        match sendto(&flow.socket, &message, SendFlags::DONTWAIT, &target) {
+        match super::udp::send(&flow.socket, &message, target) {
             Err(Errno::NETUNREACH) => Err(Unreachable::Network),
             Err(Errno::HOSTUNREACH) => Err(Unreachable::Host),
             Err(Errno::ACCESS | Errno::PERM) => Err(Unreachable::Prohibited),

@@ -29,7 +29,7 @@ pub struct Error {
     pub to: SocketAddr,
     /// Why it did not arrive.
     pub why: Unreachable,
-    /// The router that says that it went too far.
+    /// Who says that it went too far, or that nobody listens there.
     pub by: Option<IpAddr>,
     /// Bytes of it that are known.
     pub length: usize,
@@ -75,13 +75,14 @@ pub fn next(socket: &OwnedFd, data: &mut [u8]) -> Option<Error> {
         _ => false,
     };
     let errno = Errno::from_raw_os_error(i32::try_from(error.ee_errno).ok()?);
+    let why = match expired {
+        true => Unreachable::Hops,
+        false => meaning(errno)?,
+    };
     Some(Error {
         to,
-        why: match expired {
-            true => Unreachable::Hops,
-            false => meaning(errno)?,
-        },
-        by: by.filter(|_| expired),
+        why,
+        by: by.filter(|_| matches!(why, Unreachable::Hops | Unreachable::Port)),
         length,
     })
 }

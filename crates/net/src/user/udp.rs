@@ -235,7 +235,9 @@ impl Table {
                 }
                 if let Some(remote) = visible(context, guest, via, error.to) {
                     let quoted = icmp::ports(guest, remote, UDP_ALONE << 16);
-                    let why = (error.why, error.by);
+                    // Whom it was for is known to the guest by another address.
+                    let own = |by| if by == error.to.ip() { remote.ip() } else { by };
+                    let why = (error.why, error.by.map(own));
                     icmp::unreachable_by(context, why, guest, remote, protocol::UDP, &quoted);
                 }
             }
