@@ -270,6 +270,9 @@ impl Board {
         for (_, nic) in self.all_nics() {
             nic.close();
         }
+        for disk in self.disks() {
+            disk.close();
+        }
     }
 
     pub(crate) fn save(&self) -> BoardState {
