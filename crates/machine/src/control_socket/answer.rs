@@ -60,7 +60,7 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
             };
         }
         Request::GrowDisk { disk, size } => return done(machine.grow_disk(disk, *size)),
-        Request::Pause {} => machine.pause(),
+        Request::Pause {} => return done(machine.pause()),
         Request::Resume {} => machine.resume(),
         Request::PowerButton {} => machine.board().press_power_button(),
         Request::Reset {} => machine.control().post(Event::Reset),
