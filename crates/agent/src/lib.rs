@@ -4,7 +4,7 @@
 //! [`Link`] is the machine's side: it sends one request at a time into the
 //! guest, finds the start of answers again after whatever went wrong
 //! (`guest-sync-delimited`), and passes answers on without looking into them.
-//! [`serve`] offers a link to local clients on a Unix socket, one JSON line for
+//! [`attend`] offers a link to a local client on a Unix socket, one JSON line for
 //! each request and each answer. [`Client`] is such a client, with the agent's
 //! commands as functions. What a guest answers is bounded in time and size.
 #![forbid(unsafe_code)]
@@ -17,7 +17,7 @@ mod serve;
 pub use client::{AgentError, Client, Fault};
 pub use commands::{Balloon, ExecStatus, FileSystem, GuestFile, Process};
 pub use link::{Link, LinkError, RawChannel};
-pub use serve::{Local, REQUEST_MAX, attend, serve};
+pub use serve::{Local, REQUEST_MAX, attend, refusal};
 
 /// Name of the channel in the guest.
 pub const CHANNEL: &str = "org.qemu.guest_agent.0";

@@ -1,9 +1,6 @@
-//! A link offered to local clients on a Unix socket.
+//! A link offered to a local client on a Unix socket.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -12,55 +9,26 @@ use crate::link::{Link, LinkError, RawChannel};
 
 /// Most bytes of a request.
 pub const REQUEST_MAX: u64 = 16 << 20;
-/// Clients served at once; more have to wait.
-const CLIENTS_MAX: usize = 32;
-/// Time for an answer. Freezing waits for all that is being written.
-const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Answers requests that are for the machine and not for its guest: the
 /// commands that begin with `holm-`, given with their whole line; the JSON of
 /// the result, or what is wrong.
 pub type Local = dyn Fn(&str, &[u8]) -> Result<String, String> + Send + Sync;
 
-/// Serves clients until the listener fails or the machine has ended. Each
-/// client has a thread; their requests take turns.
-pub fn serve<C: RawChannel + 'static>(
-    listener: &UnixListener,
-    link: &Arc<Mutex<Link<C>>>,
-    local: &Arc<Local>,
-) {
-    let clients = Arc::new(AtomicUsize::new(0));
-    while let Ok((stream, _)) = listener.accept() {
-        while clients.load(Ordering::SeqCst) >= CLIENTS_MAX {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        clients.fetch_add(1, Ordering::SeqCst);
-        let (link, local, count) = (link.clone(), local.clone(), clients.clone());
-        let spawned = std::thread::Builder::new()
-            .name("agent-client".into())
-            .stack_size(256 << 10)
-            .spawn(move || {
-                // A client that goes in the middle is its own affair.
-                let _ = attend(&stream, &link, &*local, PATIENCE);
-                count.fetch_sub(1, Ordering::SeqCst);
-            });
-        if spawned.is_err() {
-            clients.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
-
 /// Serves one client until it goes, and gives the guest this long for each
 /// answer.
 ///
 /// # Errors
 /// The client's end of the connection broke.
-pub fn attend<C: RawChannel>(
-    stream: &UnixStream,
+pub fn attend<C: RawChannel, S>(
+    stream: &S,
     link: &Mutex<Link<C>>,
     local: &Local,
     patience: Duration,
-) -> Result<(), std::io::Error> {
+) -> Result<(), std::io::Error>
+where
+    for<'a> &'a S: Read + Write,
+{
     let mut requests = BufReader::new(stream);
     let mut out = stream;
     loop {
@@ -72,22 +40,21 @@ pub fn attend<C: RawChannel>(
             return Ok(());
         }
         if line.pop() != Some(b'\n') {
-            out.write_all(&refusal("the request is longer than 16 MiB or has no end"))?;
+            out.write_all(refusal("the request is longer than 16 MiB or has no end").as_bytes())?;
             return Ok(());
         }
         // Whole values only: what follows half of one would be lost.
         let Ok(Head { execute }) = serde_json::from_slice(&line) else {
-            out.write_all(&refusal(
-                "the request is not JSON with a command to execute",
-            ))?;
+            let what = "the request is not JSON with a command to execute";
+            out.write_all(refusal(what).as_bytes())?;
             continue;
         };
         if execute.starts_with("holm-") {
             let answer = match local(&execute, &line) {
-                Ok(result) => format!("{{\"return\": {result}}}\n").into_bytes(),
+                Ok(result) => format!("{{\"return\": {result}}}\n"),
                 Err(what) => refusal(&what),
             };
-            out.write_all(&answer)?;
+            out.write_all(answer.as_bytes())?;
             continue;
         }
         let result = link.lock().call(&line, patience);
@@ -96,7 +63,7 @@ pub fn attend<C: RawChannel>(
                 answer.push(b'\n');
                 out.write_all(&answer)?;
             }
-            Err(error) => out.write_all(&refusal_of(error))?,
+            Err(error) => out.write_all(refusal_of(error).as_bytes())?,
         }
     }
 }
@@ -106,7 +73,7 @@ struct Head {
     execute: String,
 }
 
-fn refusal_of(error: LinkError) -> Vec<u8> {
+fn refusal_of(error: LinkError) -> String {
     let class = match error {
         LinkError::NoAgent => "HolmNoAgent",
         LinkError::Timeout => "HolmTimeout",
@@ -116,11 +83,13 @@ fn refusal_of(error: LinkError) -> Vec<u8> {
     answer(class, &error.to_string())
 }
 
-fn refusal(what: &str) -> Vec<u8> {
+/// The answer to what is no request that can be done, as a line.
+#[must_use]
+pub fn refusal(what: &str) -> String {
     answer("HolmRequest", what)
 }
 
-fn answer(class: &str, text: &str) -> Vec<u8> {
+fn answer(class: &str, text: &str) -> String {
     let value = serde_json::json!({"error": {"class": class, "desc": text}});
-    format!("{value}\n").into_bytes()
+    format!("{value}\n")
 }

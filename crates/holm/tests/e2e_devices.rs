@@ -4,6 +4,7 @@
 mod common;
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -168,7 +169,8 @@ fn the_guest_and_its_host_work_together() {
         std::os::unix::fs::symlink("../secret", directory.join("share/way-out")).unwrap();
         let large: Vec<u8> = (0..3_000_000u32).flat_map(u32::to_le_bytes).collect();
         std::fs::write(directory.join("share/from-host"), large).unwrap();
-        let share = format!("{},tag=work", directory.join("share").display());
+        common::compile(&directory.join("share"), "fsx", &[]);
+        let share = format!("{},tag=work,writeback", directory.join("share").display());
         vec!["--vsock".into(), sockets, "--share".into(), share]
     });
     programs_run(&machine);
@@ -266,6 +268,7 @@ fn a_folder_is_shared(machine: &Machine) {
 for i in range(500): open(\"d/%d\" % i, \"w\").write(str(i))
 print(len(os.listdir(\"d\")), open(\"d/499\").read())'
          cp /bin/echo program; ./program mapped and run
+         ./fsx random model 7 800 > random.told
          sha256sum big from-host; cd /; umount /mnt/work",
     );
     let share = machine.path("share");
@@ -277,6 +280,14 @@ print(len(os.listdir(\"d\")), open(\"d/499\").read())'
     );
     assert_eq!(output, expected);
     assert_eq!(sum(&share.join("d/e/moved")), sum(&share.join("hard")));
+    // What random operations made of a file is what the guest says it is.
+    assert_eq!(sum(&share.join("random")), sum(&share.join("model")));
+    let random = share.join("random").metadata().unwrap();
+    let (size, seconds, nanos) = (random.len(), random.mtime(), random.mtime_nsec());
+    assert_eq!(
+        std::fs::read_to_string(share.join("random.told")).unwrap(),
+        format!("{size} {seconds}.{nanos:09}\n")
+    );
     assert_eq!(std::fs::read_to_string(share.join("d/77")).unwrap(), "77");
     assert_eq!(
         std::fs::read_to_string(machine.path("secret")).unwrap(),

@@ -13,12 +13,18 @@ use virtio::balloon::{BalloonControl, BalloonReport};
 use virtio::channel::{ChannelInput, ChannelSink};
 use virtio::console::ConsoleSink;
 
+use crate::clients::{self, Seat};
 use crate::events::Events;
 use crate::outcome::MachineError;
 
 /// Output of the guest that is kept until somebody takes it; more waits in
 /// the guest.
 const OUTPUT_MAX: usize = 1 << 20;
+
+/// Time for an answer. Freezing waits for all that is being written.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a client may take to accept a part of an answer.
+const WRITE: Duration = Duration::from_secs(30);
 
 #[derive(Default)]
 struct State {
@@ -99,15 +105,23 @@ impl AgentChannel {
         self.shared.changed.notify_all();
     }
 
-    /// Serves clients at a Unix socket, in a thread of its own.
+    /// Serves clients at a Unix socket, until what is returned is dropped.
     ///
     /// # Errors
     /// [`MachineError::Host`]: no thread.
-    pub fn serve(&self, listener: UnixListener, local: Arc<Local>) -> Result<(), MachineError> {
+    pub fn serve(
+        &self,
+        listener: UnixListener,
+        local: Box<Local>,
+    ) -> Result<UnixStream, MachineError> {
         let link = self.link.clone();
-        let thread = std::thread::Builder::new().name("agent".into());
-        let spawned = thread.spawn(move || agent::serve(&listener, &link, &local));
-        spawned.map(drop).map_err(|source| MachineError::Host {
+        let session = move |seat: &Seat| {
+            seat.stream().set_write_timeout(Some(WRITE))?;
+            agent::attend(seat, &link, &*local, PATIENCE)
+        };
+        let full = agent::refusal("the machine has too many clients that wait for its agent");
+        let serving = clients::serve(listener, "agent", full, session);
+        serving.map_err(|source| MachineError::Host {
             what: "thread for the guest's agent",
             source,
         })

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use virtio::VirtioDevice;
 use virtio::balloon::{Balloon, BalloonControl};
 use virtio::channel::Channel;
-use virtio::fs::Fs;
+use virtio::fs::{Fs, FsOptions};
 use virtio::vsock::Vsock;
 
 use crate::agent::AgentChannel;
@@ -69,6 +69,10 @@ pub struct Share {
     /// The guest changes nothing in it.
     #[serde(default)]
     pub read_only: bool,
+    /// The guest writes when it closes or syncs a file, or later; it does not
+    /// see what the host changes meanwhile.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub write_back: bool,
 }
 
 /// What is done with a guest that does not ping its watchdog.
@@ -124,7 +128,14 @@ impl Handles {
             handles.vsock = Some(own);
         }
         if let Some(share) = &wanted.share {
-            let device = Fs::new(&share.folder, &share.tag, share.read_only);
+            let device = Fs::new(
+                &share.folder,
+                &share.tag,
+                FsOptions {
+                    read_only: share.read_only,
+                    write_back: share.write_back,
+                },
+            );
             let device = device.map_err(|source| MachineError::Share {
                 folder: share.folder.clone(),
                 source,

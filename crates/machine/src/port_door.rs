@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use net::vpc::VpcNetwork;
 
-use crate::clients;
+use crate::clients::{self, Seat};
 use crate::outcome::MachineError;
 use crate::socket::{OwnSocket, listen};
 
@@ -35,12 +35,12 @@ impl PortDoor {
     pub fn open(path: &Path, port: &Arc<VpcNetwork>) -> Result<Self, MachineError> {
         let (listener, socket) = listen(path)?;
         let port = Arc::downgrade(port);
-        let lead = move |client| lead(client, &port);
-        let open =
-            clients::serve(listener, "port-door", lead).map_err(|source| MachineError::Host {
-                what: "thread for the socket to the guest's ports",
-                source,
-            })?;
+        let lead = move |client: &Seat| lead(client, &port);
+        let open = clients::serve(listener, "port-door", String::new(), lead);
+        let open = open.map_err(|source| MachineError::Host {
+            what: "thread for the socket to the guest's ports",
+            source,
+        })?;
         Ok(Self {
             _socket: socket,
             _open: open,
@@ -48,9 +48,10 @@ impl PortDoor {
     }
 }
 
-fn lead(mut client: UnixStream, port: &Weak<VpcNetwork>) -> io::Result<()> {
-    client.set_read_timeout(Some(PATIENCE))?;
-    let number = number(&mut client)?;
+fn lead(mut seat: &Seat, port: &Weak<VpcNetwork>) -> io::Result<()> {
+    seat.stream().set_read_timeout(Some(PATIENCE))?;
+    let number = number(&mut seat)?;
+    let client = seat.stream().try_clone()?;
     client.set_nonblocking(true)?;
     if let Some(port) = port.upgrade() {
         port.hand(client.into(), number);

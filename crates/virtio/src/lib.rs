@@ -6,6 +6,10 @@
 //! DEVICE_NEEDS_RESET and leaves everything else alone.
 #![forbid(unsafe_code)]
 
+// The tests' driver is one for those here and in `tests`.
+#[cfg(test)]
+extern crate self as virtio;
+
 pub mod balloon;
 pub mod blk;
 pub mod channel;

@@ -7,7 +7,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 
 use driver::{Driver, EVENT_IDX};
-use virtio::fs::Fs;
+use virtio::fs::{Fs, FsOptions};
 
 const DATA: u64 = 0x20_0000;
 const ANSWER: u64 = 0x40_0000;
@@ -36,13 +36,20 @@ struct Guest {
 
 impl Guest {
     fn new(read_only: bool) -> Self {
+        Self::with(FsOptions {
+            read_only,
+            write_back: false,
+        })
+    }
+
+    fn with(options: FsOptions) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let shared = directory.path().join("shared");
         std::fs::create_dir_all(shared.join("sub")).unwrap();
         std::fs::write(directory.path().join("secret"), "secret").unwrap();
         std::fs::write(shared.join("file"), "contents").unwrap();
         symlink("../secret", shared.join("way-out")).unwrap();
-        let mut driver = Driver::new(Fs::new(&shared, "tag", read_only).unwrap());
+        let mut driver = Driver::new(Fs::new(&shared, "tag", options).unwrap());
         driver.start(EVENT_IDX, 2, 64);
         let mut guest = Self { driver, directory };
         let init: Vec<u8> = [7u32, 31, 0, 0]
@@ -278,6 +285,36 @@ fn a_program_with_another_identity_is_not_written() {
     assert_eq!(guest.ask(READ, file, &read(handle)).unwrap(), b"contents");
 }
 
+/// The host gives a file that is open another identity: who writes it in the
+/// guest without being root there takes that away.
+#[test]
+fn a_write_takes_another_identity_away() {
+    let mut guest = Guest::new(false);
+    let path = guest.shared().join("file");
+    let mode = || path.metadata().unwrap().permissions().mode() & 0o7777;
+    let file = guest.lookup(1, "file").unwrap();
+    let handle = guest.open(file, 1).unwrap();
+    for (before, after) in [(0o6755, 0o755), (0o2744, 0o2744), (0o1644, 0o1644)] {
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(before)).unwrap();
+        let write = [
+            &handle.to_le_bytes()[..],
+            &[0; 8],
+            &4u32.to_le_bytes(),
+            &4u32.to_le_bytes(),
+            &[0; 16],
+            b"text",
+        ];
+        guest.ask(WRITE, file, &write.concat()).unwrap();
+        assert_eq!(mode(), after, "{before:o}");
+    }
+    // So does who says that it belongs to root, as it does.
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o4755)).unwrap();
+    let mut set = vec![0; 88];
+    set[0] = 2;
+    guest.ask(SETATTR, file, &set).unwrap();
+    assert_eq!(mode(), 0o755);
+}
+
 /// The host (or another guest) exchanges a directory and a link out of the
 /// folder all the time; what is read is never what is outside.
 #[test]
@@ -336,4 +373,30 @@ fn names_and_files_without_end_are_bounded() {
     assert_eq!(refused, Some(23), "ENFILE");
     // Others are served on.
     assert!(guest.lookup(1, "sub").is_ok());
+}
+
+/// A guest that writes later reads what is around what it wrote, by files that
+/// it opened for writing only.
+#[test]
+fn a_guest_that_writes_later_can_read_what_it_writes() {
+    let mut guest = Guest::with(FsOptions {
+        read_only: false,
+        write_back: true,
+    });
+    let init = words(&[7, 31, 0, u32::MAX], &[]);
+    let answer = guest.ask(INIT, 0, &init).unwrap();
+    let flags = u32::from_le_bytes(answer[12..16].try_into().unwrap());
+    assert_ne!(flags & 1 << 16, 0, "{flags:#x}");
+    let file = guest.lookup(1, "file").unwrap();
+    let handle = guest.open(file, 1).unwrap();
+    assert_eq!(guest.ask(READ, file, &read(handle)).unwrap(), b"contents");
+    let create = words(&[1 | 0o100, 0o200, 0, 0], &text("new"));
+    let made = guest.ask(CREATE, 1, &create).unwrap();
+    let handle = u64::from_le_bytes(made[128..136].try_into().unwrap());
+    assert_eq!(guest.ask(READ, file, &read(handle)).unwrap(), b"");
+    // Who does not ask for it is not told of it.
+    let mut other = Guest::new(false);
+    let answer = other.ask(INIT, 0, &init).unwrap();
+    let flags = u32::from_le_bytes(answer[12..16].try_into().unwrap());
+    assert_eq!(flags & 1 << 16, 0);
 }

@@ -18,7 +18,7 @@ use virtio::balloon::Balloon;
 use virtio::blk::{Blk, BlkOptions};
 use virtio::channel::{Channel, ChannelSink};
 use virtio::console::{Console, ConsoleSink};
-use virtio::fs::Fs;
+use virtio::fs::{Fs, FsOptions};
 use virtio::net::{Net, NetOptions, feature};
 use virtio::rng::Rng;
 use virtio::vsock::Vsock;
@@ -473,8 +473,12 @@ fn a_shared_folder_survives_and_is_not_left() {
         std::fs::write(shared.join("file"), "text").unwrap();
         std::fs::write(directory.path().join("secret"), "SECRET").unwrap();
         std::os::unix::fs::symlink("../secret", shared.join("way-out")).unwrap();
-        let read_only = bytes.first().is_some_and(|byte| byte & 1 != 0);
-        let mut driver = Driver::new(Fs::new(&shared, "fuzz", read_only).unwrap());
+        let first = bytes.first().copied().unwrap_or(0);
+        let options = FsOptions {
+            read_only: first & 1 != 0,
+            write_back: first & 2 != 0,
+        };
+        let mut driver = Driver::new(Fs::new(&shared, "fuzz", options).unwrap());
         driver.start(EVENT_IDX | INDIRECT_DESC, 2, SIZE);
         let mut errors = Vec::new();
         let mut ask = |op: u32, node: u64, body: &[u8]| {
@@ -517,7 +521,7 @@ fn a_shared_folder_survives_and_is_not_left() {
         assert_eq!(outside.len(), 2, "{outside:?}");
         let secret = std::fs::read(directory.path().join("secret")).unwrap();
         assert_eq!(secret, b"SECRET");
-        if read_only {
+        if options.read_only {
             assert_eq!(std::fs::read(shared.join("file")).unwrap(), b"text");
             assert_eq!(std::fs::read_dir(&shared).unwrap().count(), 3);
         }

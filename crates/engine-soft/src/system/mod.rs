@@ -16,7 +16,7 @@ mod io;
 pub mod msr;
 pub mod segment;
 pub mod state;
-mod syscall;
+pub(crate) mod syscall;
 mod task;
 mod transfer;
 

@@ -13,17 +13,20 @@ use crate::cpu::{Seg, cr, flag, seg};
 use crate::interpret::operand::{canonical, next_ip};
 use crate::system::descriptor::null;
 
-const CODE64: u32 = 0xa09b;
+/// Rights of 64-bit code, of CPL 0.
+pub(crate) const CODE64: u32 = 0xa09b;
 const CODE32: u32 = 0xc09b;
-const DATA: u32 = 0xc093;
-const USER: u32 = 3 << 5;
+/// Rights of a flat stack, of CPL 0.
+pub(crate) const DATA: u32 = 0xc093;
+/// What makes either of CPL 3.
+pub(crate) const USER: u32 = 3 << 5;
 
 fn flat(selector: u16, rights: u32) -> Seg {
     Seg::new(selector, 0, 0xffff_ffff, rights)
 }
 
 /// RFLAGS that SYSRET takes from R11.
-const SYSRET_FLAGS: u64 = 0x003c_7fd7;
+pub(crate) const SYSRET_FLAGS: u64 = 0x003c_7fd7;
 
 /// `syscall`.
 pub(crate) fn syscall(core: &mut Core, i: &Instruction) -> Exec {

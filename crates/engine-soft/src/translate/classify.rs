@@ -5,7 +5,7 @@ use iced_x86::{
     Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
 
-use crate::translate::lower;
+use crate::translate::{emit_string, lower};
 
 /// The six arithmetic flags, as iced numbers them.
 pub(crate) const ALL_FLAGS: u32 = 0x3f;
@@ -174,6 +174,9 @@ fn data(i: &Instruction) -> Class {
             Class::Emulate
         };
     }
+    if reads_selector(i) {
+        return Class::Emulate;
+    }
     let n = i.op_count();
     let mut memory = false;
     for k in 0..n {
@@ -213,6 +216,14 @@ fn data(i: &Instruction) -> Class {
     } else {
         Class::Memory
     }
+}
+
+/// Whether this is a `mov` from a segment register.
+pub(crate) fn reads_selector(i: &Instruction) -> bool {
+    matches!(
+        i.code(),
+        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg
+    )
 }
 
 /// Whether an interpreted instruction may change the mode, the translation of
@@ -271,6 +282,7 @@ fn ends_block(m: Mnemonic) -> bool {
             | M::Ldmxcsr
             | M::Vldmxcsr
             | M::Pause
+            | M::Verw
     )
 }
 
@@ -476,7 +488,8 @@ pub(crate) fn flags(i: &Instruction, class: Class) -> (u32, u32) {
                 | M::Rdtsc
                 | M::Rdtscp
                 | M::Pause
-        );
+        ) || emit_string::is_run(i)
+            || reads_selector(i);
         return (if transparent { 0 } else { ALL_FLAGS }, 0);
     }
     let read = i.rflags_read() & ALL_FLAGS;

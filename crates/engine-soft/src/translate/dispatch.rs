@@ -329,6 +329,12 @@ impl Core {
         self.flags_in();
         let (rip, len, next) = (r.rip, u64::from(r.len), r.next as usize);
         self.cpu.rip = rip;
+        let next_page = (rip & !0xfff).wrapping_add(4096);
+        if rip.wrapping_add(len) > next_page {
+            // Generated code may have left because it did not know the page
+            // any more; if it is not mapped, the fetch faults.
+            let _ = self.code_page(next_page);
+        }
         let epoch = self.shared.code.epoch();
         let view = self.cpu.view;
         loop {

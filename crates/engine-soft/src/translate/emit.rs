@@ -24,7 +24,7 @@ const fn spill(n: usize) -> usize {
 }
 
 pub(super) const TARGET: usize = spill(1);
-const LOW_SAVE: usize = spill(2);
+pub(super) const LOW_SAVE: usize = spill(2);
 /// Where in the cache the last indirect branch was (for a target that is not
 /// canonical: the branch itself must fault).
 pub(super) const BRANCHED: usize = spill(3);

@@ -188,7 +188,7 @@ impl Emitter {
     }
 
     /// Offset of the TLB entry for the address in T0 into T1.
-    fn tlb_index(&mut self) {
+    pub(super) fn tlb_index(&mut self) {
         if self.bmi2 {
             self.hot.rorx32(reg::T1, reg::T0, 9);
         } else {

@@ -84,7 +84,7 @@ impl Emitter {
     }
 
     /// Jumps to the translation of the address in T0.
-    fn dispatch(&mut self) {
+    pub(super) fn dispatch(&mut self) {
         self.flags_to_home();
         // mov dword gs:[branched], imm32
         let here = self.hot.pos;

@@ -5,12 +5,15 @@ use std::mem::offset_of;
 
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
-use crate::cpu::{Cpu, View, flag, seg};
+use crate::cpu::{Cpu, Seg, View, flag, seg};
+use crate::interpret::operand::seg_index;
 use crate::translate::asm::{Ea, cc, reg};
-use crate::translate::emit::{Emitter, TARGET, at_t0, gpr, number, spilled};
+use crate::translate::classify::reads_selector;
+use crate::translate::emit::{Emitter, Place, TARGET, at_t0, gpr, number, spilled};
 use crate::translate::emit_check::segment_base;
 use crate::translate::emit_slow::SlowKind;
-use crate::translate::flags::Flags;
+use crate::translate::emit_string;
+use crate::translate::flags::{Flags, HOME};
 
 const RCX: u8 = 1;
 const RFLAGS: usize = offset_of!(Cpu, rflags);
@@ -69,6 +72,13 @@ impl Emitter {
                 self.goto(i.next_ip(), i.ip(), 0);
             }
             Mnemonic::Pushfq if kernel && self.member.is_none() => self.pushfq(),
+            Mnemonic::Verw if self.view == View::Kernel as u8 => self.verw(i),
+            _ if reads_selector(i) => self.selector(i),
+            _ if emit_string::is_run(i) => self.string_run(i, !free),
+            _ if self.code32 => self.emulate(),
+            Mnemonic::Syscall if !kernel => self.syscall(i.next_ip()),
+            Mnemonic::Sysretq if self.view == View::Kernel as u8 => self.sysret(),
+            Mnemonic::Iretq if self.view == View::Kernel as u8 => self.iret(),
             _ => self.emulate(),
         }
     }
@@ -111,6 +121,23 @@ impl Emitter {
             self.flags_to_host();
         }
         self.goto(i.next_ip(), i.ip(), 0);
+    }
+
+    /// `mov` of a segment register's selector to a register.
+    fn selector(&mut self, i: &Instruction) {
+        let d = i.op0_register();
+        let s = match seg_index(i.op1_register()) {
+            Some(s) if i.op0_kind() == OpKind::Register && d.size() != 2 => s,
+            _ => return self.emulate(),
+        };
+        let selector = segment_base(s) - offset_of!(Seg, base) + offset_of!(Seg, selector);
+        // movzx r32, word gs:[..]
+        let n = number(d);
+        self.hot
+            .op_mem(&[0x0f, 0xb7], n, state(selector), false, true);
+        if spilled(n) {
+            self.hot.store(n, gpr(n));
+        }
     }
 
     fn swapgs(&mut self) {
@@ -158,6 +185,51 @@ impl Emitter {
         self.hot.load(reg::T0, TARGET);
         self.hot.op_mem(&[0x89], reg::T1, at_t0(), true, false);
         self.move_rsp(-8);
+        self.flags = Flags::Home;
+    }
+
+    /// `verw` of a selector in memory that names a writable segment of the
+    /// GDT and asks for CPL 0, as newer kernels do before each return to a
+    /// program for its side effect on some CPUs.
+    fn verw(&mut self, i: &Instruction) {
+        if i.op0_kind() != OpKind::Memory {
+            return self.emulate();
+        }
+        let place = self.operand(i, false, 2, true);
+        // movzx r14d, word [..]
+        self.hot
+            .op_mem(&[0x0f, 0xb7], reg::T0, place.ea(), false, false);
+        self.guarded(true, |e| {
+            // test r14b, 7: an RPL, or the LDT
+            e.hot.bytes(&[0x41, 0xf6, 0xc6, 7]);
+            e.emulate_if(cc::NE);
+            let last = Ea {
+                base: Some(reg::T0),
+                index: None,
+                disp: 7,
+            };
+            e.hot.lea(reg::T1, last, false);
+            // cmp r15d, 7: null
+            e.hot.bytes(&[0x41, 0x83, 0xff, 7]);
+            e.emulate_if(cc::E);
+            e.hot.byte(0x66);
+            let limit = state(offset_of!(Cpu, gdt.1));
+            e.hot.op_mem(&[0x3b], reg::T1, limit, false, true);
+            e.emulate_if(cc::A);
+            let base = state(offset_of!(Cpu, gdt.0));
+            e.hot.op_mem(&[0x03], reg::T0, base, true, true);
+        });
+        self.check(false, 8, true);
+        self.hot
+            .op_mem(&[0x8b], reg::T0, Place::CHECKED.ea(), true, false);
+        // shr r14, 40; and r14d, 1ah; cmp r14d, 12h: data, writable
+        self.hot.bytes(&[0x49, 0xc1, 0xee, 40]);
+        self.hot.bytes(&[0x41, 0x83, 0xe6, 0x1a]);
+        self.hot.bytes(&[0x41, 0x83, 0xfe, 0x12]);
+        self.emulate_if(cc::NE);
+        // or byte gs:[home's AH], ZF
+        self.hot.op_mem(&[0x80], 1, state(HOME + 1), false, true);
+        self.hot.byte(flag::ZF as u8);
         self.flags = Flags::Home;
     }
 

@@ -23,7 +23,7 @@ pub(crate) enum Flags {
     Both,
 }
 
-const HOME: usize = offset_of!(Cpu, jit.flags_home);
+pub(super) const HOME: usize = offset_of!(Cpu, jit.flags_home);
 const RAX_SAVE: usize = offset_of!(Cpu, jit.spill);
 
 /// Makes the host's flags what they are at home.

@@ -28,6 +28,9 @@ pub enum ControlError {
     /// None serves there.
     #[error("machine {0:?} does not run; `holm ls` lists those that do")]
     NoMachine(String),
+    /// It ended before it answered.
+    #[error("machine {0:?} ended before it had answered; `holm ls` lists those that run")]
+    Ended(String),
     /// The connection failed.
     #[error("talking to machine {name:?}: {source}")]
     Connection {
@@ -104,7 +107,7 @@ impl Client {
             .set_read_timeout(Some(PATIENCE))
             .and_then(|()| timed.set_write_timeout(Some(PATIENCE)));
         set.map_err(|source| client.broken(source))?;
-        let hello: Hello = client.receive()?;
+        let hello = client.hello()?;
         if hello.protocol != PROTOCOL_VERSION {
             return Err(ControlError::Version {
                 name: client.name,
@@ -132,9 +135,17 @@ impl Client {
         }
     }
 
-    fn receive<T: serde::de::DeserializeOwned>(&mut self) -> Result<T, ControlError> {
+    /// The machine's first words: in their place it may say that it has too
+    /// many clients.
+    fn hello(&mut self) -> Result<Hello, ControlError> {
         let line = self.line()?;
-        let line = line.ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))?;
+        let line = line.ok_or_else(|| ControlError::Ended(self.name.clone()))?;
+        if let Ok(Reply::Error { message, .. }) = serde_json::from_str(&line) {
+            return Err(ControlError::Refused {
+                name: self.name.clone(),
+                message,
+            });
+        }
         serde_json::from_str(&line).map_err(|e| self.broken(e.into()))
     }
 
@@ -146,7 +157,7 @@ impl Client {
         let sent = write(self.stream.get_ref(), request);
         sent.map_err(|source| self.broken(source))?;
         self.next()?
-            .ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))
+            .ok_or_else(|| ControlError::Ended(self.name.clone()))
     }
 
     /// The next answer of a connection that is a stream; `None`: the machine

@@ -23,8 +23,9 @@ pub struct Options {
     pub vsock: Option<VsockSocket>,
 
     /// Shares a folder of the host with the guest, which mounts it with `mount -t virtiofs TAG DIR`; the
-    /// tag is holm unless given (--share src,tag=src,readonly)
-    #[arg(long, value_name = "DIRECTORY[,tag=TAG][,readonly]", value_parser = share)]
+    /// tag is holm unless given (--share src,tag=src,readonly). With writeback small writes are quick, but
+    /// reach the host when a file is closed, and the guest does not see what the host changes meanwhile
+    #[arg(long, value_name = "DIRECTORY[,tag=TAG][,readonly][,writeback]", value_parser = share)]
     pub share: Option<Share>,
 
     /// What is done with a guest that stops pinging its watchdog (--watchdog reset); without
@@ -88,14 +89,17 @@ fn share(text: &str) -> Result<Share, String> {
         folder: words.next().unwrap_or_default().into(),
         tag: "holm".into(),
         read_only: false,
+        write_back: false,
     };
     for word in words {
         match word.strip_prefix("tag=") {
             Some(tag) if (1..=36).contains(&tag.len()) => share.tag = tag.into(),
             None if word == "readonly" => share.read_only = true,
+            None if word == "writeback" => share.write_back = true,
             _ => {
                 return Err(
-                    "a share is DIRECTORY[,tag=TAG][,readonly]; a tag has 1 to 36 bytes".into(),
+                    "a share is DIRECTORY[,tag=TAG][,readonly][,writeback]; a tag has 1 to 36 bytes"
+                        .into(),
                 );
             }
         }

@@ -17,7 +17,7 @@ use machine_protocol::{
     BadRequest, ErrorCode, Hello, LINE_MAX, PROTOCOL_VERSION, Reply, Request, parse_request,
 };
 
-use crate::clients;
+use crate::clients::{self, Seat};
 use crate::control::Event;
 use crate::machine::Inner;
 use lines::{Line, Lines};
@@ -33,20 +33,27 @@ const IDLE: Duration = Duration::from_secs(600);
 /// The host gives no thread or socket.
 pub(crate) fn open(listener: UnixListener, machine: &Arc<Inner>) -> io::Result<UnixStream> {
     let machine = Arc::downgrade(machine);
-    clients::serve(listener, "control", move |stream| session(stream, &machine))
+    let full = Reply::Error {
+        code: ErrorCode::Failed,
+        message: "the machine has too many clients that wait for answers; try again soon".into(),
+    };
+    let mut line = serde_json::to_string(&full)?;
+    line.push('\n');
+    let session = move |seat: &Seat| session(seat, &machine);
+    clients::serve(listener, "control", line, session)
 }
 
 /// One client from its first line to its last.
-fn session(mut stream: UnixStream, machine: &Weak<Inner>) -> io::Result<()> {
-    stream.set_write_timeout(Some(WRITE))?;
-    stream.set_read_timeout(Some(IDLE))?;
+fn session(mut seat: &Seat, machine: &Weak<Inner>) -> io::Result<()> {
+    seat.stream().set_write_timeout(Some(WRITE))?;
+    seat.stream().set_read_timeout(Some(IDLE))?;
     let hello = Hello {
         protocol: PROTOCOL_VERSION,
         holm: env!("CARGO_PKG_VERSION").into(),
     };
-    send(&mut stream, &hello)?;
+    send(&mut seat, &hello)?;
     let mut lines = Lines::default();
-    while let Some(line) = lines.next(&mut stream)? {
+    while let Some(line) = lines.next(&mut seat)? {
         let request = request(line);
         let Some(machine) = machine.upgrade() else {
             return Ok(());
@@ -60,31 +67,46 @@ fn session(mut stream: UnixStream, machine: &Weak<Inner>) -> io::Result<()> {
             Err(_) => {}
         }
         let kill = matches!(request, Ok(Request::Kill {}));
+        let streams = matches!(
+            request,
+            Ok(Request::Events { follow: true, .. } | Request::Console { .. })
+        );
         let reply = match request {
+            Ok(_) if streams && !seat.keep() => too_many(),
             Ok(Request::Events {
                 after,
                 follow: true,
             }) => {
                 let events = Arc::clone(machine.events());
                 drop(machine);
+                let mut stream = seat.stream().try_clone()?;
                 return events::follow(&mut stream, &lines, events, after);
             }
             Ok(Request::Console { keyboard, replay }) => {
                 let watcher = machine.terminal().watch(replay as usize);
                 let machine = Arc::downgrade(&machine);
+                let stream = seat.stream().try_clone()?;
                 return console::attach(stream, lines, &machine, watcher, keyboard);
             }
             Ok(request) => answer::answer(&machine, &request),
             Err(bad) => refusal(bad),
         };
-        let sent = send(&mut stream, &reply);
+        let sent = send(&mut seat, &reply);
         if kill {
             // The process ends with its machine: the answer goes first.
+            machine.board().hurry();
             machine.control().post(Event::Stop);
         }
         sent?;
     }
     Ok(())
+}
+
+fn too_many() -> Reply {
+    Reply::Error {
+        code: ErrorCode::Failed,
+        message: "the machine has too many clients that watch it; end some".into(),
+    }
 }
 
 fn request(line: Line) -> Result<Request, BadRequest> {

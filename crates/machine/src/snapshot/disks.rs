@@ -106,7 +106,7 @@ fn below(path: &Path) -> Result<FileBelow, SnapshotError> {
 
 /// Size and time of change of a file or block device.
 pub(super) fn identity(path: &Path) -> io::Result<(u64, i64)> {
-    let mut file = File::open(path)?;
+    let mut file = files::open(path)?;
     let size = io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
     let metadata = file.metadata()?;
     let seconds = metadata.mtime().saturating_mul(1_000_000_000);

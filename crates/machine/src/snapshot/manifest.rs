@@ -1,6 +1,5 @@
 //! The manifest of a snapshot.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use arch::CpuIdentity;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::SnapshotError;
+use super::{SnapshotError, files};
 use crate::description::Description;
 
 /// Version of the directory's format that this program writes and reads.
@@ -176,21 +175,24 @@ impl Manifest {
     /// [`SnapshotError`]: no manifest, another format or version, changed.
     pub(super) fn read(directory: &Path) -> Result<Self, SnapshotError> {
         let path = directory.join(MANIFEST);
-        let file = File::open(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => SnapshotError::Unfit {
+        use std::io::ErrorKind::{NotADirectory, NotFound};
+        let file = files::open(&path).map_err(|source| match source.kind() {
+            NotFound | NotADirectory => SnapshotError::Unfit {
                 path: directory.to_owned(),
                 reason: format!("it has no {MANIFEST}; is it a directory made by `holm snapshot`?"),
             },
             _ => SnapshotError::file("reading", &path)(source),
         })?;
-        let mut text = String::new();
+        let mut text = Vec::new();
         file.take(MANIFEST_MAX + 1)
-            .read_to_string(&mut text)
+            .read_to_end(&mut text)
             .map_err(SnapshotError::file("reading", &path))?;
         if text.len() as u64 > MANIFEST_MAX {
             return Err(SnapshotError::damaged(&path, "is too long"));
         }
-        Self::from_text(directory, &text)
+        let text = std::str::from_utf8(&text)
+            .map_err(|e| SnapshotError::damaged(&path, format!("is no text: {e}")))?;
+        Self::from_text(directory, text)
     }
 
     fn from_text(directory: &Path, text: &str) -> Result<Self, SnapshotError> {
@@ -200,7 +202,9 @@ impl Manifest {
             version: u64,
         }
         let path = directory.join(MANIFEST);
-        let unreadable = |e: serde_json::Error| SnapshotError::damaged(&path, e.to_string());
+        let unreadable = |e: serde_json::Error| {
+            SnapshotError::damaged(&path, format!("cannot be understood: {e}"))
+        };
         let head: Head = serde_json::from_str(text).map_err(unreadable)?;
         if head.format != FORMAT {
             return Err(SnapshotError::Unfit {

@@ -111,7 +111,7 @@ impl Snapshot {
         for disk in &self.manifest.disks {
             let Some(digest) = &disk.digest else { continue };
             let path = self.directory.join(&disk.file);
-            let found = File::open(&path)
+            let found = files::open(&path)
                 .and_then(|file| files::contents_digest(&file, disk.size))
                 .map_err(SnapshotError::file("reading", &path))?;
             same(&path, &found, digest)?;
@@ -245,7 +245,7 @@ fn same(path: &Path, found: &str, expected: &str) -> Result<(), SnapshotError> {
 fn layer(directory: &Path, manifest: &Manifest) -> Result<FoundLayer, SnapshotError> {
     let memory = &manifest.memory;
     let list = directory.join(files::PAGES);
-    let size = File::open(&list)
+    let size = files::open(&list)
         .and_then(|file| file.metadata())
         .map_err(SnapshotError::file("reading", &list))?
         .len();
@@ -264,7 +264,7 @@ fn layer(directory: &Path, manifest: &Manifest) -> Result<FoundLayer, SnapshotEr
     }
     let path = directory.join(files::MEMORY);
     let reading = |e| SnapshotError::file("reading", &path)(e);
-    let file = File::open(&path).map_err(reading)?;
+    let file = files::open(&path).map_err(reading)?;
     let found = file.metadata().map_err(reading)?;
     if !found.is_file() || found.len() != memory.size {
         let what = format!("has {} bytes instead of {}", found.len(), memory.size);

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 
+use devices::Version;
 use rustix::fs::{
     AtFlags, FallocateFlags, FileType, Mode, OFlags, RawDir, RenameFlags, SeekFrom, Stat, Timespec,
     Timestamps, UTIME_NOW, UTIME_OMIT, XattrFlags,
@@ -12,6 +13,7 @@ use rustix::io::Errno;
 
 use super::tree::{Tree, checked};
 use super::wire::{ROOT, Reader, Writer, op};
+use super::{Folder, FsOptions, FsState};
 
 /// Most bytes of one read or write.
 pub const TRANSFER_MAX: usize = 1 << 20;
@@ -27,8 +29,19 @@ const ASYNC_READ: u32 = 1 << 0;
 const BIG_WRITES: u32 = 1 << 5;
 /// Contents that the guest keeps are dropped when the host changes the file.
 const AUTO_INVAL_DATA: u32 = 1 << 12;
+/// The guest writes later, and says of files that it has what size and times
+/// they have.
+const WRITEBACK_CACHE: u32 = 1 << 16;
 const PARALLEL_DIROPS: u32 = 1 << 18;
 const MAX_PAGES: u32 = 1 << 22;
+/// Set-user-id bits are taken away here, so that the guest need not ask for
+/// extended attributes before each write.
+const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
+
+/// Flag of an opened file: the guest keeps nothing of it.
+const DIRECT_IO: u32 = 1 << 0;
+/// Flag of a write: its writer is none who may leave a set-user-id bit.
+const WRITE_KILL_SUIDGID: u32 = 1 << 2;
 
 /// Bits of `fuse_setattr_in.valid`.
 mod set {
@@ -41,30 +54,21 @@ mod set {
     pub const HANDLE: u32 = 1 << 6;
     pub const ATIME_NOW: u32 = 1 << 7;
     pub const MTIME_NOW: u32 = 1 << 8;
+    pub const KILL_SUIDGID: u32 = 1 << 11;
 }
 
 pub struct Server {
-    pub tree: Tree,
-    read_only: bool,
+    tree: Tree,
+    options: FsOptions,
     me: u32,
     my_group: u32,
 }
 
 type Answer = Result<Vec<u8>, Errno>;
 
-impl Server {
-    pub fn new(tree: Tree, read_only: bool) -> Self {
-        Self {
-            tree,
-            read_only,
-            me: rustix::process::geteuid().as_raw(),
-            my_group: rustix::process::getegid().as_raw(),
-        }
-    }
-
-    /// Does what a request asks for. `room` is for the answer's data.
-    pub fn request(&mut self, op: u32, node: u64, mut body: Reader<'_>, room: usize) -> Answer {
-        if self.read_only && writes(op) {
+impl Folder for Server {
+    fn request(&mut self, op: u32, node: u64, mut body: Reader<'_>, room: usize) -> Answer {
+        if self.options.read_only && writes(op) {
             return Err(Errno::ROFS);
         }
         let body = &mut body;
@@ -150,13 +154,65 @@ impl Server {
         }
     }
 
+    fn forget(&mut self, op: u32, node: u64, mut body: Reader<'_>) {
+        if op == op::FORGET {
+            self.tree.forget(node, body.u64());
+            return;
+        }
+        let count = body.u32();
+        body.u32();
+        for _ in 0..count {
+            if body.0.len() < 16 {
+                return;
+            }
+            let node = body.u64();
+            if node != ROOT {
+                self.tree.forget(node, body.u64());
+            }
+        }
+    }
+
+    fn forget_all(&mut self) {
+        self.tree.forget_all();
+    }
+
+    fn save(&self) -> FsState {
+        let handles = self.tree.handles.iter();
+        FsState {
+            version: Version::current(),
+            nodes: self.tree.paths(),
+            handles: handles
+                .map(|(id, handle)| (*id, handle.node, handle.flags.bits()))
+                .collect(),
+        }
+    }
+
+    fn restore(&mut self, state: &FsState) {
+        self.tree.restore(&state.nodes, &state.handles);
+    }
+}
+
+impl Server {
+    pub fn new(tree: Tree, options: FsOptions) -> Self {
+        Self {
+            tree,
+            options,
+            me: rustix::process::geteuid().as_raw(),
+            my_group: rustix::process::getegid().as_raw(),
+        }
+    }
+
     fn init(&mut self, body: &mut Reader<'_>) -> Answer {
         let (major, minor, readahead, flags) = (body.u32(), body.u32(), body.u32(), body.u32());
         if major != 7 || minor < 31 {
             return Err(Errno::PROTO);
         }
         self.tree.forget_all();
-        let wanted = ASYNC_READ | BIG_WRITES | AUTO_INVAL_DATA | PARALLEL_DIROPS | MAX_PAGES;
+        let mut wanted = ASYNC_READ | BIG_WRITES | AUTO_INVAL_DATA | PARALLEL_DIROPS;
+        wanted |= MAX_PAGES | HANDLE_KILLPRIV_V2;
+        if self.options.write_back {
+            wanted |= WRITEBACK_CACHE;
+        }
         let mut out = Writer::default();
         out.u32(7).u32(31).u32(readahead).u32(flags & wanted);
         out.u16(64).u16(48).u32(TRANSFER_MAX as u32).u32(1);
@@ -208,6 +264,9 @@ impl Server {
                 return Err(Errno::PERM);
             }
         }
+        if valid & (set::OWNER | set::GROUP | set::KILL_SUIDGID) != 0 {
+            self.drop_identity(node)?;
+        }
         if valid & set::MODE != 0 {
             self.set_mode(node, mode)?;
         }
@@ -258,6 +317,20 @@ impl Server {
         let mode = mode & MODE_BITS | kept;
         if mode != is & 0o7777 {
             rustix::fs::chmod(self.tree.magic(node)?, Mode::from_raw_mode(mode))?;
+        }
+        Ok(())
+    }
+
+    /// Takes set-user-id and set-group-id from a program whose contents or owner
+    /// change.
+    fn drop_identity(&self, node: u64) -> Result<(), Errno> {
+        let mode = rustix::fs::fstat(self.tree.node(node)?)?.st_mode;
+        let kept = match mode & 0o2010 {
+            0o2010 => 0o1777,
+            _ => 0o3777,
+        };
+        if FileType::from_raw_mode(mode).is_file() && mode & 0o7777 & !kept != 0 {
+            rustix::fs::chmod(self.tree.magic(node)?, Mode::from_raw_mode(mode & kept))?;
         }
         Ok(())
     }
@@ -340,12 +413,12 @@ impl Server {
     /// Flags of the guest that mean the same here.
     fn flags(&self, raw: u32) -> Result<OFlags, Errno> {
         let access = OFlags::from_bits_truncate(raw & 3);
-        if self.read_only && access != OFlags::RDONLY {
+        if self.options.read_only && access != OFlags::RDONLY {
             return Err(Errno::ROFS);
         }
         let more = OFlags::TRUNC | OFlags::EXCL | OFlags::DSYNC | OFlags::SYNC;
         let more = OFlags::from_bits_truncate(raw) & more;
-        if self.read_only && more.contains(OFlags::TRUNC) {
+        if self.options.read_only && more.contains(OFlags::TRUNC) {
             return Err(Errno::ROFS);
         }
         Ok(access | more)
@@ -356,14 +429,37 @@ impl Server {
         if op == op::OPENDIR {
             flags = OFlags::RDONLY | OFlags::DIRECTORY;
         }
-        let file = self.tree.reopen(node, flags)?;
+        let (file, flags) = self.reopen(node, flags)?;
         self.opened(file, node, flags)
     }
 
+    /// Opens a known file. A guest that writes later reads what is around what
+    /// it wrote, by files that are open for writing only, too.
+    fn reopen(&self, node: u64, flags: OFlags) -> Result<(OwnedFd, OFlags), Errno> {
+        let wider = self.wider(flags);
+        match self.tree.reopen(node, wider) {
+            Err(Errno::ACCESS) if wider != flags => Ok((self.tree.reopen(node, flags)?, flags)),
+            opened => Ok((opened?, wider)),
+        }
+    }
+
+    /// The flags by which a file is opened for a guest that wants `flags`.
+    fn wider(&self, flags: OFlags) -> OFlags {
+        match flags.contains(OFlags::WRONLY) && self.options.write_back {
+            true => (flags - OFlags::WRONLY) | OFlags::RDWR,
+            false => flags,
+        }
+    }
+
+    /// `fuse_open_out`.
     fn opened(&mut self, file: OwnedFd, node: u64, flags: OFlags) -> Answer {
+        // What cannot be read cannot be kept in pages that are written in part.
+        let direct = self.options.write_back && flags.contains(OFlags::WRONLY);
         let handle = self.tree.add_handle(file, node, flags)?;
         let mut out = Writer::default();
-        out.u64(handle).u32(0).u32(0);
+        out.u64(handle)
+            .u32(if direct { DIRECT_IO } else { 0 })
+            .u32(0);
         Ok(out.0)
     }
 
@@ -372,7 +468,8 @@ impl Server {
         let flags = self.flags(raw)?;
         let name = checked(body.text())?;
         // An existing file is opened only as one that is known, and is regular.
-        let made = match self.new_file(parent, name, flags, mode & !umask) {
+        let access = self.wider(flags);
+        let made = match self.new_file(parent, name, access, mode & !umask) {
             Ok(file) => Some(file),
             Err(Errno::EXIST) if !flags.contains(OFlags::EXCL) => None,
             Err(error) => return Err(error),
@@ -385,8 +482,9 @@ impl Server {
         let node = found.0;
         // A file that may not be written by its mode is open for writing to
         // who created it.
-        let file = made.map_or_else(|| self.tree.reopen(node, flags), Ok);
-        match file.and_then(|file| self.opened(file, node, flags)) {
+        let access = access - OFlags::EXCL;
+        let file = made.map_or_else(|| self.reopen(node, flags), |file| Ok((file, access)));
+        match file.and_then(|(file, access)| self.opened(file, node, access)) {
             Ok(opened) => Ok([self.known(found), opened].concat()),
             Err(error) => {
                 self.tree.forget(node, 1);
@@ -414,12 +512,17 @@ impl Server {
 
     fn write(&self, body: &mut Reader<'_>) -> Answer {
         let (handle, offset, size) = (body.u64(), body.u64(), body.u32());
-        body.u32();
+        let flags = body.u32();
         body.u64();
         body.u64();
         let data = body.rest();
         let data = data.get(..size as usize).ok_or(Errno::INVAL)?;
         let file = self.tree.handle(handle)?;
+        if flags & WRITE_KILL_SUIDGID != 0
+            && let Some(handle) = self.tree.handles.get(&handle)
+        {
+            self.drop_identity(handle.node)?;
+        }
         let mut done = 0;
         while let Some(rest) = data.get(done..).filter(|rest| !rest.is_empty()) {
             match rustix::io::pwrite(file, rest, offset.saturating_add(done as u64)) {
@@ -502,25 +605,6 @@ impl Server {
             return Err(Errno::RANGE);
         }
         Ok(std::mem::take(&mut value))
-    }
-
-    /// Lets go of files the guest has forgotten; these have no answer.
-    pub fn forget(&mut self, op: u32, node: u64, mut body: Reader<'_>) {
-        if op == op::FORGET {
-            self.tree.forget(node, body.u64());
-            return;
-        }
-        let count = body.u32();
-        body.u32();
-        for _ in 0..count {
-            if body.0.len() < 16 {
-                return;
-            }
-            let node = body.u64();
-            if node != ROOT {
-                self.tree.forget(node, body.u64());
-            }
-        }
     }
 }
 

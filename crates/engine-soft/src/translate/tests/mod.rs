@@ -7,6 +7,7 @@ mod narrow;
 mod programs;
 mod relocate;
 mod remap;
+mod rings;
 mod sequence;
 mod sequence_make;
 mod single;
