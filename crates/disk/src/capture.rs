@@ -195,6 +195,10 @@ impl BlockBackend for CapturableDisk {
         self.inner.raw_file()
     }
 
+    fn close(&self) -> io::Result<()> {
+        self.inner.close()
+    }
+
     fn capturable(&self) -> Option<&CapturableDisk> {
         Some(self)
     }

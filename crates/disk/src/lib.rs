@@ -164,6 +164,15 @@ pub trait BlockBackend: Send + Sync {
     /// The host's error; `UnexpectedEof` past the end.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
 
+    /// Writes all and marks an image as closed, when the disk's last queue is
+    /// gone: nothing may be written afterwards.
+    ///
+    /// # Errors
+    /// The host's error; the image is mended when it is opened again.
+    fn close(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Format and ways of access in a few words, for logs.
     fn describe(&self) -> String;
 

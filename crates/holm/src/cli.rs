@@ -85,8 +85,8 @@ pub enum Command {
     /// of the signal that ended it.
     ///
     /// Examples:
-    ///   holm exec web1.agent -- systemctl is-system-running
-    ///   echo SELECT 1 | holm exec -i web1.agent -- psql
+    ///   holm exec web1 -- systemctl is-system-running
+    ///   echo SELECT 1 | holm exec -i web1 -- psql
     #[command(verbatim_doc_comment, after_help = exit_code::AGENT_HELP)]
     Exec(agent::Exec),
     /// Copies a file into a machine or out of it, through qemu-guest-agent in the guest
@@ -94,25 +94,25 @@ pub enum Command {
     /// The file has its contents whole or not at all, and its mode.
     ///
     /// Examples:
-    ///   holm cp site.tar web1.agent:/var/tmp/site.tar
-    ///   holm cp web1.agent:/var/log/syslog syslog
+    ///   holm cp site.tar web1:/var/tmp/site.tar
+    ///   holm cp web1:/var/log/syslog syslog
     #[command(verbatim_doc_comment, after_help = exit_code::AGENT_HELP)]
     Cp(agent::Copy),
     /// Asks a running machine to do with less memory, or gives it back; says how its memory is
     ///
     /// Examples:
-    ///   holm balloon web1.agent 512M
-    ///   holm balloon web1.agent -o json
+    ///   holm balloon web1 512M
+    ///   holm balloon web1 -o json
     #[command(verbatim_doc_comment, after_help = exit_code::AGENT_HELP)]
     Balloon(agent::Balloon),
     /// Freezes the file systems of a machine: nothing is written until `holm fsthaw`
     ///
-    /// Example: holm fsfreeze web1.agent
+    /// Example: holm fsfreeze web1
     #[command(after_help = exit_code::AGENT_HELP)]
     Fsfreeze(agent::Target),
     /// Thaws the file systems of a machine
     ///
-    /// Example: holm fsthaw web1.agent
+    /// Example: holm fsthaw web1
     #[command(after_help = exit_code::AGENT_HELP)]
     Fsthaw(agent::Target),
     /// Lists the running machines of this user that have names

@@ -83,7 +83,7 @@ fn lead(command: &Command, given: &[run::Given]) -> u8 {
         Command::Top(arguments) => named::top::run(arguments),
         Command::Stop(arguments) => named::stop::run(arguments),
         Command::Pause(machine) => named::ask(machine, &Request::Pause {}),
-        Command::Resume(machine) => named::ask(machine, &Request::Resume {}),
+        Command::Resume(machine) => named::resume(machine),
         Command::Reset(machine) => named::ask(machine, &Request::Reset {}),
         Command::Kill(machine) => named::ask(machine, &Request::Kill {}),
         Command::Nmi(machine) => named::ask(machine, &Request::Nmi {}),

@@ -1,6 +1,7 @@
 //! `holm snapshot`: making, showing and checking snapshots.
 
 use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 use clap::{Args, Subcommand};
 use machine::snapshot::{DiskKept, Manifest, Snapshot};
@@ -200,12 +201,24 @@ fn show(arguments: &Show) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Seconds since 1970 as a time that people read.
+fn moment(seconds: u64) -> String {
+    // The year 9999 ends there: whoever wrote the manifest may say anything.
+    match seconds < 253_402_300_800 {
+        true => {
+            let at = UNIX_EPOCH + Duration::from_secs(seconds);
+            humantime::format_rfc3339_seconds(at).to_string()
+        }
+        false => format!("{seconds} (Unix time)"),
+    }
+}
+
 fn text(m: &Manifest, depth: usize) -> String {
     let d = &m.machine;
     let memory = (m.memory.pages * 4) >> 10;
     let mut text = form::fields(&[
         ("id", m.id.to_string()),
-        ("created", format!("{} (Unix time)", m.created)),
+        ("created", moment(m.created)),
         ("made by", format!("holm {}, engine {}", m.holm, m.engine)),
         (
             "machine",

@@ -73,6 +73,9 @@ fn a_named_machine_is_found_paused_measured_and_ended() {
         json(runtime, &["show", "one", "-o", "json"])["state"],
         "paused"
     );
+    let asked = ask(runtime, &["exec", "one", "--", "true"]);
+    let text = String::from_utf8_lossy(&asked.stderr).into_owned();
+    assert!(text.contains("`holm resume one`"), "{text}");
     let before = interrupts(runtime);
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(
@@ -89,6 +92,10 @@ fn a_named_machine_is_found_paused_measured_and_ended() {
     let text = ask(runtime, &["metrics", "one"]).stdout;
     let text = String::from_utf8(text).unwrap();
     assert!(text.contains("holm_memory_size_bytes "), "{text}");
+    assert!(
+        text.contains("# TYPE holm_memory_resident_bytes gauge"),
+        "{text}"
+    );
 
     // Nothing listens to the power button in this image.
     let stopped = ask(runtime, &["stop", "one", "--wait", "1s"]);

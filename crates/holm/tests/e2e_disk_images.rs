@@ -133,6 +133,8 @@ fn guests_write_overlays_and_ephemeral_ones_vanish() {
         (read(&top, ""), read(&base, "")),
         ("above".into(), "below".into())
     );
+    let info = json(at, &["info", "top.qcow2"]);
+    assert_eq!(info["dirty"], false, "its machine has ended: {info}");
     done(at, &["check", "top.qcow2"]);
     done(at, &["commit", "top.qcow2"]);
     assert_eq!(

@@ -355,12 +355,17 @@ impl Metrics {
             });
     }
 
-    /// In Prometheus' text format, every metric untyped.
+    /// In Prometheus' text format: counters are those whose names end in
+    /// `_total`, all others are gauges.
     #[must_use]
     pub fn to_prometheus(&self) -> String {
         let mut text = String::new();
         for (name, samples) in &self.samples {
-            text.push_str(&format!("# TYPE {name} untyped\n"));
+            let kind = match name.ends_with("_total") {
+                true => "counter",
+                false => "gauge",
+            };
+            text.push_str(&format!("# TYPE {name} {kind}\n"));
             for sample in samples {
                 let labels: Vec<String> = sample
                     .labels

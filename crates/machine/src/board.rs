@@ -2,6 +2,7 @@
 //! on its PCI bus.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use devices::chipset::{Chipset, ChipsetConfig, ChipsetState};
 use devices::pci::{PciFunction, RootPortState, behind};
@@ -26,7 +27,11 @@ use crate::hotplug::{AttachedNic, HotPlug, HotPlugError};
 use crate::nic::{self, Nic, NicNetwork, NicPort, OpenNic};
 use crate::outcome::MachineError;
 use crate::peripherals::Handles;
+use crate::rest::Rest;
 use crate::storage::{self, DiskPort};
+
+/// Time for devices to finish when the machine ends.
+const LAST_MOMENT: Duration = Duration::from_secs(10);
 
 /// Where the guest's consoles lead.
 #[derive(Clone)]
@@ -58,6 +63,7 @@ pub(crate) struct Board {
     /// By PCI slot, ascending.
     disks: Vec<(u8, DiskPort)>,
     hot_plug: HotPlug,
+    rest: Rest,
 }
 
 /// What a machine has of the host, opened before anything is built.
@@ -133,6 +139,7 @@ impl Board {
             peripherals: Handles::default(),
             nics: Vec::new(),
             disks: Vec::new(),
+            rest: Rest::default(),
         };
         let mut attach =
             |slot, device: Box<dyn VirtioDevice>| board.attach(slot, device, ram, engine);
@@ -226,18 +233,6 @@ impl Board {
         self.chipset.pci.remap();
     }
 
-    /// Stops the guest's clock and all device work.
-    pub(crate) fn pause(&self) {
-        self.pause_time();
-        self.pause_devices();
-    }
-
-    /// Ends [`Self::pause`].
-    pub(crate) fn resume(&self) {
-        self.resume_devices();
-        self.resume_time();
-    }
-
     /// Stops the guest's clock, and with it all timers.
     pub(crate) fn pause_time(&self) {
         self.clock.pause();
@@ -249,33 +244,34 @@ impl Board {
     }
 
     /// Has all virtio devices finish what is in flight and begin nothing new.
-    /// The guest may run: what it asks for waits in its queues.
-    pub(crate) fn pause_devices(&self) {
-        let functions = self.all_functions();
-        std::thread::scope(|all| {
-            for (_, function) in &functions {
-                // Each waits for its own threads and for the host.
-                let apart = std::thread::Builder::new().name("pause".into());
-                if apart.spawn_scoped(all, || function.pause()).is_err() {
-                    function.pause();
-                }
-            }
-        });
+    /// The guest may run: what it asks for waits in its queues. If one does
+    /// not come to rest within `patience`, they go on.
+    pub(crate) fn pause_devices(&self, patience: Duration) -> Result<(), MachineError> {
+        self.rest.begin(&self.all_functions(), patience, false)
     }
 
     /// Ends [`Self::pause_devices`].
     pub(crate) fn resume_devices(&self) {
-        for (_, function) in self.all_functions() {
-            function.resume();
-        }
+        self.rest.end(&self.all_functions());
     }
 
-    /// Finishes what is in flight; nothing touches guest memory afterwards.
+    /// The machine ends: who waits in [`Self::pause_devices`] waits no more.
+    pub(crate) fn hurry(&self) {
+        self.rest.hurry();
+    }
+
+    /// Finishes what is in flight; nothing touches guest memory afterwards,
+    /// but a device that waits for the host for too long.
     pub(crate) fn shut_down(&self) {
         self.peripherals.end();
-        self.pause();
+        self.pause_time();
+        // It was logged; the process need not wait for it.
+        let _ = self.rest.begin(&self.all_functions(), LAST_MOMENT, true);
         for (_, nic) in self.all_nics() {
             nic.close();
+        }
+        for disk in self.disks() {
+            disk.close();
         }
     }
 

@@ -261,6 +261,19 @@ impl Control {
         }
     }
 
+    /// Waits until all vCPU threads have ended, or for this long; whether they
+    /// have.
+    pub fn wait_gone(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut s = self.state.lock();
+        while s.slots.iter().any(|slot| !slot.gone) {
+            if self.changed.wait_until(&mut s, deadline).timed_out() {
+                return false;
+            }
+        }
+        true
+    }
+
     /// A debugger takes all vCPUs; returns when they stand.
     pub fn attach_debugger(&self) {
         {

@@ -22,6 +22,7 @@ mod nic;
 mod outcome;
 mod peripherals;
 mod port_door;
+mod rest;
 pub mod snapshot;
 mod socket;
 mod source;

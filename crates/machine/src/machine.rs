@@ -237,9 +237,13 @@ impl Machine {
         }
     }
 
-    /// Stops all vCPUs, devices and the guest's clock; returns when they stand.
+    /// Stops all vCPUs, devices and the guest's clock; returns when they stand,
+    /// or, after some seconds and with a warning in the log, if a device cannot
+    /// be stopped: then all go on.
     pub fn pause(&self) {
-        self.inner.pause();
+        if let Err(error) = self.inner.pause() {
+            tracing::warn!(%error, "the machine was to be paused");
+        }
     }
 
     /// Ends [`Self::pause`].
@@ -249,6 +253,7 @@ impl Machine {
 
     /// Ends the machine at once, as if its power were cut.
     pub fn stop(&self) {
+        self.inner.board.hurry();
         self.inner.control.post(Event::Stop);
         if self.supervisor.lock().is_none() {
             self.inner.finish(Outcome::Stopped);

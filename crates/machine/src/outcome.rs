@@ -104,6 +104,16 @@ pub enum MachineError {
     /// A saved state is of another version, another machine, or damaged.
     #[error("cannot restore the machine: {0}")]
     State(String),
+    /// A device cannot be stopped now.
+    #[error(
+        "{device} waits for the host and cannot be stopped now (a file server that does not \
+         answer?); the machine goes on as before: bring the server back and ask again, or end it \
+         with `holm kill`"
+    )]
+    Restless {
+        /// Which.
+        device: &'static str,
+    },
     /// The machine has ended.
     #[error("the machine has ended")]
     Ended,

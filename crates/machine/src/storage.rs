@@ -35,6 +35,15 @@ impl DiskPort {
         let failure = self.control.failure()?;
         Some(describe(&failure))
     }
+
+    /// Leaves the disk's file as one that nobody has open; its device does no
+    /// more.
+    pub(crate) fn close(&self) {
+        if let Err(error) = self.control.disk().close() {
+            let file = self.disk.file.display();
+            tracing::error!(%file, %error, "closing the disk: it is mended when it is used next");
+        }
+    }
 }
 
 /// Opens and locks a disk.

@@ -118,6 +118,10 @@ impl BlockBackend for ImageDisk {
         Some(&self.image)
     }
 
+    fn close(&self) -> io::Result<()> {
+        self.image.finish()
+    }
+
     fn describe(&self) -> String {
         let mut text = self.image.format().name().to_owned();
         for (_, format) in self.image.files().skip(1) {

@@ -82,7 +82,10 @@ fn out_of_guest(client: &mut Client, from: &str, to: &Path) -> Result<(), Proble
     // A FIFO or a device would hang the agent.
     let script = r#"test -f "$1" && stat -L -c '%a %s' "$1""#;
     let stat = finished(client, "/bin/sh", &["-c", script, "sh", from])?;
-    must_succeed(&stat, &format!("{from} is no file that can be read"))?;
+    must_succeed(
+        &stat,
+        &format!("the guest has no file {from} that can be read"),
+    )?;
     let text = String::from_utf8_lossy(&stat.output).into_owned();
     let mut words = text.split_whitespace();
     let mode = words.next().and_then(|m| u32::from_str_radix(m, 8).ok());
@@ -137,10 +140,11 @@ fn must_succeed(status: &agent::ExecStatus, what: &str) -> Result<(), Problem> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&status.error);
-    Err(Problem::Guest(format!(
-        "{what}: {}",
-        said.trim().escape_debug()
-    )))
+    let said = said.trim().replace(char::is_control, " ");
+    Err(Problem::Guest(match said.is_empty() {
+        true => what.to_owned(),
+        false => format!("{what}: {said}"),
+    }))
 }
 
 /// Tells the user at a terminal how far it is.

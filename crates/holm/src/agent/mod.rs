@@ -3,17 +3,22 @@
 mod copy;
 mod exec;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use agent::{AgentError, Balloon as BalloonReport, Client};
 use clap::Args;
+use machine_protocol::RunState;
+use machine_protocol::launch::CONTROL_SOCKET;
 
 use crate::completion;
 use crate::console::terminal;
 use crate::exit_code;
 use crate::form::{self, Output};
-use crate::named::find::{self, FindError};
+use crate::named::{
+    self,
+    find::{self, FindError},
+};
 use crate::socket;
 
 /// Time between attempts to reach a machine.
@@ -82,7 +87,9 @@ pub struct Balloon {
 /// Asks a guest for memory; how its balloon is.
 pub fn balloon(arguments: &Balloon) -> u8 {
     let run = || {
-        let mut client = connect(&arguments.target)?;
+        // The machine answers, not the guest.
+        let target = &arguments.target;
+        let mut client = reach(&target.machine, target.wait, |_, _| Ok(()))?;
         let report = client.balloon(arguments.size)?;
         form::print(arguments.output, &report, || balloon_text(&report));
         Ok(exit_code::SUCCESS)
@@ -146,7 +153,13 @@ enum Problem {
 
 fn finish(result: Result<u8, Problem>) -> u8 {
     result.unwrap_or_else(|problem| {
-        terminal::say(&format!("holm: {problem}"));
+        let hint = match &problem {
+            Problem::Agent(AgentError::Refused { text, .. }) if text.contains("frozen") => {
+                "; `holm fsthaw` thaws its file systems"
+            }
+            _ => "",
+        };
+        terminal::say(&format!("holm: {problem}{hint}"));
         match problem {
             Problem::Usage(_) => exit_code::USAGE,
             Problem::File { .. } => exit_code::BAD_FILE,
@@ -159,9 +172,39 @@ fn connect(target: &Target) -> Result<Client, Problem> {
     connect_to(&target.machine, target.wait)
 }
 
-fn connect_to(machine: &std::path::Path, wait: Option<Duration>) -> Result<Client, Problem> {
+/// For what the guest's agent does.
+fn connect_to(machine: &Path, wait: Option<Duration>) -> Result<Client, Problem> {
+    reach(machine, wait, awake)
+}
+
+/// A paused guest answers nothing. `socket` is its agent's.
+fn awake(machine: &Path, socket: &Path) -> Result<(), Problem> {
+    let name = machine.display().to_string();
+    let control = socket.with_file_name(CONTROL_SOCKET);
+    // A socket of --agent-socket has none beside it, and is asked as it is.
+    let Some(described) = named::client::Client::at(&name, &control)
+        .and_then(|mut client| client.describe())
+        .ok()
+    else {
+        return Ok(());
+    };
+    match described.state {
+        RunState::Paused => Err(Problem::Guest(format!(
+            "{name} is paused, and its guest answers nothing{}; `holm resume {name}` lets it go on",
+            named::disk_failure(&described).map_or(String::new(), |why| format!(" ({why})"))
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn reach(
+    machine: &Path,
+    wait: Option<Duration>,
+    fit: impl Fn(&Path, &Path) -> Result<(), Problem>,
+) -> Result<Client, Problem> {
     let connect = || -> Result<Client, Problem> {
         let socket = find::agent(machine)?;
+        fit(machine, &socket)?;
         let stream = socket::connect(&socket).map_err(|source| AgentError::Connect {
             place: socket.display().to_string(),
             source,

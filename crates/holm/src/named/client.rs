@@ -28,6 +28,9 @@ pub enum ControlError {
     /// None serves there.
     #[error("machine {0:?} does not run; `holm ls` lists those that do")]
     NoMachine(String),
+    /// It ended before it answered.
+    #[error("machine {0:?} ended before it had answered; `holm ls` lists those that run")]
+    Ended(String),
     /// The connection failed.
     #[error("talking to machine {name:?}: {source}")]
     Connection {
@@ -136,7 +139,7 @@ impl Client {
     /// many clients.
     fn hello(&mut self) -> Result<Hello, ControlError> {
         let line = self.line()?;
-        let line = line.ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))?;
+        let line = line.ok_or_else(|| ControlError::Ended(self.name.clone()))?;
         if let Ok(Reply::Error { message, .. }) = serde_json::from_str(&line) {
             return Err(ControlError::Refused {
                 name: self.name.clone(),
@@ -154,7 +157,7 @@ impl Client {
         let sent = write(self.stream.get_ref(), request);
         sent.map_err(|source| self.broken(source))?;
         self.next()?
-            .ok_or_else(|| self.broken(io::ErrorKind::UnexpectedEof.into()))
+            .ok_or_else(|| ControlError::Ended(self.name.clone()))
     }
 
     /// The next answer of a connection that is a stream; `None`: the machine

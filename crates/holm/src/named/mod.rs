@@ -13,7 +13,7 @@ pub mod show;
 pub mod stop;
 pub mod top;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use machine_protocol::{Description, Request, RunState};
@@ -25,6 +25,8 @@ use client::{Client, ControlError};
 
 /// Time between looks at a machine that is to change.
 const AGAIN: Duration = Duration::from_millis(50);
+/// How long a resumed machine is looked at whose disk had failed.
+const RETRY: Duration = Duration::from_millis(500);
 
 /// A machine by its name.
 #[derive(Args, Debug)]
@@ -42,6 +44,45 @@ pub fn ask(machine: &Named, request: &Request) -> u8 {
             .and_then(|mut c| c.ask(request))
             .map(drop),
     )
+}
+
+/// What a disk's host could not do, for which the machine is paused.
+pub fn disk_failure(d: &Description) -> Option<String> {
+    let (disk, failure) = d
+        .disks
+        .iter()
+        .find_map(|d| Some((d, d.failure.as_ref()?)))?;
+    Some(format!("disk {} ({}): {failure}", disk.name, disk.file))
+}
+
+/// Lets a paused machine go on. Where it was paused by a disk, it tries again
+/// what failed, and is paused again if that fails again, which is told.
+pub fn resume(machine: &Named) -> u8 {
+    finish(try_resume(&machine.name))
+}
+
+fn try_resume(name: &str) -> Result<(), ControlError> {
+    let mut client = Client::connect(name)?;
+    let failed = disk_failure(&client.describe()?).is_some();
+    client.ask(&Request::Resume {})?;
+    if !failed {
+        return Ok(());
+    }
+    let deadline = Instant::now() + RETRY;
+    while Instant::now() < deadline {
+        std::thread::sleep(AGAIN);
+        let now = client.describe()?;
+        if let (RunState::Paused, Some(why)) = (now.state, disk_failure(&now)) {
+            return Err(ControlError::Refused {
+                name: name.into(),
+                message: format!(
+                    "it is paused again, and has lost nothing: {why}; make room or mend the disk, \
+                     and resume it again"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// Says what failed; the exit status.

@@ -45,7 +45,7 @@ struct Usage {
     cpus: u32,
     /// 100 is one CPU of the host.
     cpu_percent: f64,
-    /// Memory of the host that its process has.
+    /// Memory of the host that its process has, with its part of what machines share.
     memory_used_bytes: u64,
     memory_size_bytes: u64,
     disk_read_bytes_per_second: u64,
@@ -128,21 +128,21 @@ fn read(place: &Place) -> Option<Reading> {
     let mut client = Client::at(&place.name, &place.socket).ok()?;
     let description = client.describe().ok()?;
     let metrics = client.metrics().ok()?;
-    let both = |name: &str, label: [&str; 2]| label.map(|value| sum(&metrics, name, value));
+    let both = |name: &str, label: [&str; 2]| label.map(|v| sum(&metrics, name, Some(v)));
     Some(Reading {
         at: Instant::now(),
         cpu: cpu_time(description.pid).unwrap_or_default(),
-        memory: resident(description.pid).unwrap_or_default(),
+        memory: sum(&metrics, "holm_memory_resident_bytes", None),
         disk: both("holm_disk_bytes_total", ["read", "write"]),
         network: both("holm_nic_bytes_total", ["received", "sent"]),
         description,
     })
 }
 
-/// Of the samples that have a label of this value.
-fn sum(metrics: &Metrics, name: &str, value: &str) -> u64 {
+/// Of the samples that have a label of this value, or of all.
+fn sum(metrics: &Metrics, name: &str, value: Option<&str>) -> u64 {
     let samples = metrics.samples.get(name).into_iter().flatten();
-    let samples = samples.filter(|s| s.labels.iter().any(|(_, v)| v == value));
+    let samples = samples.filter(|s| value.is_none_or(|v| s.labels.iter().any(|l| l.1 == v)));
     samples.map(|s| s.value).fold(0, u64::saturating_add)
 }
 
@@ -158,13 +158,6 @@ fn cpu_time(pid: u32) -> Option<Duration> {
     Some(Duration::from_secs_f64(
         (user + system) as f64 / ticks as f64,
     ))
-}
-
-/// Memory of the host that a process has, in bytes (proc(5), `statm`).
-fn resident(pid: u32) -> Option<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
-    pages.checked_mul(rustix::param::page_size() as u64)
 }
 
 fn usage(place: &Place, before: Option<&Reading>, now: &Reading) -> Usage {
@@ -232,9 +225,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_uses_time_and_memory() {
+    fn this_process_uses_time() {
         let pid = std::process::id();
-        assert!(resident(pid).unwrap() > 100 << 10);
         assert!(cpu_time(pid).is_some());
         assert!(cpu_time(u32::MAX).is_none());
     }
@@ -246,7 +238,8 @@ mod tests {
         metrics.add("holm_disk_bytes_total", &labels("read"), 5);
         metrics.add("holm_disk_bytes_total", &labels("read"), 6);
         metrics.add("holm_disk_bytes_total", &labels("write"), 7);
-        assert_eq!(sum(&metrics, "holm_disk_bytes_total", "read"), 11);
-        assert_eq!(sum(&metrics, "none", "read"), 0);
+        assert_eq!(sum(&metrics, "holm_disk_bytes_total", Some("read")), 11);
+        assert_eq!(sum(&metrics, "holm_disk_bytes_total", None), 18);
+        assert_eq!(sum(&metrics, "none", Some("read")), 0);
     }
 }

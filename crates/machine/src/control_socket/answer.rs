@@ -60,7 +60,7 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
             };
         }
         Request::GrowDisk { disk, size } => return done(machine.grow_disk(disk, *size)),
-        Request::Pause {} => machine.pause(),
+        Request::Pause {} => return done(machine.pause()),
         Request::Resume {} => machine.resume(),
         Request::PowerButton {} => machine.board().press_power_button(),
         Request::Reset {} => machine.control().post(Event::Reset),
@@ -280,6 +280,15 @@ fn disk_metrics(port: &DiskPort, metrics: &mut Metrics) {
     metrics.add("holm_disk_size_bytes", &[disk()], port.size());
 }
 
+/// Memory of the host that this process has, its part of what it shares with
+/// others included (proc_pid_smaps_rollup(5), `Pss`), in bytes.
+fn host_memory() -> Option<u64> {
+    let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").ok()?;
+    let line = rollup.lines().find(|line| line.starts_with("Pss:"))?;
+    let kibibytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
 fn hexadecimal(id: [u8; 16]) -> String {
     id.iter().map(|b| format!("{b:02x}")).collect()
 }
@@ -299,6 +308,9 @@ fn metrics(machine: &Inner) -> Reply {
         }
     }
     metrics.add("holm_memory_size_bytes", &[], machine.description().memory);
+    if let Some(bytes) = host_memory() {
+        metrics.add("holm_memory_resident_bytes", &[], bytes);
+    }
     if let Some(uptime) = machine.uptime() {
         metrics.add("holm_uptime_seconds", &[], uptime.as_secs());
     }

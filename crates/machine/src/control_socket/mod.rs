@@ -94,6 +94,7 @@ fn session(mut seat: &Seat, machine: &Weak<Inner>) -> io::Result<()> {
         let sent = send(&mut seat, &reply);
         if kill {
             // The process ends with its machine: the answer goes first.
+            machine.board().hurry();
             machine.control().post(Event::Stop);
         }
         sent?;

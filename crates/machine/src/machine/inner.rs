@@ -28,6 +28,11 @@ use crate::terminal::Terminal;
 /// vCPUs by index, before they have threads.
 pub(super) type Vcpus = Vec<Box<dyn Vcpu>>;
 
+/// Time for the devices to come to rest for a pause or a snapshot.
+const REST: Duration = Duration::from_secs(20);
+/// The same for a reset, after which the machine has failed.
+const RESET: Duration = Duration::from_secs(60);
+
 /// What a machine is assembled from.
 pub(super) struct Parts {
     pub(super) description: Description,
@@ -253,33 +258,36 @@ impl Inner {
     }
 
     /// See [`Machine::pause`].
-    pub(crate) fn pause(&self) {
+    ///
+    /// # Errors
+    /// [`MachineError::Restless`]; the machine goes on.
+    pub(crate) fn pause(&self) -> Result<(), MachineError> {
         let _one = self.operation.lock();
-        if self.pause_locked() && self.started.get().is_some() {
+        if self.control.is_paused() {
+            return Ok(());
+        }
+        self.board.pause_devices(REST)?;
+        self.control.set_paused(true);
+        self.engine.stop_time();
+        self.board.pause_time();
+        if self.started.get().is_some() {
             self.events.note(EventKind::Paused);
         }
-    }
-
-    /// As [`Self::pause`], for who holds `operation`; whether it ran before.
-    pub(crate) fn pause_locked(&self) -> bool {
-        let ran = !self.control.is_paused();
-        if ran {
-            self.control.set_paused(true);
-            self.engine.stop_time();
-            self.board.pause();
-        }
-        ran
+        Ok(())
     }
 
     /// Does `f` while the guest stands, for who holds `operation`; how long it
     /// stood, if it was not paused. Devices finish what is in flight before the
     /// vCPUs stop, and begin anew after they go on: that is long on a busy host.
-    pub(crate) fn standing<R>(&self, f: impl FnOnce() -> R) -> (R, Duration) {
+    ///
+    /// # Errors
+    /// [`MachineError::Restless`]; nothing was done.
+    pub(crate) fn standing<R>(&self, f: impl FnOnce() -> R) -> Result<(R, Duration), MachineError> {
         if self.control.is_paused() {
-            return (f(), Duration::ZERO);
+            return Ok((f(), Duration::ZERO));
         }
         let asked = Instant::now();
-        self.board.pause_devices();
+        self.board.pause_devices(REST)?;
         let start = Instant::now();
         self.control.set_paused(true);
         self.engine.stop_time();
@@ -294,7 +302,7 @@ impl Inner {
         self.board.resume_devices();
         let devices = asked.elapsed();
         tracing::info!(?stood, ?stopping, ?doing, ?devices, "the guest stood");
-        (result, stood)
+        Ok((result, stood))
     }
 
     /// See [`Machine::resume`].
@@ -310,7 +318,8 @@ impl Inner {
     pub(crate) fn resume_locked(&self) {
         if self.control.is_paused() {
             self.engine.resume_time();
-            self.board.resume();
+            self.board.resume_devices();
+            self.board.resume_time();
             self.control.set_paused(false);
         }
     }
@@ -400,16 +409,16 @@ impl Inner {
                 None => break Outcome::TimedOut,
                 Some(Event::Reset | Event::TripleFault(_)) if reboot => match self.reboot() {
                     Ok(()) => {}
-                    Err(e) => break Outcome::Failed(e),
+                    Err(e) => match self.control.next_event(Some(Instant::now())) {
+                        Some(Event::Stop) => break Outcome::Stopped,
+                        _ => break Outcome::Failed(e),
+                    },
                 },
                 Some(Event::Guest(event)) => {
                     self.events.record(event, event.kind(&self.board.disks()));
                     match (event, self.description.peripherals.watchdog) {
                         (GuestEvent::WatchdogExpired, Some(action)) => self.bite(action),
-                        (GuestEvent::DiskStopped, _) => {
-                            self.pause();
-                            self.control.release();
-                        }
+                        (GuestEvent::DiskStopped, _) => self.pause_and_release(),
                         _ => self.control.release(),
                     }
                 }
@@ -424,15 +433,19 @@ impl Inner {
         self.finish(outcome);
     }
 
+    fn pause_and_release(&self) {
+        if let Err(error) = self.pause() {
+            tracing::warn!(%error, "the machine was to be paused");
+        }
+        self.control.release();
+    }
+
     /// Does what the watchdog is for; vCPUs are held by its event.
     pub(super) fn bite(&self, action: WatchdogAction) {
         match action {
             WatchdogAction::Reset => self.control.post(Event::Reset),
             WatchdogAction::PowerOff => self.control.post(Event::PowerOff),
-            WatchdogAction::Pause => {
-                self.pause();
-                self.control.release();
-            }
+            WatchdogAction::Pause => self.pause_and_release(),
             WatchdogAction::Nothing => self.control.release(),
         }
     }
@@ -441,7 +454,14 @@ impl Inner {
     pub(super) fn reboot(&self) -> Result<(), MachineError> {
         let _one = self.operation.lock();
         self.control.wait_parked();
+        let ran = !self.control.is_paused();
+        if ran {
+            self.board.pause_devices(RESET)?;
+        }
         self.board.reset();
+        if ran {
+            self.board.resume_devices();
+        }
         let states = self.load()?;
         self.restore_vcpus(states)?;
         self.control.forget_events();
@@ -454,9 +474,14 @@ impl Inner {
     /// Ends the threads and devices, and tells who waits.
     pub(super) fn finish(&self, outcome: Outcome) {
         self.control.end();
-        for thread in self.threads.lock().drain(..) {
-            // Its panic, if any, was an event.
-            let _ = thread.join();
+        self.board.hurry();
+        // One that waits for a device which waits for the host ends with the
+        // process.
+        if self.control.wait_gone(LAST_WORDS * 10) {
+            for thread in self.threads.lock().drain(..) {
+                // Its panic, if any, was an event.
+                let _ = thread.join();
+            }
         }
         let one = self.operation.lock();
         self.board.shut_down();

@@ -206,8 +206,9 @@ fn stand(
     if machine.control().has_ended() {
         return Err(refused(crate::MachineError::Ended));
     }
-    let (taken, stopped) =
-        machine.standing(|| take(machine, ledger, image, left, disks, directory));
+    let (taken, stopped) = machine
+        .standing(|| take(machine, ledger, image, left, disks, directory))
+        .map_err(refused)?;
     let mut standing = taken?;
     standing.stopped = stopped;
     Ok(standing)

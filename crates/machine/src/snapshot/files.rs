@@ -1,7 +1,9 @@
 //! The files of a snapshot, and the directory that appears whole or not.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
 
@@ -40,11 +42,16 @@ impl NewDirectory {
             return Err(wrong(io::ErrorKind::InvalidInput.into()));
         };
         if goal.symlink_metadata().is_ok() {
-            return Err(wrong(io::ErrorKind::AlreadyExists.into()));
+            return Err(wrong(io::Error::new(
+                io::ErrorKind::AlreadyExists,
+                "there is something of this name; a snapshot takes a new one",
+            )));
         }
         let mut partial = std::ffi::OsString::from(".");
         partial.push(name);
-        partial.push(format!(".partial-{}", std::process::id()));
+        partial.push(".partial-");
+        remove_left(parent, &partial);
+        partial.push(std::process::id().to_string());
         let partial = parent.join(partial);
         // Left by an earlier machine that was killed and had this number.
         if let Err(e) = fs::remove_dir_all(&partial)
@@ -96,6 +103,22 @@ impl NewDirectory {
             .map_err(SnapshotError::file("making the directory", &self.goal))?;
         self.done = true;
         Ok(())
+    }
+}
+
+/// Removes what machines that were killed have left of snapshots to this
+/// place: directories of this name, followed by the number of a process that
+/// is gone.
+fn remove_left(parent: &Path, name: &OsStr) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let file = entry.file_name();
+        let process = file.as_bytes().strip_prefix(name.as_bytes());
+        let process = process.and_then(|p| std::str::from_utf8(p).ok()?.parse::<u32>().ok());
+        let gone = |p: u32| !Path::new("/proc").join(p.to_string()).exists();
+        if process.is_some_and(gone) {
+            // It is in nobody's way.
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 
@@ -276,6 +299,26 @@ mod tests {
         ] {
             assert!(PageList::from_bytes(&bad, 1000).is_err());
         }
+    }
+
+    #[test]
+    fn what_killed_machines_have_left_goes_with_the_next_try() {
+        let place = tempfile::tempdir().unwrap();
+        let make = |name: &str| fs::create_dir(place.path().join(name)).unwrap();
+        let living = format!(".s.partial-{}", std::os::unix::process::parent_id());
+        // No process has a number that high.
+        make(".s.partial-4194305");
+        make(".t.partial-4194305");
+        make(".s.partial-of-mine");
+        make(&living);
+        let new = NewDirectory::make(&place.path().join("s")).unwrap();
+        drop(new);
+        let entries = fs::read_dir(place.path()).unwrap();
+        let mut left: Vec<_> = entries.map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        let mut kept = [&living, ".s.partial-of-mine", ".t.partial-4194305"];
+        kept.sort_unstable();
+        assert_eq!(left, kept);
     }
 
     #[test]

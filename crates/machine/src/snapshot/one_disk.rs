@@ -85,7 +85,9 @@ fn copy(
         if machine.control().has_ended() {
             return Err(SnapshotError::Refused("the machine has ended".into()));
         }
-        let (rest, stopped) = machine.standing(|| disk.capture(target));
+        let (rest, stopped) = machine
+            .standing(|| disk.capture(target))
+            .map_err(|e| SnapshotError::Refused(e.to_string()))?;
         (rest.map_err(failed())?, stopped)
     };
     rest.finish().map_err(failed())?;
