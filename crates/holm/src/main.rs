@@ -85,7 +85,7 @@ fn lead(command: &Command, given: &[run::Given]) -> u8 {
         Command::Pause(machine) => named::ask(machine, &Request::Pause {}),
         Command::Resume(machine) => named::resume(machine),
         Command::Reset(machine) => named::ask(machine, &Request::Reset {}),
-        Command::Kill(machine) => named::ask(machine, &Request::Kill {}),
+        Command::Kill(machine) => named::stop::kill(machine),
         Command::Nmi(machine) => named::ask(machine, &Request::Nmi {}),
         Command::Events(arguments) => named::events::run(arguments),
         Command::Console(arguments) => named::console::run(arguments),

@@ -9,6 +9,7 @@ pub mod find;
 pub mod logs;
 pub mod ls;
 pub mod place;
+mod process;
 pub mod show;
 pub mod stop;
 pub mod top;

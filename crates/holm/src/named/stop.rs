@@ -1,4 +1,4 @@
-//! `holm stop`.
+//! `holm stop` and `holm kill`.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,8 @@ use clap::Args;
 use machine_protocol::Request;
 
 use super::client::{Client, ControlError};
-use super::{AGAIN, Named, find, finish};
+use super::process::Process;
+use super::{Named, find, finish};
 use crate::console::terminal;
 use crate::plane;
 
@@ -46,11 +47,12 @@ fn try_stop(arguments: &Stop) -> Result<String, ControlError> {
     let name = name.strip_prefix(find::ALONE).unwrap_or(name);
     let start = Instant::now();
     let mut client = Client::alone(name)?;
+    let process = Process::of(&client.describe()?);
     if !arguments.force {
         // A paused guest could not hear the button.
         client.ask(&Request::Resume {})?;
         client.ask(&Request::PowerButton {})?;
-        if ended(name, arguments.wait) {
+        if process.ended(arguments.wait) {
             return Ok(format!(
                 "{name} shut down in {:.1} s",
                 start.elapsed().as_secs_f64()
@@ -59,25 +61,36 @@ fn try_stop(arguments: &Stop) -> Result<String, ControlError> {
     }
     client.ask(&Request::Kill {})?;
     let waited = start.elapsed().as_secs_f64();
-    match ended(name, END) {
+    match process.ended(END) {
         true if arguments.force => Ok(format!("{name}: power cut")),
         true => Ok(format!(
             "{name} did not shut down in {waited:.1} s; power cut"
         )),
-        false => Err(ControlError::Refused {
-            name: name.to_owned(),
-            message: "its process does not end; `holm show` gives its number".into(),
-        }),
+        false => Err(does_not_end(name)),
     }
 }
 
-fn ended(name: &str, within: Duration) -> bool {
-    let start = Instant::now();
-    while start.elapsed() < within {
-        match Client::alone(name).and_then(|mut c| c.describe()) {
-            Ok(_) => std::thread::sleep(AGAIN),
-            Err(_) => return true,
-        }
+/// Cuts a machine's power; back when its process is gone.
+pub fn kill(machine: &Named) -> u8 {
+    finish(try_kill(&machine.name))
+}
+
+fn try_kill(name: &str) -> Result<(), ControlError> {
+    let mut client = Client::connect(name)?;
+    // A machine that describes itself no more must still be killed.
+    let process = Client::connect(name)
+        .and_then(|mut c| c.describe())
+        .map(|description| Process::of(&description));
+    client.ask(&Request::Kill {})?;
+    match process {
+        Ok(process) if !process.ended(END) => Err(does_not_end(name)),
+        _ => Ok(()),
     }
-    false
+}
+
+fn does_not_end(name: &str) -> ControlError {
+    ControlError::Refused {
+        name: name.to_owned(),
+        message: "its process does not end; `holm show` gives its number".into(),
+    }
 }
