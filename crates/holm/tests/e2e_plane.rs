@@ -227,8 +227,8 @@ fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
     );
     assert!(plane.ok(&["report", "orphans"]).contains(volume.trim()));
     assert_eq!(plane.json(&["report", "drift"]), serde_json::json!([]));
-    let boots = plane.json(&["report", "boot-times"]);
-    assert!(boots[0]["p99_seconds"].as_f64() > Some(0.0), "{boots}");
+    // Its guest tells nobody that it is up.
+    assert_eq!(plane.json(&["report", "boot-times"]), serde_json::json!([]));
     plane.ok(&["tag-policy", "require", "owner"]);
     let said = plane.refused(&["volume", "create", "--size", "1G"], 28);
     assert!(said.contains("owner"), "{said}");

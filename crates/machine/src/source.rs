@@ -122,7 +122,7 @@ impl Source {
                 let cmdline = cmdline(own, boot);
                 let (file, pieces) = (Arc::new(loaded.file), loaded.pieces);
                 let part = |role, path: &str, start, size| {
-                    let name = format!("{}:{}", name.display(), printable(path));
+                    let name = format!("{}:{}", name, printable(path));
                     ImageFile::part(role, name, file.clone(), start, size)
                 };
                 let initrds = entry.initrds.join(",");
