@@ -96,8 +96,15 @@ impl World for Volumes {
 
 impl Volumes {
     /// The volume that GRUB calls so. Scripts of other times number the
-    /// partition without its kind of table: `hd0,1`.
+    /// partition without its kind of table: `hd0,1`. The disk is the machine's
+    /// first one, whatever number it had where the script was written.
     fn index(&self, device: &str) -> Option<usize> {
+        let renumbered = device.strip_prefix("hd").and_then(|rest| {
+            let (disk, partition) = rest.split_once(',')?;
+            disk.parse::<u8>().ok()?;
+            Some(format!("hd0,{partition}"))
+        });
+        let device = renumbered.as_deref().unwrap_or(device);
         let short = |v: &Volume| format!("hd0,{}", v.partition.number);
         self.0
             .iter()

@@ -67,6 +67,23 @@ fn gpt_with_ext4_and_its_backup() {
     assert!(found(&image).entries.is_empty());
 }
 
+/// Where the script was written the disk was another than the first.
+#[test]
+fn a_disk_that_had_another_number() {
+    let dir = scratch();
+    let config = "set root='hd1,gpt2'\nlinux (hd2,2)/boot/vmlinuz\ninitrd /boot/initrd\n";
+    let files = [
+        ("/boot/grub/grub.cfg", config.as_bytes()),
+        ("/boot/vmlinuz", b"kernel"),
+        ("/boot/initrd", b"initrd"),
+    ];
+    let part = ext(dir.path(), "root", "ext4", 8 * MIB, &files);
+    let table = "label: gpt\nstart=1MiB, size=2MiB, type=U\nstart=4MiB, size=8MiB, type=L\n";
+    let image = disk(dir.path(), 16 * MIB, table, &[(4, &part)]);
+    let loaded = load(&survey(&image), None).unwrap();
+    assert_eq!(loaded, (b"kernel".to_vec(), b"initrd".to_vec()));
+}
+
 #[test]
 fn gpt_with_sectors_of_4096_bytes() {
     let dir = scratch();

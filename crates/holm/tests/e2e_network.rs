@@ -181,6 +181,12 @@ fn taps_and_bridges_are_used_and_left_as_they_were() {
     in_its_own_network("bridge.sh", &[]);
 }
 
+/// What traces routes in a guest sees its router, the host's, and the end.
+#[test]
+fn a_route_is_traced_through_the_user_network() {
+    in_its_own_network("traceroute.sh", &[]);
+}
+
 /// A daemon with privilege: private addresses and port 22 of public ones are
 /// reached from the host.
 #[test]

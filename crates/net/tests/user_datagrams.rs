@@ -203,13 +203,17 @@ fn routers_are_advertised() {
 
 /// An IPv4 packet of the guest in an Ethernet frame, its header complete.
 fn ipv4_frame(place: u16, to: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    ipv4_frame_of(17, 64, place, to, payload)
+}
+
+fn ipv4_frame_of(protocol: u8, hops: u8, place: u16, to: [u8; 4], payload: &[u8]) -> Vec<u8> {
     let mut frame = vec![0x52, 0x55, 10, 0, 2, 2];
     frame.extend(support::MAC);
     frame.extend([8, 0, 0x45, 0]);
     frame.extend((20 + payload.len() as u16).to_be_bytes());
     frame.extend([0x12, 0x34]);
     frame.extend(place.to_be_bytes());
-    frame.extend([64, 17, 0, 0, 10, 0, 2, 15]);
+    frame.extend([hops, protocol, 0, 0, 10, 0, 2, 15]);
     frame.extend(to);
     let words = frame[14..34].chunks(2);
     let sum: u32 = words.map(|p| u32::from(p[0]) << 8 | u32::from(p[1])).sum();
@@ -269,4 +273,65 @@ fn large_datagrams_cross_in_fragments() {
         there == 4000
     });
     assert_eq!(whole[8..], data);
+}
+
+/// As traceroute asks, by each of its ways: the router says that it was the
+/// last hop, and what is for the router itself arrives.
+#[test]
+fn a_packet_of_one_hop_comes_to_the_router_and_no_further() {
+    let network = network(|_| {});
+    let mut guest = Guest::new(&network, false);
+    guest.heard = Some(Vec::new());
+    let udp = [
+        &5000u16.to_be_bytes()[..],
+        &[0x82, 0x9a, 0, 12, 0, 0],
+        b"text",
+    ]
+    .concat();
+    // An echo request, and the start of a TCP connection.
+    let echo = [8, 0, 0xf7, 0xfd - 2, 0, 1, 0, 3];
+    let mut tcp = vec![0; 20];
+    (tcp[1], tcp[3], tcp[12], tcp[13]) = (9, 80, 0x50, 2);
+    let there = [192, 0, 2, 1];
+    let sent = [(17, &udp[..]), (1, &echo), (6, &tcp)];
+    for (protocol, payload) in sent {
+        let frame = ipv4_frame_of(protocol, 1, 0, there, payload);
+        let sent = guest.link.transmit(&net::Offload::default(), &frame);
+        assert_eq!(sent.unwrap(), net::Sent::Yes);
+    }
+    // No error is told of an error, or of a fragment that is not the first.
+    for (protocol, place, payload) in [(1, 0, &[3, 3, 0xfc, 0xfc][..]), (17, 100, &udp)] {
+        let frame = ipv4_frame_of(protocol, 1, place, there, payload);
+        guest
+            .link
+            .transmit(&net::Offload::default(), &frame)
+            .unwrap();
+    }
+    guest.pass(Duration::from_millis(50));
+    let heard = guest.heard.take().unwrap();
+    let errors = heard.iter().filter(|frame| frame.get(23) == Some(&1));
+    let errors: Vec<_> = errors.collect();
+    assert_eq!(errors.len(), sent.len());
+    for (error, (protocol, payload)) in errors.iter().zip(sent) {
+        assert_eq!(error[26..30], [10, 0, 2, 2]);
+        assert_eq!(error[34..36], [11, 0], "time exceeded");
+        // The packet itself is quoted.
+        assert_eq!(
+            (error[42 + 9], &error[42 + 16..42 + 20]),
+            (protocol, &there[..])
+        );
+        assert_eq!(&error[62..62 + payload.len()], payload);
+    }
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    server.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    let port = server.local_addr().unwrap().port();
+    let mut own = udp.clone();
+    own[2..4].copy_from_slice(&port.to_be_bytes());
+    let frame = ipv4_frame_of(17, 1, 0, [10, 0, 2, 2], &own);
+    guest
+        .link
+        .transmit(&net::Offload::default(), &frame)
+        .unwrap();
+    let mut got = [0; 10];
+    assert_eq!(server.recv_from(&mut got).unwrap().0, 4);
 }

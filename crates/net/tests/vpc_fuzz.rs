@@ -189,6 +189,9 @@ fn honest(frame: &[u8]) {
     assert!(to.octets().starts_with(&[10, 0]) && to != GUEST, "{to}");
 }
 
+/// The card of 10.0.1.1.
+const GATEWAY_CARD: [u8; 6] = [0x52, 0x55, 10, 0, 1, 1];
+
 /// What came in by the switch is allowed, or answers the guest.
 fn allowed(frame: &[u8], spoken: &[(IpAddr, u8)]) -> u8 {
     let ethernet = EthernetFrame::new_checked(frame).unwrap();
@@ -202,6 +205,13 @@ fn allowed(frame: &[u8], spoken: &[(IpAddr, u8)]) -> u8 {
         return 2;
     }
     assert_eq!(ip.dst_addr(), GUEST);
+    // Routers of the world speak by the gateway, and only of hops.
+    if ethernet.src_addr().0 == GATEWAY_CARD {
+        assert!(!from.octets().starts_with(&[10, 0, 1]), "{ip}");
+        let time_exceeded = ip.next_header() == IpProtocol::Icmp && ip.payload()[..2] == [11, 0];
+        assert!(time_exceeded, "{ip}");
+        return 4;
+    }
     assert_eq!(ethernet.src_addr().0, mac_of(from));
     let near = from.octets().starts_with(&[10, 0, 1]);
     let ssh = near

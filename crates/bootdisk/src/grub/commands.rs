@@ -6,6 +6,9 @@ use crate::filesystem::FileSystem;
 
 /// Most initial RAM disks of one entry.
 const MOST_INITRDS: usize = 64;
+/// Longest pattern of `regexp`, and longest text it is looked for in, in bytes.
+const LONGEST_PATTERN: usize = 1024;
+const LONGEST_TEXT: usize = 16 << 10;
 
 /// Commands that succeed and change nothing that matters here: modules,
 /// terminals, graphics, sound, messages.
@@ -152,6 +155,7 @@ impl Interpreter<'_> {
             }
             "probe" => self.probe(context, arguments)?,
             "load_env" => self.load_env(context, arguments)?,
+            "regexp" => regexp(context, arguments)?,
             "blscfg" => {
                 let device = match context.environment.get("boot") {
                     "" => context.environment.get("root").to_owned(),
@@ -358,6 +362,44 @@ impl Interpreter<'_> {
         let kind = volume.and_then(|v| v.stat(&place.path).ok());
         matches!(kind, Some(Kind::File(_)))
     }
+}
+
+/// `regexp [--set [NUMBER:]VARIABLE]... PATTERN TEXT`: whether the pattern (a
+/// POSIX extended one) is found in the text, and what its parts have met, the
+/// first one unless a number is given.
+fn regexp(context: &mut Context, arguments: &[String]) -> Result<(), GrubError> {
+    let (mut into, mut plain) = (Vec::new(), Vec::new());
+    let mut rest = arguments.iter();
+    while let Some(word) = rest.next() {
+        match (word.as_str(), word.strip_prefix("--set=")) {
+            ("--set" | "-s", _) => into.extend(rest.next().map(String::as_str)),
+            (_, Some(target)) => into.push(target),
+            _ => plain.push(word.as_str()),
+        }
+    }
+    context.status = false;
+    let [pattern, text] = plain.as_slice() else {
+        return Ok(());
+    };
+    if pattern.len() > LONGEST_PATTERN || text.len() > LONGEST_TEXT {
+        return Err(GrubError::TooMuch("words of regexp"));
+    }
+    let Ok(pattern) = regex_lite::Regex::new(pattern) else {
+        return Ok(());
+    };
+    let Some(found) = pattern.captures(text) else {
+        return Ok(());
+    };
+    for target in into {
+        let (number, variable) = match target.split_once(':') {
+            Some((number, variable)) => (number.parse().unwrap_or(1), variable),
+            None => (1, target),
+        };
+        let part = found.get(number).map_or("", |part| part.as_str());
+        context.environment.set(variable, part.to_owned())?;
+    }
+    context.status = true;
+    Ok(())
 }
 
 /// A word as GRUB puts it on a kernel's command line.

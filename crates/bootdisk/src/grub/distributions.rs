@@ -430,6 +430,139 @@ fn alpine() {
     );
 }
 
+/// Written in the manner of Arch's grub-mkconfig: microcode before the initial
+/// RAM disk, both kernels with a fallback below.
+#[test]
+fn arch() {
+    let menu = simple(&format!(
+        r#"
+insmod part_gpt
+if [ -s $prefix/grubenv ]; then
+  load_env
+fi
+if [ "${{next_entry}}" ] ; then
+   set default="${{next_entry}}"
+else
+   set default="0"
+fi
+if [ x"${{feature_menuentry_id}}" = xy ]; then
+  menuentry_id_option="--id"
+else
+  menuentry_id_option=""
+fi
+export menuentry_id_option
+menuentry 'Arch Linux' --class arch --class gnu-linux $menuentry_id_option 'gnulinux-simple-{ROOT}' {{
+	load_video
+	set gfxpayload=keep
+	insmod ext2
+	search --no-floppy --fs-uuid --set=root {ROOT}
+	echo	'Loading Linux linux ...'
+	linux	/boot/vmlinuz-linux root=UUID={ROOT} rw  loglevel=3 quiet
+	echo	'Loading initial ramdisk ...'
+	initrd	/boot/intel-ucode.img /boot/amd-ucode.img /boot/initramfs-linux.img
+}}
+submenu 'Advanced options for Arch Linux' $menuentry_id_option 'gnulinux-advanced-{ROOT}' {{
+	menuentry 'Arch Linux, with Linux linux-lts (fallback initramfs)' --class arch $menuentry_id_option 'lts' {{
+		search --no-floppy --fs-uuid --set=root {ROOT}
+		linux	/boot/vmlinuz-linux-lts root=UUID={ROOT} rw  loglevel=3 quiet
+		initrd	/boot/intel-ucode.img /boot/initramfs-linux-lts-fallback.img
+	}}
+}}
+if [ "$grub_platform" = "efi" ]; then
+	menuentry 'UEFI Firmware Settings' $menuentry_id_option 'uefi-firmware' {{ fwsetup }}
+fi
+"#
+    ));
+    let (title, start) = default(&menu);
+    assert_eq!(title, "Arch Linux");
+    assert_eq!(
+        start.cmdline,
+        format!("BOOT_IMAGE=/boot/vmlinuz-linux root=UUID={ROOT} rw loglevel=3 quiet")
+    );
+    let initrds: Vec<&str> = start.initrds.iter().map(|p| p.path.as_str()).collect();
+    let expected =
+        ["intel-ucode", "amd-ucode", "initramfs-linux"].map(|n| format!("/boot/{n}.img"));
+    assert_eq!(initrds, expected);
+    let flat = menu.flat();
+    assert_eq!(flat.len(), 2, "no firmware settings: {flat:?}");
+    assert_eq!(flat[1].id, format!("gnulinux-advanced-{ROOT}>lts"));
+}
+
+/// Written in the manner of openSUSE, with /boot on a file system that is read:
+/// options that are added at the boot, and snapshots below only where there is
+/// btrfs.
+#[test]
+fn opensuse() {
+    let text = format!(
+        r#"
+set btrfs_relative_path="yes"
+export btrfs_relative_path
+if [ -f ${{config_directory}}/grubenv ]; then
+  load_env -f ${{config_directory}}/grubenv
+elif [ -s $prefix/grubenv ]; then
+  load_env
+fi
+if [ "${{next_entry}}" ] ; then
+   set default="${{next_entry}}"
+   set next_entry=
+   save_env next_entry
+   set boot_once=true
+else
+   set default="${{saved_entry}}"
+fi
+if [ -z "${{extra_cmdline}}" ]; then set extra_cmdline=""; fi
+regexp --set 1:disk --set=2:part '^(hd[0-9]+),[a-z]*([[:digit:]]+)$' "$root"
+menuentry 'openSUSE Leap 15.6'  --class opensuse --class os --id opensuse-simple {{
+	set root='hd1,gpt2'
+	if [ x$feature_platform_search_hint = xy ]; then
+	  search --no-floppy --fs-uuid --set=root --hint='hd1,gpt2'  {ROOT}
+	else
+	  search --no-floppy --fs-uuid --set=root {ROOT}
+	fi
+	linux	/boot/vmlinuz-6.4.0-default root=UUID={ROOT}  ${{extra_cmdline}} splash=silent mitigations=auto on=$disk/$part
+	initrd	/boot/initrd-6.4.0-default
+}}
+if [ -f "/.snapshots/grub-snapshot.cfg" ]; then
+  source "/.snapshots/grub-snapshot.cfg"
+fi
+"#
+    );
+    let grubenv = environment("saved_entry=opensuse-simple\nextra_cmdline=console=ttyS0,115200");
+    let disk = disk(&[
+        ("/boot/grub2/grub.cfg", &text),
+        ("/boot/grub2/grubenv", &grubenv),
+    ]);
+    let menu = menu(&disk, "hd0,gpt1", "/boot/grub2/grub.cfg");
+    let (title, start) = default(&menu);
+    assert_eq!(title, "openSUSE Leap 15.6");
+    assert_eq!(start.kernel.device, "hd0,gpt1");
+    assert_eq!(
+        start.cmdline,
+        format!(
+            "BOOT_IMAGE=/boot/vmlinuz-6.4.0-default root=UUID={ROOT} console=ttyS0,115200 \
+             splash=silent mitigations=auto on=hd0/1"
+        )
+    );
+}
+
+#[test]
+fn regular_expressions() {
+    let kernel = |script: &str| default(&simple(script)).1.kernel.path;
+    let found = "if regexp --set v 'vmlinuz-([^-]*)' /boot/vmlinuz-6.1-a; then linux /k$v; else linux /no; fi";
+    assert_eq!(kernel(found), "/k6.1");
+    for script in [
+        "if regexp ^b abc; then linux /yes; else linux /no; fi",
+        "if regexp '(' '('; then linux /yes; else linux /no; fi",
+        "if regexp --set=9:v a; then linux /yes; else linux /no; fi",
+    ] {
+        assert_eq!(kernel(script), "/no", "{script}");
+    }
+    assert_eq!(
+        kernel("regexp --set=7:v --set=0:w b. abc\nlinux /x$v$w"),
+        "/xbc"
+    );
+}
+
 #[test]
 fn the_language() {
     let menu = simple(

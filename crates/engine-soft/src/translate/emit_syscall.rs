@@ -14,32 +14,32 @@ const R11: u8 = 11;
 const RFLAGS: usize = offset_of!(Cpu, rflags);
 const STATUS: u32 = flag::STATUS as u32;
 
-fn state(offset: usize) -> Ea {
+pub(super) fn state(offset: usize) -> Ea {
     Ea {
         disp: offset as i32,
         ..Ea::default()
     }
 }
 
-const fn part(s: usize, field: usize) -> usize {
+pub(super) const fn part(s: usize, field: usize) -> usize {
     offset_of!(Cpu, seg) + s * size_of::<Seg>() + field
 }
 
 impl Emitter {
     /// `test dword gs:[offset], bits`.
-    fn test_state(&mut self, offset: usize, bits: u64) {
+    pub(super) fn test_state(&mut self, offset: usize, bits: u64) {
         self.hot.op_mem(&[0xf7], 0, state(offset), false, true);
         self.hot.dword(bits as u32);
     }
 
     /// `op r/m32, imm32` of a scratch register, by the opcode's extension.
-    fn immediate(&mut self, register: u8, extension: u8, value: u32) {
+    pub(super) fn immediate(&mut self, register: u8, extension: u8, value: u32) {
         self.hot
             .bytes(&[0x41, 0x81, 0xc0 | extension << 3 | register & 7]);
         self.hot.dword(value);
     }
 
-    fn and(&mut self, register: u8, value: u32) {
+    pub(super) fn and(&mut self, register: u8, value: u32) {
         self.immediate(register, 4, value);
     }
 
@@ -48,7 +48,7 @@ impl Emitter {
     }
 
     /// `shr r/m64, by` of a scratch register.
-    fn shift_right(&mut self, register: u8, by: u8) {
+    pub(super) fn shift_right(&mut self, register: u8, by: u8) {
         self.hot.bytes(&[0x49, 0xc1, 0xe8 | register & 7, by]);
     }
 
@@ -63,7 +63,7 @@ impl Emitter {
     }
 
     /// Makes a segment register flat, with the low 16 bits of T0 as selector.
-    fn flat_segment(&mut self, s: usize, rights: u32) {
+    pub(super) fn flat_segment(&mut self, s: usize, rights: u32) {
         self.hot.op_mem(
             &[0xc7],
             0,
@@ -79,8 +79,25 @@ impl Emitter {
         self.hot.op_mem(&[0x89], reg::T0, selector, false, true);
     }
 
+    /// Takes the flags that `mask` says from an image in T1, the others are
+    /// clear.
+    pub(super) fn flags_image(&mut self, mask: u64) {
+        self.hot.mov(reg::T0, reg::T1);
+        self.and(reg::T0, mask as u32);
+        self.or(reg::T0, flag::ONE as u32);
+        self.hot.store(reg::T0, RFLAGS);
+        self.hot.mov(reg::T0, reg::T1);
+        self.and(reg::T0, 0xd5);
+        // shl r14d, 8
+        self.hot.bytes(&[0x41, 0xc1, 0xe6, 8]);
+        self.shift_right(reg::T1, 11);
+        self.and(reg::T1, 1);
+        self.hot.op_reg(&[0x0b], reg::T1, reg::T0, true);
+        self.hot.store(reg::T1, HOME);
+    }
+
     /// CPL and view, and a jump to T0 there.
-    fn go_to_ring(&mut self, cpl: u8, view: View) {
+    pub(super) fn go_to_ring(&mut self, cpl: u8, view: View) {
         self.set_byte(offset_of!(Cpu, cpl), cpl);
         self.set_byte(offset_of!(Cpu, view), view as u8);
         self.flags = Flags::Home;
@@ -152,18 +169,7 @@ impl Emitter {
             e.emulate_if(cc::NE);
         });
         self.hot.mov(reg::T1, R11);
-        self.shift_right(reg::T1, 11);
-        self.and(reg::T1, 1);
-        self.hot.mov(reg::T0, R11);
-        self.and(reg::T0, 0xd5);
-        // shl r14d, 8; or r15, r14
-        self.hot.bytes(&[0x41, 0xc1, 0xe6, 8]);
-        self.hot.op_reg(&[0x0b], reg::T1, reg::T0, true);
-        self.hot.store(reg::T1, HOME);
-        self.hot.mov(reg::T0, R11);
-        self.and(reg::T0, SYSRET_FLAGS as u32);
-        self.or(reg::T0, flag::ONE as u32);
-        self.hot.store(reg::T0, RFLAGS);
+        self.flags_image(SYSRET_FLAGS);
         self.hot.load(reg::T1, offset_of!(Cpu, star));
         self.shift_right(reg::T1, 48);
         for (s, by, rights) in [(seg::CS, 16, CODE64), (seg::SS, 8, DATA)] {

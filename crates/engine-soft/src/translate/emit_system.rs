@@ -78,6 +78,7 @@ impl Emitter {
             _ if self.code32 => self.emulate(),
             Mnemonic::Syscall if !kernel => self.syscall(i.next_ip()),
             Mnemonic::Sysretq if self.view == View::Kernel as u8 => self.sysret(),
+            Mnemonic::Iretq if self.view == View::Kernel as u8 => self.iret(),
             _ => self.emulate(),
         }
     }

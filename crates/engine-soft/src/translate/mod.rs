@@ -7,8 +7,8 @@
 //! * `emit_check`: memory operands; `emit_jump`: jumps and block entries;
 //!   `emit_slow`: what is out of the way of hot code; `flags`: where the
 //!   guest's flags are meanwhile.
-//! * `emit_system`: code for frequent system instructions; `emit_syscall`;
-//!   `emit_string`.
+//! * `emit_system`: code for frequent system instructions; `emit_syscall`,
+//!   `emit_iret`; `emit_string`.
 //! * [`group`]: one check for several accesses.
 //! * `loops`: checks once per page in loops.
 //! * [`relocate`]: copies of blocks for other linear addresses.
@@ -24,6 +24,7 @@ pub(crate) mod classify;
 pub(crate) mod dispatch;
 pub(crate) mod emit;
 mod emit_check;
+mod emit_iret;
 mod emit_jump;
 mod emit_slow;
 mod emit_string;

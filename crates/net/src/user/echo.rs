@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, ipproto, recvfrom, sendto,
-    socket_with,
+    AddressFamily, RecvFlags, SocketFlags, SocketType, ipproto, recvfrom, socket_with,
 };
 
 use super::context::{Context, Token};
+use super::errors;
+use super::hops::Hops;
 use super::icmp::{self, Echo, Unreachable};
 use super::nat::{Route, Via, route};
 use super::policy::Transport;
@@ -57,6 +58,8 @@ struct Flow {
     /// The identifier outside.
     outside: u16,
     used: Instant,
+    /// Of what was sent last.
+    hops: Hops,
 }
 
 /// All echo flows.
@@ -105,7 +108,8 @@ impl Table {
         };
         match found {
             Route::To(target, Via::Direct) => {
-                if let Err(why) = self.send(context, ip.source, target, echo) {
+                let hops = Hops::left(ip.hops);
+                if let Err(why) = self.send(context, ip.source, target, echo, hops) {
                     tell(context, why);
                 }
             }
@@ -124,6 +128,7 @@ impl Table {
         guest: IpAddr,
         target: SocketAddr,
         echo: &Echo<'_>,
+        hops: Hops,
     ) -> Result<(), Unreachable> {
         let id = match self.by_guest.get(&(guest, echo.id)) {
             Some(id) => *id,
@@ -133,8 +138,9 @@ impl Table {
             return Ok(());
         };
         flow.used = context.now;
+        hops.apply(&mut flow.hops, &flow.socket, guest.is_ipv4());
         let message = icmp::request(guest.is_ipv4(), flow.outside, echo.rest);
-        match sendto(&flow.socket, &message, SendFlags::DONTWAIT, &target) {
+        match super::udp::send(&flow.socket, &message, target) {
             Err(Errno::NETUNREACH) => Err(Unreachable::Network),
             Err(Errno::HOSTUNREACH) => Err(Unreachable::Host),
             Err(Errno::ACCESS | Errno::PERM) => Err(Unreachable::Prohibited),
@@ -155,6 +161,7 @@ impl Table {
             }
             Unreachable::Prohibited
         })?;
+        errors::ask(&socket, guest.is_ipv4());
         self.next = self.next.wrapping_add(1);
         let slot = self.flows.insert(Flow {
             guest,
@@ -163,6 +170,7 @@ impl Table {
             raw,
             outside: self.next,
             used: context.now,
+            hops: Hops::default(),
         });
         self.by_guest.insert((guest, id), slot);
         let watched = match self.flows.get_mut(slot) {
@@ -195,6 +203,13 @@ impl Table {
             return;
         };
         let v4 = flow.guest.is_ipv4();
+        for _ in 0..AT_ONCE {
+            let Some(error) = errors::next(&flow.socket, &mut self.buffer) else {
+                break;
+            };
+            let sent = self.buffer.get(..error.length).unwrap_or_default();
+            flow.failed(context, &error, sent);
+        }
         for _ in 0..AT_ONCE {
             let got = recvfrom(&flow.socket, &mut *self.buffer, RecvFlags::DONTWAIT);
             let Ok((length, _, Some(from))) = got else {
@@ -229,6 +244,23 @@ impl Table {
         for id in idle {
             self.remove(id);
         }
+    }
+}
+
+impl Flow {
+    /// Tells the guest what became of a request, whose beginning is `sent`.
+    fn failed(&self, context: &mut Context, error: &errors::Error, sent: &[u8]) {
+        let v4 = self.guest.is_ipv4();
+        let (Some(outside), Some(rest)) = (super::wire::be16(sent, 4), sent.get(6..)) else {
+            return;
+        };
+        if self.raw && outside != self.outside {
+            return;
+        }
+        let number = if v4 { protocol::ICMP } else { protocol::ICMPV6 };
+        let quoted = icmp::request(v4, self.id, rest);
+        let (guest, why) = (SocketAddr::new(self.guest, 0), (error.why, error.by));
+        icmp::unreachable_by(context, why, guest, error.to, number, &quoted);
     }
 }
 

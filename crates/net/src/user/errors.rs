@@ -2,12 +2,13 @@
 //! (IP_RECVERR of ip(7), IPV6_RECVERR of ipv6(7)).
 
 use std::io::IoSliceMut;
-use std::net::{SocketAddr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-use nix::libc::{sock_extended_err, sockaddr_in6};
+use nix::libc::{SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6, sock_extended_err, sockaddr_in6};
 use nix::sys::socket::{
-    ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
+    ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrStorage, recvmsg, setsockopt,
+    sockopt,
 };
 use rustix::io::Errno;
 
@@ -22,10 +23,25 @@ pub fn ask(socket: &OwnedFd, v4: bool) {
     };
 }
 
-/// The next error: which destination, and why.
-pub fn next(socket: &OwnedFd) -> Option<(SocketAddr, Unreachable)> {
-    let mut data = [0; 64];
-    let mut parts = [IoSliceMut::new(&mut data)];
+/// What became of a datagram.
+pub struct Error {
+    /// Where it was to go.
+    pub to: SocketAddr,
+    /// Why it did not arrive.
+    pub why: Unreachable,
+    /// Who says that it went too far, or that nobody listens there.
+    pub by: Option<IpAddr>,
+    /// Bytes of it that are known.
+    pub length: usize,
+}
+
+/// Types of ICMP and of ICMPv6: time exceeded.
+const EXPIRED4: u8 = 11;
+const EXPIRED6: u8 = 3;
+
+/// The next error; the beginning of what was sent goes to `data`.
+pub fn next(socket: &OwnedFd, data: &mut [u8]) -> Option<Error> {
+    let mut parts = [IoSliceMut::new(data)];
     let mut control = nix::cmsg_space!(sock_extended_err, sockaddr_in6);
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
     let message =
@@ -41,13 +57,34 @@ pub fn next(socket: &OwnedFd) -> Option<(SocketAddr, Unreachable)> {
                 .map(|a| SocketAddr::V6(SocketAddrV6::from(*a)))
         })
     })?;
-    let errno = message.cmsgs().ok()?.find_map(|one| match one {
-        ControlMessageOwned::Ipv4RecvErr(error, _) | ControlMessageOwned::Ipv6RecvErr(error, _) => {
-            i32::try_from(error.ee_errno).ok()
+    let length = message.bytes;
+    let (error, by) = message.cmsgs().ok()?.find_map(|one| match one {
+        ControlMessageOwned::Ipv4RecvErr(error, by) => {
+            let by = by.map(|by| SocketAddr::V4(SockaddrIn::from(by).into()).ip());
+            Some((error, by))
+        }
+        ControlMessageOwned::Ipv6RecvErr(error, by) => {
+            let by = by.map(|by| SocketAddr::V6(SockaddrIn6::from(by).into()).ip());
+            Some((error, by))
         }
         _ => None,
     })?;
-    Some((to, meaning(Errno::from_raw_os_error(errno))?))
+    let expired = match error.ee_origin {
+        SO_EE_ORIGIN_ICMP => error.ee_type == EXPIRED4,
+        SO_EE_ORIGIN_ICMP6 => error.ee_type == EXPIRED6,
+        _ => false,
+    };
+    let errno = Errno::from_raw_os_error(i32::try_from(error.ee_errno).ok()?);
+    let why = match expired {
+        true => Unreachable::Hops,
+        false => meaning(errno)?,
+    };
+    Some(Error {
+        to,
+        why,
+        by: by.filter(|_| matches!(why, Unreachable::Hops | Unreachable::Port)),
+        length,
+    })
 }
 
 /// What an error of sending a datagram means to its sender.

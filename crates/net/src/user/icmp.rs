@@ -24,6 +24,8 @@ pub enum Unreachable {
     Port,
     /// Forbidden.
     Prohibited,
+    /// It may go no further hop.
+    Hops,
 }
 
 impl Unreachable {
@@ -38,6 +40,8 @@ impl Unreachable {
             (Self::Prohibited, false) => [1, 1],
             (Self::Host, false) => [1, 3],
             (Self::Port, false) => [1, 4],
+            (Self::Hops, true) => [11, 0],
+            (Self::Hops, false) => [3, 0],
         }
     }
 }
@@ -112,6 +116,18 @@ pub fn unreachable(
     number: u8,
     transport: &[u8],
 ) {
+    unreachable_by(context, (why, None), guest, remote, number, transport);
+}
+
+/// As [`unreachable`], as the router on the way tells it that is given.
+pub fn unreachable_by(
+    context: &mut Context,
+    (why, by): (Unreachable, Option<IpAddr>),
+    guest: SocketAddr,
+    remote: SocketAddr,
+    number: u8,
+    transport: &[u8],
+) {
     let Some(inner) = IpHeader::new(guest.ip(), remote.ip(), number) else {
         return;
     };
@@ -138,7 +154,24 @@ pub fn unreachable(
         (IpAddr::V6(_), Some(v6)) => v6.gateway().into(),
         (IpAddr::V6(_), None) => return,
     };
-    send(context, from, guest.ip(), message);
+    // Nobody outside has an address of the guest's own link.
+    let by = by.filter(|by| by.is_ipv4() == guest.is_ipv4() && !context.config.is_guest(*by));
+    send(context, by.unwrap_or(from), guest.ip(), message);
+}
+
+/// Tells the guest that a packet may not go beyond the router, as traceroute
+/// wants to hear; errors and all but the first fragment are passed over
+/// (RFC 1812, 4.3.2.7).
+pub fn out_of_hops(context: &mut Context, ip: &Ip<'_>) {
+    let is_icmp = matches!(ip.protocol, protocol::ICMP | protocol::ICMPV6);
+    let first = ip.fragment.as_ref().is_none_or(|part| part.offset == 0);
+    if !first || is_icmp && Echo::parse(ip).is_none() {
+        return;
+    }
+    let guest = SocketAddr::new(ip.source, 0);
+    let remote = SocketAddr::new(ip.destination, 0);
+    let why = Unreachable::Hops;
+    unreachable(context, why, guest, remote, ip.protocol, ip.payload);
 }
 
 /// The first 8 bytes of a UDP datagram or TCP segment, to be quoted.

@@ -16,6 +16,7 @@ mod echo;
 mod error;
 mod errors;
 mod fragment;
+mod hops;
 pub(crate) mod icmp;
 mod nat;
 pub(crate) mod ndp;

@@ -13,7 +13,8 @@ use super::config::UserConfig;
 use super::context::{Context, Token};
 use super::doors::Porter;
 use super::fragment::Reassembly;
-use super::icmp::Echo;
+use super::hops::Hops;
+use super::icmp::{self, Echo};
 use super::network::Shared;
 use super::wire::{Ethernet, Ip, Mac, Tcp, Udp, checksum, kind, protocol};
 use super::{arp, dhcp, dhcp6, echo, ndp, tcp, udp};
@@ -170,6 +171,10 @@ impl UserLink {
             self.context.counters.dropped_group.one();
             return Some(());
         }
+        if ip.hops <= 1 && self.goes_on(ip.destination) {
+            icmp::out_of_hops(&mut self.context, ip);
+            return Some(());
+        }
         if ip.fragment.is_some() {
             let Some(whole) = self.fragments.take(ip, self.context.now) else {
                 return Some(());
@@ -185,6 +190,15 @@ impl UserLink {
             return self.take_transport(&Offload::default(), &whole);
         }
         self.take_transport(offload, ip)
+    }
+
+    /// Whether a packet would leave the network's own link for this address.
+    fn goes_on(&self, address: IpAddr) -> bool {
+        let link_local = match address {
+            IpAddr::V4(a) => a.is_link_local(),
+            IpAddr::V6(a) => a.is_unicast_link_local(),
+        };
+        !link_local && !self.context.config.is_own(address)
     }
 
     /// DHCP and neighbour discovery, which come from guests without address.
@@ -243,8 +257,12 @@ impl UserLink {
                     Segmentation::Udp { size } => Some(usize::from(size)),
                     _ => None,
                 };
-                self.udp
-                    .hear(&mut self.context, (guest, remote), datagram.payload, size);
+                let datagram = udp::Datagram {
+                    data: datagram.payload,
+                    size,
+                    hops: Hops::left(ip.hops),
+                };
+                self.udp.hear(&mut self.context, (guest, remote), &datagram);
             }
             protocol::ICMP | protocol::ICMPV6 => match Echo::parse(ip) {
                 Some(request) => self.echo.hear(&mut self.context, ip, &request),

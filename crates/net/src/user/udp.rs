@@ -16,6 +16,7 @@ use rustix::net::{
 
 use super::context::{Context, Token};
 use super::errors;
+use super::hops::Hops;
 use super::icmp::{self, Unreachable};
 use super::nat::{DNS_PORT, Route, Via, route};
 use super::policy::{Target, Transport};
@@ -31,6 +32,8 @@ const IDLE_DNS: Duration = Duration::from_secs(20);
 const MAX_PEERS: usize = 256;
 /// Most datagrams looked at for one that the guest may have.
 const STRANGERS: usize = 64;
+/// Length of a datagram without data.
+const UDP_ALONE: u32 = UDP as u32;
 /// Longest datagram.
 const LONGEST: usize = 65_507;
 
@@ -44,6 +47,18 @@ struct Flow {
     peers: VecDeque<IpAddr>,
     used: Instant,
     queued: bool,
+    /// Of what was sent last.
+    hops: Hops,
+}
+
+/// What the guest sent.
+pub struct Datagram<'a> {
+    /// Its data.
+    pub data: &'a [u8],
+    /// Bytes of each datagram, if it stands for several.
+    pub size: Option<usize>,
+    /// How far it may go.
+    pub hops: Hops,
 }
 
 /// All flows.
@@ -68,14 +83,14 @@ impl Table {
         }
     }
 
-    /// Takes a datagram from the guest; `size` if it stands for several.
+    /// Takes a datagram from the guest.
     pub fn hear(
         &mut self,
         context: &mut Context,
         (guest, remote): (SocketAddr, SocketAddr),
-        data: &[u8],
-        size: Option<usize>,
+        datagram: &Datagram<'_>,
     ) {
+        let data = datagram.data;
         context.counters.udp_out.one();
         if self.sessions.answer(context, guest, remote, data) {
             return;
@@ -126,7 +141,10 @@ impl Table {
         };
         flow.used = context.now;
         flow.knows(target.ip());
-        for part in data.chunks(size.unwrap_or(LONGEST).max(1)) {
+        datagram
+            .hops
+            .apply(&mut flow.hops, &flow.socket, target.is_ipv4());
+        for part in data.chunks(datagram.size.unwrap_or(LONGEST).max(1)) {
             if let Err(errno) = send(&flow.socket, part, target) {
                 failed(context, errno, via, (guest, remote), data);
                 break;
@@ -166,6 +184,7 @@ impl Table {
             peers: VecDeque::new(),
             used: context.now,
             queued: false,
+            hops: Hops::default(),
         });
         let watched = match self.flows.get_mut(id) {
             Some(flow) => context.watch(&flow.socket, Token::Udp(id)),
@@ -207,14 +226,19 @@ impl Table {
             let (guest, via, _) = flow.key;
             // A bound, in case errors come as fast as they are read.
             for _ in 0..64 {
-                let Some((to, why)) = errors::next(&flow.socket) else {
+                let mut nothing = [];
+                let Some(error) = errors::next(&flow.socket, &mut nothing) else {
                     break;
                 };
                 if matches!(via, Via::Dns(_)) {
                     context.resolvers.failed();
                 }
-                if let Some(remote) = visible(context, guest, via, to) {
-                    tell(context, why, guest, remote, &[]);
+                if let Some(remote) = visible(context, guest, via, error.to) {
+                    let quoted = icmp::ports(guest, remote, UDP_ALONE << 16);
+                    // Whom it was for is known to the guest by another address.
+                    let own = |by| if by == error.to.ip() { remote.ip() } else { by };
+                    let why = (error.why, error.by.map(own));
+                    icmp::unreachable_by(context, why, guest, remote, protocol::UDP, &quoted);
                 }
             }
         }
