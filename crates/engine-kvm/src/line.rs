@@ -16,8 +16,8 @@ pub(crate) struct KvmLine {
     routes: Arc<Routes>,
     this: Weak<KvmLine>,
     wire: RwLock<Wire>,
-    /// Whether it has sent since [`Self::settle`].
-    has_sent: AtomicBool,
+    /// Whether it has sent since [`Self::settle`] what KVM may deliver later.
+    lingers: AtomicBool,
 }
 
 enum Wire {
@@ -39,7 +39,7 @@ impl KvmLine {
             routes,
             this: this.clone(),
             wire: RwLock::new(Wire::Unused),
-            has_sent: AtomicBool::new(false),
+            lingers: AtomicBool::new(false),
         })
     }
 
@@ -54,8 +54,8 @@ impl KvmLine {
             return false;
         };
         let rung = *routed == message && rustix::io::write(event, &1_u64.to_ne_bytes()).is_ok();
-        if rung {
-            self.has_sent.store(true, Ordering::SeqCst);
+        if rung && Routes::may_linger(&message) {
+            self.lingers.store(true, Ordering::SeqCst);
         }
         rung
     }
@@ -98,9 +98,10 @@ impl KvmLine {
 
     /// What it has sent is with the local APICs when this returns: KVM
     /// delivers some messages from a work queue, which only the end of an
-    /// irqfd waits for.
+    /// irqfd waits for. That takes about a millisecond, so it is not done
+    /// without need.
     pub(crate) fn settle(&self) {
-        if !self.has_sent.swap(false, Ordering::SeqCst) {
+        if !self.lingers.swap(false, Ordering::SeqCst) {
             return;
         }
         let mut wire = self.wire.write();

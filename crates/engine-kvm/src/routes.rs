@@ -24,6 +24,12 @@ pub(crate) const RESERVED_ROUTES: u32 = 64;
 pub(crate) const LEVEL: u32 = 1 << 15;
 /// The bits of the delivery mode that fixed and lowest priority have not.
 const UNUSUAL_DELIVERY: u32 = 6 << 8;
+/// Delivery mode: lowest priority.
+const LOWEST_PRIORITY: u32 = 1 << 8;
+/// The destination is logical.
+const LOGICAL: u64 = 1 << 2;
+/// The destination in xAPIC mode that means all.
+const EVERYONE: u64 = 0xff << 12;
 /// Address bits that nothing may be in; KVM refuses the whole table for one.
 const RESERVED_ADDRESS: u64 = 0xff << 32;
 
@@ -75,6 +81,13 @@ impl Routes {
     /// need a reserved route; KVM may refuse others.
     pub(crate) fn takes(message: &MsiMessage) -> bool {
         message.address & RESERVED_ADDRESS == 0 && message.data & (LEVEL | UNUSUAL_DELIVERY) == 0
+    }
+
+    /// Whether KVM may deliver this from a work queue, after the event was
+    /// signalled: what does not name one local APIC by its id.
+    pub(crate) fn may_linger(message: &MsiMessage) -> bool {
+        let everyone = message.address & EVERYONE == EVERYONE;
+        message.address & LOGICAL != 0 || message.data & LOWEST_PRIORITY != 0 || everyone
     }
 
     /// Has KVM report the end of a level-triggered interrupt.

@@ -28,8 +28,8 @@ const ATTEMPTS: u32 = 2;
 
 #[test]
 fn the_kvm_engine_in_an_emulated_host() {
-    if std::env::var_os("HOLM_IN_EMULATED_HOST").is_some() {
-        inside::all();
+    if let Ok(step) = std::env::var("HOLM_IN_EMULATED_HOST") {
+        inside::run(&step);
         return;
     }
     let directory = tempfile::tempdir().unwrap();
@@ -80,13 +80,13 @@ fn the_kvm_engine_in_an_emulated_host() {
     let sums = machine.matches("0f8b44f3cec741c78cb7129af541247b").count();
     assert_eq!(sums, 2, "both pipelines end");
 
-    assert_eq!(step(&said, "triple-fault").1, 12);
-
     let (snapshots, status) = step(&said, "snapshots");
     assert_eq!(status, 0);
     let kvm = snapshots.find(r#""engine":"kvm""#).unwrap();
     let soft = snapshots.find(r#""engine":"soft""#).unwrap();
     assert!(kvm < soft);
+
+    assert_eq!(step(&said, "work").1, 0);
 }
 
 /// What a step printed, and its status.
@@ -184,9 +184,11 @@ fn host_files(scratch: &Path) -> Vec<u8> {
         archive.file(&to, 0o644, &read(&tiny.join(name)));
     }
     let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/kvm");
-    for name in ["machine.sh", "guest.sh", "reset.sh"] {
+    for name in ["machine.sh", "guest.sh"] {
         archive.file(&format!("test/{name}"), 0o644, &read(&scripts.join(name)));
     }
+    let devices = read(&tiny.join("device-modules.cpio"));
+    archive.file("test/device-modules.cpio", 0o644, &devices);
     archive.file("test/hello", 0o644, b"hello from the host\n");
     bytes.extend(archive.finish());
     bytes

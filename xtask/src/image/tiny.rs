@@ -44,10 +44,23 @@ const MODULES: [&str; 12] = [
 /// Parts of `virtio_pci` in older kernels.
 const SPLIT_OFF: [&str; 2] = ["virtio_pci_legacy_dev", "virtio_pci_modern_dev"];
 
-/// What makes the guest a host of KVM: an archive of its own beside the image,
-/// for the test of the KVM engine.
-const KVM_MODULES: [&str; 3] = ["irqbypass", "kvm", "kvm-amd"];
-const KVM_ARCHIVE: &str = "kvm-modules.cpio";
+/// Archives of their own beside the image, for the test of the KVM engine: what
+/// makes a guest a host of KVM, and the drivers of further devices.
+const ARCHIVES: [(&str, &[&str]); 2] = [
+    ("kvm-modules.cpio", &["irqbypass", "kvm", "kvm-amd"]),
+    (
+        "device-modules.cpio",
+        &[
+            "virtio_balloon",
+            "fuse",
+            "virtiofs",
+            "watchdog",
+            "wdat_wdt",
+            "pvpanic",
+            "pvpanic-mmio",
+        ],
+    ),
+];
 
 pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
     let unpacked = directory.join("unpacked");
@@ -56,11 +69,13 @@ pub(super) fn make(apt: &Apt, directory: &Path) -> Result<Made> {
     let mut archive = root(&unpacked, &modules)?;
     archive.file("bin/console-size", 0o755, CONSOLE_SIZE);
     fs::write(directory.join("initrd"), archive.finish())?;
-    let mut kvm = Archive::default();
-    for name in KVM_MODULES {
-        modules.add(&mut kvm, name)?;
+    for (file, names) in ARCHIVES {
+        let mut archive = Archive::default();
+        for name in names {
+            modules.add(&mut archive, name)?;
+        }
+        fs::write(directory.join(file), archive.finish())?;
     }
-    fs::write(directory.join(KVM_ARCHIVE), kvm.finish())?;
     finished(&unpacked)
 }
 

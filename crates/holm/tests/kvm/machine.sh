@@ -17,6 +17,9 @@ until_has() {
     usleep 100000
   done
 }
+in_rust() {
+  HOLM_IN_EMULATED_HOST=$1 /test/e2e_kvm --exact the_kvm_engine_in_an_emulated_host --nocapture
+}
 in_guest() { echo "noxsave quiet cmd=$(base64 < "$1" | tr -d '\n')"; }
 
 whole_machine() {
@@ -29,14 +32,10 @@ whole_machine() {
   cat /tmp/log
   return $status
 }
-triple_fault() {
-  holm run tiny --engine kvm --memory 128M --timeout 100s \
-    --append "reboot=t $(in_guest /test/reset.sh)"
-}
 # One guest goes from KVM to the software engine and back.
 snapshots() {
   mkfifo /tmp/i1 /tmp/i2 /tmp/i3
-  holm run tiny --engine kvm --name a --memory 128M --append 'noxsave quiet' \
+  holm run tiny --engine kvm --name a --cpus 2 --memory 128M --append 'noxsave quiet' \
     < /tmp/i1 > /tmp/o1 2>&1 &
   exec 3> /tmp/i1
   until_has /tmp/o1 'leave the shell' || return 1
@@ -65,8 +64,9 @@ snapshots() {
 for module in irqbypass kvm kvm-amd; do insmod /lib/modules/$module.ko || exit 1; done
 ifconfig lo up
 step doctor holm doctor -o json
-step engines env HOLM_IN_EMULATED_HOST=1 /test/e2e_kvm --exact the_kvm_engine_in_an_emulated_host --nocapture
+step engines in_rust engines
 step machine whole_machine
-step triple-fault triple_fault
 step snapshots snapshots
+cat /root/.cache/holm/images/tiny/initrd /test/device-modules.cpio > /tmp/initrd
+step work in_rust work
 echo "== END of all"
