@@ -186,8 +186,8 @@ pub async fn boot_times(
             image_id: times.image.to_string(),
             boots: times.boots,
             failed: times.failed,
-            p50_seconds: any.then(|| times.p50.as_secs_f64()),
-            p99_seconds: any.then(|| times.p99.as_secs_f64()),
+            p50_seconds: any.then_some(times.p50.as_secs_f64()),
+            p99_seconds: any.then_some(times.p99.as_secs_f64()),
         }
     };
     let all = app.plane.boot_times(&caller);
