@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use disk::manage::{self, Base, CreateOptions};
-use disk::{Extent, Format, GuestRange, Image, ImageOptions, Op};
+use disk::{Extent, Format, GuestRange, Image, ImageOptions, Op, RawDisk, RawOptions};
 use support::{Random, dir, qemu_img, qemu_io, text};
 
 const SIZE: u64 = 6 << 20;
@@ -437,6 +437,30 @@ fn discarded_space_goes_back_to_the_host() {
     qemu_img(&["check", "-q", text(&path)]);
     let data = ["read -P 0 0 24M", "read -P 5 25M 7M", "read -P 6 32M 24M"];
     qemu_io(&path, &data.map(String::from));
+}
+
+#[test]
+fn a_base_image_is_read_by_both_and_written_by_neither() {
+    let directory = dir();
+    let path = directory.path().join("base.img");
+    std::fs::write(&path, vec![7; 1 << 20]).unwrap();
+    let options = RawOptions {
+        read_only: true,
+        ..RawOptions::new(&path)
+    };
+    let reader = RawDisk::open(&options).unwrap();
+    let copy = directory.path().join("copy.qcow2");
+    qemu_img(&["convert", "-O", "qcow2", text(&path), text(&copy)]);
+    qemu_img(&["compare", text(&path), text(&copy)]);
+    let write = ["-f", "raw", "-c", "write 0 4k", text(&path)];
+    let refused = support::tool_once("qemu-io", &write);
+    assert!(refused.contains("\"write\" lock"), "{refused}");
+    drop(reader);
+    let writer = RawDisk::open(&RawOptions::new(&path)).unwrap();
+    let convert = ["convert", "-O", "qcow2", text(&path), text(&copy)];
+    let refused = support::tool_once("qemu-img", &convert);
+    assert!(refused.contains("Failed to lock"), "{refused}");
+    drop(writer);
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn a_chain_of_snapshots_restores_in_every_state() {
     let paused = m.snapshot(&at(4), true).unwrap();
     assert!(paused.stopped.is_zero() && m.run_state() == RunState::Paused);
     let error = m.snapshot(&at(4), false).unwrap_err().to_string();
-    assert!(error.contains("exists"), "{error}");
+    assert!(error.contains("something of this name"), "{error}");
     drop(m);
     for n in [3, 0, 2] {
         let snapshot = Snapshot::open(&at(n.into())).unwrap();
@@ -147,6 +147,30 @@ fn a_snapshot_fits_only_its_own_machine() {
             }
             Err(error) => assert!(error.to_string().contains(text), "{pointer}: {error}"),
         }
+    }
+}
+
+/// What only has the name of a snapshot's file is refused at once: reading a
+/// FIFO would never end.
+#[test]
+fn what_is_no_file_is_refused_at_once() {
+    let place = tempfile::tempdir().unwrap();
+    let original = place.path().join("original");
+    let (m, _) = machine(small(1), &soft);
+    m.start(None).unwrap();
+    m.snapshot(&original, false).unwrap();
+    drop(m);
+    for file in ["manifest.json", "state.json", "memory.pages", "memory"] {
+        let copy = place.path().join(file);
+        copy_snapshot(&original, &copy);
+        fs::remove_file(copy.join(file)).unwrap();
+        let fifo = std::process::Command::new("mkfifo")
+            .arg(copy.join(file))
+            .status();
+        assert!(fifo.unwrap().success());
+        let opened = Snapshot::open(&copy).and_then(|s| s.check_contents());
+        let error = opened.unwrap_err().to_string();
+        assert!(error.contains(file) && error.contains("no file"), "{error}");
     }
 }
 

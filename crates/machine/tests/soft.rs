@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use machine::{
     CpuChoice, Description, MachineError, Nic, NicNetwork, OnReset, Outcome, RunState, UserNic,
+    WatchdogAction,
 };
 use support::{description, kernel, machine, run};
 
@@ -73,6 +74,35 @@ fn a_reset_ends_or_reboots() {
     d.on_reset = OnReset::Reboot;
     let (outcome, _) = run(d, &soft);
     assert!(matches!(*outcome, Outcome::DebugExit(3)), "{outcome:?}");
+}
+
+#[test]
+fn a_watchdog_that_nobody_pings_does_what_it_is_for() {
+    let with = |action, on_reset| {
+        let mut d = description("watchdog", 1, "");
+        d.peripherals.watchdog = Some(action);
+        d.on_reset = on_reset;
+        d
+    };
+    let ended = |action, on_reset| run(with(action, on_reset), &soft).0;
+    // The guest that was only told of goes on, and sees it.
+    let outcome = ended(WatchdogAction::Nothing, OnReset::Exit);
+    assert!(matches!(*outcome, Outcome::DebugExit(4)), "{outcome:?}");
+    let outcome = ended(WatchdogAction::Reset, OnReset::Exit);
+    assert!(matches!(*outcome, Outcome::Reset), "{outcome:?}");
+    // After the reset the guest knows what it is from.
+    let outcome = ended(WatchdogAction::Reset, OnReset::Reboot);
+    assert!(matches!(*outcome, Outcome::DebugExit(5)), "{outcome:?}");
+    let outcome = ended(WatchdogAction::PowerOff, OnReset::Exit);
+    assert!(matches!(*outcome, Outcome::PoweredOff), "{outcome:?}");
+    let (m, _) = machine(with(WatchdogAction::Pause, OnReset::Exit), &soft);
+    m.start(Some(Duration::from_secs(60))).unwrap();
+    while m.run_state() != RunState::Paused {
+        assert!(m.wait_for(Duration::from_millis(10)).is_none());
+    }
+    m.resume();
+    let outcome = m.wait();
+    assert!(matches!(*outcome, Outcome::DebugExit(4)), "{outcome:?}");
 }
 
 #[test]

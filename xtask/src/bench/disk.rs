@@ -101,7 +101,7 @@ fn qemu_disks(raw: &Path, qcow2: &Path) -> Result<Command> {
         ])
         .arg("-drive")
         .arg(format!(
-            "file={},format=raw,if=virtio,snapshot=on",
+            "file={},format=raw,if=virtio,snapshot=on,file.locking=off",
             image.join("disk.img").display()
         ));
     for (name, file, format) in [("raw", raw, "raw"), ("qcow2", qcow2, "qcow2")] {

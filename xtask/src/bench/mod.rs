@@ -2,6 +2,7 @@
 //! TCG and natively, in turn. On a shared machine only ratios of one run count.
 
 mod build;
+mod debian;
 mod disk;
 mod figures;
 mod net;
@@ -62,11 +63,13 @@ pub const KERNEL: [&str; 4] = ["sysloop", "forkexec", "pingpong", "fault"];
 /// Outside the groups' means.
 pub const MORE: [&str; 1] = ["membw"];
 /// Measurements that are no workloads.
-pub const OTHER: [&str; 7] = ["boot", "memory", "smp", "net", "switch", "snapshot", "disk"];
+pub const OTHER: [&str; 8] = [
+    "boot", "login", "memory", "smp", "net", "switch", "snapshot", "disk",
+];
 
 #[derive(Args)]
 pub struct Bench {
-    /// Only these: workloads, `cpu`, `kernel`, `boot`, `memory`, `smp`, `net`, `switch`, `snapshot`, `disk`
+    /// Only these: workloads, `cpu`, `kernel`, `boot`, `login`, `memory`, `smp`, `net`, `switch`, `snapshot`, `disk`
     #[arg(long, value_delimiter = ',', value_name = "A,B")]
     only: Vec<String>,
     /// How often each is measured
@@ -160,6 +163,7 @@ fn measure(
     for &side in all {
         match name {
             "boot" => sides.boot(side, figures)?,
+            "login" => sides.login(side, figures)?,
             "memory" => sides.memory(side, figures)?,
             "smp" => sides.smp(side, figures)?,
             "net" => sides.net(side, figures)?,

@@ -4,16 +4,16 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
 
+use super::debian::qemu_debian;
 use super::figures::Figures;
 use super::sides::{PATIENCE, Side, Sides};
 use crate::console::Console;
 use crate::host;
-use crate::image::{self, Name};
 
 /// MiB of a stream, and round trips, at full scale.
 const MEBIBYTES: u32 = 512;
@@ -68,42 +68,6 @@ impl Sides {
         console.expect("READY", PATIENCE)?;
         console.expect("DONE", PATIENCE)
     }
-
-    fn holm_debian(&self) -> Result<Command> {
-        image::make(Name::Debian, false)?;
-        let mut command = Command::new(&self.holm);
-        command
-            .args(["run", "debian", "--cpus", "2", "--memory", "1G"])
-            .args(["--net", "user"])
-            .args(&self.options);
-        Ok(command)
-    }
-}
-
-fn qemu_debian() -> Result<Command> {
-    let image = image::make(Name::Debian, false)?;
-    let mut command = Command::new("qemu-system-x86_64");
-    let disk = image.join("root.img");
-    command
-        .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none"])
-        .args(["-serial", "stdio", "-no-reboot", "-smp", "2", "-m", "1024"])
-        .arg("-kernel")
-        .arg(image.join("vmlinuz"))
-        .arg("-initrd")
-        .arg(image.join("initrd"))
-        .args([
-            "-append",
-            "root=/dev/vda ro console=ttyS0 quiet net.ifnames=0",
-        ])
-        .arg("-drive")
-        .arg(format!(
-            "file={},format=raw,if=virtio,snapshot=on",
-            disk.display()
-        ))
-        .args(["-nic", "user,model=virtio-net-pci"])
-        .stderr(Stdio::null());
-    Ok(command)
 }
 
 /// Serves the program itself, streams and echoes on a port of the loopback.

@@ -6,6 +6,10 @@
 //! end after the process. So the open file of direct I/O must have a lock too:
 //! else an old write could come after the first ones of the next machine. The
 //! two share the range of the lock; who locks takes all of it.
+//!
+//! QEMU says by single bytes of a file what it does and what it bears
+//! (`block/file-posix.c`). A reader leaves those alone by which QEMU would take
+//! it for a writer, so that both read a base image at once.
 
 use std::fs::File;
 use std::io;
@@ -18,6 +22,11 @@ use crate::DiskError;
 /// From here on the open file of direct I/O has the lock, if there is one.
 const DIRECT: libc::off_t = 1 << 62;
 
+/// Length of a lock that goes to the end of all files.
+const TO_END: libc::off_t = 0;
+/// QEMU's bytes for "I write" (in three kinds), and for "nobody else may read".
+const OF_QEMU: [(libc::off_t, libc::off_t); 2] = [(101, 3), (200, 1)];
+
 /// Locks the whole file: exclusively for writing, shared for reading.
 ///
 /// # Errors
@@ -29,7 +38,12 @@ pub(crate) fn lock(path: &Path, file: &File, read_only: bool) -> Result<(), Disk
         libc::F_WRLCK
     };
     // A child that has not yet called exec has the locks of its parent, too.
-    let Err(source) = retried(|| set(file, kind, 0)) else {
+    let Err(source) = retried(|| set(file, kind, 0, TO_END)) else {
+        for (start, length) in OF_QEMU.iter().filter(|_| read_only) {
+            if let Err(error) = set(file, libc::F_UNLCK, *start, *length) {
+                tracing::debug!(%error, "QEMU will not read this disk meanwhile");
+            }
+        }
         return Ok(());
     };
     match source.raw_os_error() {
@@ -66,20 +80,21 @@ pub(crate) fn is_locked(file: &File) -> bool {
 
 /// Gives a part of a file's exclusive lock to another open file of it.
 pub(super) fn share_lock(locked: &File, other: &File) {
-    let shared =
-        set(locked, libc::F_UNLCK, DIRECT).and_then(|()| set(other, libc::F_WRLCK, DIRECT));
+    let shared = set(locked, libc::F_UNLCK, DIRECT, TO_END)
+        .and_then(|()| set(other, libc::F_WRLCK, DIRECT, TO_END));
     if let Err(error) = shared {
         tracing::debug!(%error, "the lock could not be shared");
     }
 }
 
-/// Sets a lock from a position to the end of all files.
-fn set(file: &File, kind: libc::c_int, from: libc::off_t) -> io::Result<()> {
+/// Sets a lock on a range.
+fn set(file: &File, kind: libc::c_int, from: libc::off_t, length: libc::off_t) -> io::Result<()> {
     // SAFETY: an all-zero flock is a valid value.
     let mut range: libc::flock = unsafe { std::mem::zeroed() };
     range.l_type = kind as libc::c_short;
     range.l_whence = libc::SEEK_SET as libc::c_short;
     range.l_start = from;
+    range.l_len = length;
     // SAFETY: an open descriptor and a valid flock that outlives the call.
     match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const range) } {
         0 => Ok(()),

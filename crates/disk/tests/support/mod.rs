@@ -74,6 +74,11 @@ pub fn tool_with(name: &str, words: &[&str], fine: &[i32]) -> String {
     panic!("{name} {words:?}: the file stays locked");
 }
 
+/// Runs a tool of QEMU that may fail; what it says.
+pub fn tool_once(name: &str, words: &[&str]) -> String {
+    try_tool(name, words).1
+}
+
 fn try_tool(name: &str, words: &[&str]) -> (Option<i32>, String) {
     let out = Command::new(name).args(words).output();
     let out = out.unwrap_or_else(|e| panic!("{name}: {e} (install qemu-utils)"));
