@@ -5,8 +5,8 @@ use std::time::Duration;
 use control::{QuotaReport, View};
 use model::{Instance, Volume};
 use prometheus::{
-    Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
+    GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 /// What the interface counts about itself.
@@ -24,6 +24,8 @@ pub struct Metrics {
     volumes: IntGaugeVec,
     quota_limits: IntGaugeVec,
     quota_used: IntGaugeVec,
+    boots: IntGaugeVec,
+    boot_seconds: GaugeVec,
 }
 
 impl Metrics {
@@ -70,6 +72,20 @@ impl Metrics {
                 Opts::new("holm_quota_used", "How much the account has."),
                 &["quota"],
             )?,
+            boots: IntGaugeVec::new(
+                Opts::new(
+                    "holm_image_boots",
+                    "Last boots of the instances of an image, by their end.",
+                ),
+                &["image", "end"],
+            )?,
+            boot_seconds: GaugeVec::new(
+                Opts::new(
+                    "holm_image_boot_seconds",
+                    "Time from the start of an image's instances to a guest that is up.",
+                ),
+                &["image", "quantile"],
+            )?,
         };
         registry.register(Box::new(metrics.requests.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
@@ -80,6 +96,8 @@ impl Metrics {
         registry.register(Box::new(metrics.volumes.clone()))?;
         registry.register(Box::new(metrics.quota_limits.clone()))?;
         registry.register(Box::new(metrics.quota_used.clone()))?;
+        registry.register(Box::new(metrics.boots.clone()))?;
+        registry.register(Box::new(metrics.boot_seconds.clone()))?;
         Ok(metrics)
     }
 
@@ -102,6 +120,26 @@ impl Metrics {
         for found in view.all::<Volume>() {
             let state = [found.record.state.name()];
             self.volumes.with_label_values(&state).inc();
+        }
+        self.count_boots(view);
+    }
+
+    /// Counts boots, by images.
+    fn count_boots(&self, view: &View) {
+        self.boots.reset();
+        self.boot_seconds.reset();
+        for times in control::boot_times(&view.all::<Instance>()) {
+            let image = times.image.as_str();
+            for (end, number) in [("ready", times.boots), ("failed", times.failed)] {
+                let boots = self.boots.with_label_values(&[image, end]);
+                boots.set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+            if times.boots > 0 {
+                for (quantile, time) in [("0.5", times.p50), ("0.99", times.p99)] {
+                    let gauge = self.boot_seconds.with_label_values(&[image, quantile]);
+                    gauge.set(time.as_secs_f64());
+                }
+            }
         }
     }
 

@@ -52,7 +52,7 @@ pub use launch::{DiskRequest, Launched, PublicAddress, RunInstances};
 pub use plane::{Owned, Plane};
 pub use quotas::QuotaReport;
 pub use refusal::{Kind, Refusal};
-pub use reports::{Drift, Orphan};
+pub use reports::{BootTimes, Drift, Orphan, boot_times};
 pub use security_groups::NewSecurityGroup;
 pub use snapshots::NewSnapshot;
 pub use subnets::NewSubnet;

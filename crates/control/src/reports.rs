@@ -1,10 +1,11 @@
-//! What an owner should look at: volumes of nobody, and instances that are no
-//! longer what they would be made as today.
+//! What an owner should look at: volumes of nobody, instances that are no
+//! longer what they would be made as today, and how long images take to boot.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
-use model::{AccountId, Image, ImageState, Instance, Timestamp, Volume, VolumeState};
+use model::{AccountId, Image, ImageId, ImageState, Instance, Timestamp, Volume, VolumeState};
 
 use store::Found;
 
@@ -38,7 +39,65 @@ pub enum Drift {
     },
 }
 
+/// How long an image's instances take from their start to a guest that is up.
+/// Counted is the last start of each instance that is known, also of those
+/// that are terminated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BootTimes {
+    /// The image.
+    pub image: ImageId,
+    /// Boots that came to their end.
+    pub boots: usize,
+    /// Boots in which something failed.
+    pub failed: usize,
+    /// The time that half of the boots kept; zero without any.
+    pub p50: Duration,
+    /// The time that 99 in 100 boots kept; zero without any.
+    pub p99: Duration,
+}
+
+/// The boot times of instances, by their images.
+#[must_use]
+pub fn boot_times(instances: &[Arc<Found<Instance>>]) -> Vec<BootTimes> {
+    let mut images: BTreeMap<&ImageId, (Vec<Duration>, usize)> = BTreeMap::new();
+    for Found { record, .. } in instances.iter().map(AsRef::as_ref) {
+        let (times, failed) = images.entry(&record.image).or_default();
+        *failed += usize::from(record.boot.failure.is_some());
+        if let (Some(began), Some(ready)) = (record.launched, record.boot.ready) {
+            times.push(ready.since(began));
+        }
+    }
+    let known = images
+        .into_iter()
+        .filter(|(_, (times, failed))| !times.is_empty() || *failed > 0);
+    known
+        .map(|(image, (mut times, failed))| {
+            times.sort_unstable();
+            BootTimes {
+                image: image.clone(),
+                boots: times.len(),
+                failed,
+                p50: nearest_rank(&times, 50),
+                p99: nearest_rank(&times, 99),
+            }
+        })
+        .collect()
+}
+
+/// The smallest of these ordered times that so many in 100 do not exceed.
+fn nearest_rank(times: &[Duration], percent: usize) -> Duration {
+    let rank = (times.len() * percent).div_ceil(100);
+    let found = times.get(rank.saturating_sub(1));
+    found.copied().unwrap_or_default()
+}
+
 impl Plane {
+    /// How long the account's instances take to boot, by their images.
+    #[must_use]
+    pub fn boot_times(&self, caller: &Caller) -> Vec<BootTimes> {
+        boot_times(&self.list::<Instance>(caller))
+    }
+
     /// The account's volumes that are in no instance, the oldest first.
     #[must_use]
     pub fn orphans(&self, caller: &Caller) -> Vec<Orphan> {
@@ -109,3 +168,19 @@ impl Plane {
 
 /// Images by their owner and family.
 type Newest = HashMap<(AccountId, Option<String>), Arc<Found<Image>>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_percentile_is_a_time_that_was_measured() {
+        let times = |n: u64| (1..=n).map(Duration::from_secs).collect::<Vec<_>>();
+        let both = |n: u64| [50, 99].map(|p| nearest_rank(&times(n), p).as_secs());
+        assert_eq!(both(0), [0, 0]);
+        assert_eq!(both(1), [1, 1]);
+        assert_eq!(both(2), [1, 2]);
+        assert_eq!(both(100), [50, 99]);
+        assert_eq!(both(200), [100, 198]);
+    }
+}

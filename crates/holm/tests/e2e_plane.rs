@@ -212,7 +212,10 @@ fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
     let snapshot = plane.ok(&["volume", "snapshot", "data", "--description", "monday"]);
     assert!(plane.ok(&["snapshot", "ls"]).contains("monday"));
     plane.until("the snapshot is made", || {
-        plane.ok(&["snapshot", "ls"]).contains("completed")
+        // Images have snapshots, too.
+        let all = plane.ok(&["snapshot", "ls"]);
+        let made = all.lines().find(|line| line.contains("monday"));
+        made.is_some_and(|line| line.contains("completed"))
     });
     plane.ok(&["volume", "rollback", "data", snapshot.trim()]);
     assert!(
@@ -227,6 +230,8 @@ fn a_machine_of_a_daemon_lives_its_life_by_the_command_line() {
     );
     assert!(plane.ok(&["report", "orphans"]).contains(volume.trim()));
     assert_eq!(plane.json(&["report", "drift"]), serde_json::json!([]));
+    // Its guest tells nobody that it is up.
+    assert_eq!(plane.json(&["report", "boot-times"]), serde_json::json!([]));
     plane.ok(&["tag-policy", "require", "owner"]);
     let said = plane.refused(&["volume", "create", "--size", "1G"], 28);
     assert!(said.contains("owner"), "{said}");

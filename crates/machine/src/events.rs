@@ -9,7 +9,7 @@ use machine_protocol::{Event, EventKind, EventList};
 use parking_lot::{Condvar, Mutex};
 use serde::{Deserialize, Serialize};
 
-use crate::storage::DiskPort;
+use crate::storage::{DiskPort, place};
 
 /// Most events that are kept; older ones are forgotten.
 const KEPT: usize = 256;
@@ -47,12 +47,7 @@ impl GuestEvent {
                 let failed = disks.iter().find_map(|port| Some((port, port.failure()?)));
                 let (disk, message) = failed.map_or_else(
                     || ("of the machine".into(), "a request failed".into()),
-                    |(port, text)| {
-                        (
-                            format!("{} ({})", port.name, port.disk.file.display()),
-                            text,
-                        )
-                    },
+                    |(port, text)| (format!("{} ({})", port.name, place(&port.disk.file)), text),
                 );
                 EventKind::DiskError {
                     disk,

@@ -49,7 +49,7 @@ pub use peripherals::{Peripherals, Share, VsockSocket, WatchdogAction};
 pub use snapshot::{Snapshot, SnapshotError, SnapshotMade};
 pub use socket::{OwnSocket, listen};
 pub use state::MachineState;
-pub use storage::DiskPort;
+pub use storage::{DiskPort, place};
 pub use virtio::balloon::{BalloonControl, BalloonReport, Statistics};
 pub use virtio::blk::{Limit, Limits, OnError};
 pub use virtio::console::{ConsoleInput, ConsoleSink};

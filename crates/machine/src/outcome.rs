@@ -1,7 +1,5 @@
 //! How machines end, and why they cannot be made.
 
-use std::path::PathBuf;
-
 use engine::EngineError;
 
 use crate::description::DescriptionError;
@@ -54,8 +52,8 @@ pub enum MachineError {
     /// A disk offers nothing that can be started, or not what was asked for.
     #[error("starting from the disk {disk}: {source}")]
     BootDisk {
-        /// The disk.
-        disk: PathBuf,
+        /// Where the disk is.
+        disk: String,
         /// Why.
         source: bootdisk::ReaderError,
     },

@@ -1,6 +1,5 @@
 //! Where a machine's kernel comes from at each of its starts.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use boot::{BootError, ImageFile, Role};
@@ -9,6 +8,7 @@ use disk::{BlockBackend, SECTOR};
 
 use crate::description::{Boot, Description, DiskBoot, KernelBoot};
 use crate::outcome::MachineError;
+use crate::storage::place;
 
 /// Kernel, initrd and command line.
 pub(crate) struct Files {
@@ -42,7 +42,7 @@ pub(crate) enum Source {
     /// A disk: what it says at that time.
     Disk {
         boot: DiskBoot,
-        name: PathBuf,
+        name: String,
         disk: Arc<dyn BlockBackend>,
     },
 }
@@ -65,7 +65,7 @@ impl Source {
                 };
                 Ok(Self::Disk {
                     boot: boot.clone(),
-                    name: described.file.clone(),
+                    name: place(&described.file),
                     disk: disk.clone(),
                 })
             }
@@ -122,7 +122,7 @@ impl Source {
                 let cmdline = cmdline(own, boot);
                 let (file, pieces) = (Arc::new(loaded.file), loaded.pieces);
                 let part = |role, path: &str, start, size| {
-                    let name = format!("{}:{}", name.display(), printable(path));
+                    let name = format!("{}:{}", name, printable(path));
                     ImageFile::part(role, name, file.clone(), start, size)
                 };
                 let initrds = entry.initrds.join(",");

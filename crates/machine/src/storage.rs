@@ -1,5 +1,6 @@
 //! The disks of a machine: their files, their devices and their names.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use disk::{BlockBackend, BlockError, CapturableDisk, DiskOptions, SECTOR};
@@ -40,9 +41,19 @@ impl DiskPort {
     /// more.
     pub(crate) fn close(&self) {
         if let Err(error) = self.control.disk().close() {
-            let file = self.disk.file.display();
-            tracing::error!(%file, %error, "closing the disk: it is mended when it is used next");
+            let file = place(&self.disk.file);
+            tracing::error!(file, %error, "closing the disk: it is mended when it is used next");
         }
+    }
+}
+
+/// Where a disk is, for people: of an overlay without a name, the directory
+/// whose space it takes.
+pub fn place(file: &Path) -> String {
+    let directory = || file.read_link().ok()?.parent().map(Path::to_owned);
+    match file.starts_with("/proc").then(directory).flatten() {
+        Some(directory) => format!("an overlay that vanishes, in {}", directory.display()),
+        None => file.display().to_string(),
     }
 }
 
@@ -66,7 +77,7 @@ pub(crate) fn device(
     control: &Arc<Control>,
 ) -> (Blk, DiskPort) {
     let queues = cpus.clamp(1, MOST_QUEUES) as u16;
-    let (machine, who) = (control.clone(), format!("{name} ({})", disk.file.display()));
+    let (machine, who) = (control.clone(), format!("{name} ({})", place(&disk.file)));
     let on_failure = move |failure: IoFailure| {
         let what = describe(&failure);
         if failure.held {
@@ -112,4 +123,22 @@ pub(crate) fn names(disks: &[Disk]) -> Vec<String> {
         own.unwrap_or_else(|| format!("disk{index}"))
     };
     disks.iter().enumerate().map(named).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn an_overlay_without_a_name_is_told_by_its_directory() {
+        let place = tempfile::tempdir().unwrap();
+        let file = tempfile::tempfile_in(place.path()).unwrap();
+        let link = format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        let told = super::place(Path::new(&link));
+        let directory = place.path().to_str().unwrap();
+        assert_eq!(told, format!("an overlay that vanishes, in {directory}"));
+        assert_eq!(super::place(Path::new("/srv/a.img")), "/srv/a.img");
+    }
 }

@@ -122,6 +122,7 @@ fn accounts() -> OpenApiRouter<App> {
         .routes(routes!(reports::tag_policy, reports::set_tag_policy))
         .routes(routes!(reports::orphans))
         .routes(routes!(reports::drift))
+        .routes(routes!(reports::boot_times))
         .merge(collection::<KeyPair>())
         .merge(removal::<KeyPair>())
         .routes(routes!(key_pairs::create))

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use axum::Json;
 use axum::extract::State;
-use control::{Drift, Orphan};
+use control::{BootTimes, Drift, Orphan};
 use model::{Instance, TagPolicy};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -150,6 +150,49 @@ pub async fn drift(
         |(instance, _)| instance.id.as_str(),
         view,
     )
+}
+
+/// How long an image's instances take to boot: the last start of each
+/// instance that is known, also of those that are terminated.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct BootTimesView {
+    /// The image.
+    pub image_id: String,
+    /// Boots that came to their end.
+    pub boots: usize,
+    /// Boots in which something failed.
+    pub failed: usize,
+    /// Seconds from the start to a guest that is up, which half of the boots
+    /// kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p50_seconds: Option<f64>,
+    /// The same, of 99 in 100 boots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub p99_seconds: Option<f64>,
+}
+
+/// Lists how long images take to boot
+#[utoipa::path(get, path = "/v1/reports/boot-times", operation_id = "report_boot_times", tag = "reports",
+    params(ReportQuery),
+    responses((status = 200, description = "A page of them", body = Listing<BootTimesView>)))]
+pub async fn boot_times(
+    State(app): State<App>,
+    Reader(caller): Reader,
+    InQuery(query): InQuery<ReportQuery>,
+) -> Result<Json<Listing<BootTimesView>>, Problem> {
+    let view = |times: &BootTimes| {
+        let any = times.boots > 0;
+        BootTimesView {
+            image_id: times.image.to_string(),
+            boots: times.boots,
+            failed: times.failed,
+            p50_seconds: any.then_some(times.p50.as_secs_f64()),
+            p99_seconds: any.then_some(times.p99.as_secs_f64()),
+        }
+    };
+    let all = app.plane.boot_times(&caller);
+    let (limit, after) = (query.limit, query.after.as_deref());
+    listing::page(limit, after, all, |times| times.image.as_str(), view)
 }
 
 /// Which tags new instances and volumes must have.

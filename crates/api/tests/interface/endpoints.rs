@@ -329,6 +329,11 @@ async fn reports(site: &Site, client: &Client) {
         .map(|d| &d["kind"])
         .collect();
     assert_eq!(kinds, ["image-gone", "tags"], "{of}");
+    let path = "/v1/reports/boot-times";
+    let boots = client.does("GET", path, None, 200).await.json();
+    for boot in boots["items"].as_array().unwrap() {
+        assert!(boot["p50_seconds"].as_f64() <= boot["p99_seconds"].as_f64());
+    }
     for bad in ["/v1/reports/drift?limit=0", "/v1/reports/orphans?limit=0"] {
         client.refused("GET", bad, None, "bad-request").await;
     }

@@ -119,9 +119,10 @@ impl Client {
     }
 
     fn broken(&self, source: io::Error) -> ControlError {
-        ControlError::Connection {
-            name: self.name.clone(),
-            source,
+        let name = self.name.clone();
+        match source.kind() {
+            io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => ControlError::Ended(name),
+            _ => ControlError::Connection { name, source },
         }
     }
 

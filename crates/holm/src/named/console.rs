@@ -89,7 +89,9 @@ pub fn session(client: Client, name: &str, keyboard: Keyboard, replay: u64) -> E
     terminal::restore();
     match news {
         Ok(News::Detached | News::Unread) => End::Left,
-        Ok(News::Ended) => {
+        // It may end between the connection and the first answer.
+        Ok(News::Ended | News::Failed(ControlError::Ended(_)))
+        | Err(Failure::Control(ControlError::Ended(_))) => {
             terminal::say(&format!("holm: {name} has ended"));
             End::Ended
         }

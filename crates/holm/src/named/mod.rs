@@ -14,6 +14,7 @@ pub mod show;
 pub mod stop;
 pub mod top;
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -53,7 +54,8 @@ pub fn disk_failure(d: &Description) -> Option<String> {
         .disks
         .iter()
         .find_map(|d| Some((d, d.failure.as_ref()?)))?;
-    Some(format!("disk {} ({}): {failure}", disk.name, disk.file))
+    let place = machine::place(Path::new(&disk.file));
+    Some(format!("disk {} ({place}): {failure}", disk.name))
 }
 
 /// Lets a paused machine go on. Where it was paused by a disk, it tries again

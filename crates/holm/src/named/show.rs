@@ -1,5 +1,7 @@
 //! `holm show` and `holm metrics`.
 
+use std::path::Path;
+
 use api::resources::instances::InstanceView;
 use clap::Args;
 use machine_protocol::{Description, DiskReport};
@@ -133,7 +135,8 @@ fn text(name: &str, d: &Description) -> String {
 
 fn disk_text(disk: &DiskReport) -> String {
     let read_only = if disk.read_only { ", read-only" } else { "" };
-    let (name, file, size) = (&disk.name, &disk.file, disk.size >> 20);
+    let (name, size) = (&disk.name, disk.size >> 20);
+    let file = machine::place(Path::new(&disk.file));
     let what = format!("{name} ({file}, {size} MiB{read_only})");
     let failure = disk.failure.clone().unwrap_or_default();
     form::fields(&[("disk", what)]) + &form::fields(&[("disk failed", failure)])

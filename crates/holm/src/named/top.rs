@@ -45,8 +45,10 @@ struct Usage {
     cpus: u32,
     /// 100 is one CPU of the host.
     cpu_percent: f64,
-    /// Memory of the host that its process has, with its part of what machines share.
-    memory_used_bytes: u64,
+    /// Memory of the host that its process has, with its part of what machines
+    /// share; unknown of one that an older holm runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    memory_used_bytes: Option<u64>,
     memory_size_bytes: u64,
     disk_read_bytes_per_second: u64,
     disk_written_bytes_per_second: u64,
@@ -67,7 +69,7 @@ struct Reading {
     at: Instant,
     description: Description,
     cpu: Duration,
-    memory: u64,
+    memory: Option<u64>,
     disk: [u64; 2],
     network: [u64; 2],
 }
@@ -132,7 +134,7 @@ fn read(place: &Place) -> Option<Reading> {
     Some(Reading {
         at: Instant::now(),
         cpu: cpu_time(description.pid).unwrap_or_default(),
-        memory: sum(&metrics, "holm_memory_resident_bytes", None),
+        memory: Some(sum(&metrics, "holm_memory_resident_bytes", None)).filter(|m| *m > 0),
         disk: both("holm_disk_bytes_total", ["read", "write"]),
         network: both("holm_nic_bytes_total", ["received", "sent"]),
         description,
@@ -208,7 +210,7 @@ fn text(usages: &[Usage]) -> String {
             u.id.clone().unwrap_or_default(),
             u.state.to_owned(),
             format!("{:.1}", u.cpu_percent),
-            form::bytes(u.memory_used_bytes),
+            u.memory_used_bytes.map_or_else(|| "-".into(), form::bytes),
             form::bytes(u.memory_size_bytes),
             form::bytes(u.disk_read_bytes_per_second),
             form::bytes(u.disk_written_bytes_per_second),
