@@ -207,6 +207,14 @@ pub enum Command {
     ///   holm detach web1 lab
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
     Detach(named::disks::Detach),
+    /// Plugs the cable of a machine's network card in, or pulls it out
+    ///
+    /// The guest sees whether there is a carrier, as when a switch fails. The cards that it was
+    /// started with are net0, net1 and so on; attached ones have their own names.
+    ///
+    /// Example: holm link web1 net0 down
+    #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
+    Link(named::disks::Link),
     /// Makes a disk of a running machine larger; the guest sees it at once
     ///
     /// A file becomes larger and sparse; of a block device, which its owner has made larger

@@ -93,6 +93,7 @@ fn lead(command: &Command, given: &[run::Given]) -> u8 {
         Command::Restore(arguments) => restore::run(arguments),
         Command::Attach(arguments) => named::disks::attach(arguments),
         Command::Detach(arguments) => named::disks::detach(arguments),
+        Command::Link(arguments) => named::disks::link(arguments),
         Command::Grow(arguments) => named::disks::grow(arguments),
         Command::Create(arguments) => plane::create::create(arguments),
         Command::Start(arguments) => plane::instances::start(arguments),

@@ -286,6 +286,13 @@ fn attached_devices_are_in_a_snapshot_and_in_what_is_made_of_it() {
     let gateway = "ping -c 1 -w 30 10.0.7.2 | grep -o '1 packets received'";
     let up = format!("ip link set eth1 up; ip addr add 10.0.7.15/24 dev eth1; {gateway}");
     assert_eq!(guest(&mut console, &up), "1 packets received");
+    let carrier =
+        |text| format!("until grep {text} /sys/class/net/eth1/carrier; do sleep 0.1; done");
+    done(runtime, &["link", "d", "out", "down"]);
+    assert_eq!(guest(&mut console, &carrier("0")), "0");
+    assert_eq!(show(runtime)["links_down"], serde_json::json!(["out"]));
+    done(runtime, &["link", "d", "out", "up"]);
+    assert_eq!(guest(&mut console, &carrier("1")), "1");
     let snapshot = runtime.join("snapshot");
     let snapshot = snapshot.to_str().unwrap();
     done(runtime, &["snapshot", "create", "d", snapshot]);

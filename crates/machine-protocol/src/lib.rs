@@ -127,6 +127,14 @@ pub enum Request {
         #[serde(default)]
         force: bool,
     },
+    /// Plugs the cable of a network card in or pulls it out: the guest sees
+    /// whether there is a carrier. Not of a card in a VPC.
+    SetLink {
+        /// Its name; the cards of the machine's start are `net0`, `net1` …
+        nic: String,
+        /// Whether it is plugged in.
+        up: bool,
+    },
     /// Makes a disk larger and tells the guest.
     GrowDisk {
         /// Its name.
@@ -252,6 +260,9 @@ pub struct Description {
     /// Network cards that were attached while it ran.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub attached_nics: Vec<NicReport>,
+    /// Names of the network cards without a carrier.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub links_down: Vec<String>,
     /// Its network cards in VPCs.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ports: Vec<PortReport>,

@@ -107,6 +107,11 @@ pub struct BoardState {
     pub ports: Vec<(u8, RootPortState)>,
 }
 
+/// Name of a network card that is there from the machine's start.
+fn fixed_card(index: usize) -> String {
+    format!("net{index}")
+}
+
 impl Board {
     /// Builds and wires all devices.
     pub(crate) fn new(
@@ -363,8 +368,31 @@ impl Board {
 
     /// Attaches a network card; its name.
     pub(crate) fn attach_nic(&self, nic: &Nic, uuid: &[u8; 16]) -> Result<String, MachineError> {
-        let fixed: Vec<String> = (0..self.nics.len()).map(|n| format!("net{n}")).collect();
+        let fixed: Vec<String> = (0..self.nics.len()).map(fixed_card).collect();
         self.hot_plug.attach_nic(nic, &fixed, uuid)
+    }
+
+    /// All network cards by their names.
+    pub(crate) fn named_cards(&self) -> Vec<(String, NicPort)> {
+        let fixed = self.nics().cloned().enumerate();
+        let fixed = fixed.map(|(n, port)| (fixed_card(n), port));
+        let attached = self.hot_plug.nics().into_iter();
+        let attached = attached.map(|a| (a.name().to_owned(), a.port));
+        fixed.chain(attached).collect()
+    }
+
+    /// Plugs the cable of a network card in or pulls it out.
+    pub(crate) fn set_link(&self, name: &str, up: bool) -> Result<(), MachineError> {
+        let cards = self.named_cards();
+        match cards.iter().find(|(known, _)| known == name) {
+            Some((_, port)) if port.vpc.is_some() => Err(HotPlugError::LinkOfVpc(name.into()))?,
+            Some((_, port)) => port.card.set_plugged(up),
+            None => {
+                let names: Vec<String> = cards.into_iter().map(|(name, _)| name).collect();
+                Err(HotPlugError::NoCard(name.into(), names.join(", ")))?;
+            }
+        }
+        Ok(())
     }
 
     /// Has a network card go; see [`HotPlug::detach`].

@@ -36,6 +36,12 @@ pub enum HotPlugError {
     /// No such network card.
     #[error("no network card {0:?} was attached to the machine; `holm show` lists them")]
     NoNic(String),
+    /// No such network card, and which there are.
+    #[error("the machine has no network card {0:?}; it has: {1}")]
+    NoCard(String, String),
+    /// The link of a card in a VPC.
+    #[error("the network card {0:?} is in a VPC, whose port says whether its link is up")]
+    LinkOfVpc(String),
     /// A card in a VPC.
     #[error("a port in a VPC cannot be attached to a running machine; start the machine with it")]
     Vpc,

@@ -399,6 +399,16 @@ impl Machine {
         self.inner.board.attached_nics()
     }
 
+    /// Plugs the cable of a network card in or pulls it out; the guest sees
+    /// whether there is a carrier (virtio 1.2, 5.1.4: VIRTIO_NET_S_LINK_UP).
+    /// Cards of the machine's start are named `net0`, `net1` …
+    ///
+    /// # Errors
+    /// [`MachineError::HotPlug`].
+    pub fn set_link(&self, nic: &str, up: bool) -> Result<(), MachineError> {
+        self.inner.set_link(nic, up)
+    }
+
     /// Makes a disk larger, to `size` bytes, and tells the guest.
     ///
     /// # Errors

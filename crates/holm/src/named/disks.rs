@@ -1,9 +1,9 @@
-//! `holm attach`, `holm detach` and `holm grow`: disks and network cards of
-//! running machines.
+//! `holm attach`, `holm detach`, `holm grow` and `holm link`: disks and network
+//! cards of running machines.
 
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use machine::{Disk, Nic};
 use machine_protocol::{Description, Reply, Request};
 
@@ -63,6 +63,31 @@ pub struct Detach {
     /// is lost
     #[arg(long)]
     pub force: bool,
+}
+
+/// `holm link`.
+#[derive(Args, Debug)]
+pub struct Link {
+    /// The machine
+    #[command(flatten)]
+    pub machine: Named,
+
+    /// The network card's name (`holm show`): net0 is the first of its start
+    #[arg(value_name = "CARD")]
+    pub nic: String,
+
+    /// Whether the cable is plugged in
+    #[arg(value_enum, value_name = "up|down")]
+    pub link: Carrier,
+}
+
+/// State of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Carrier {
+    /// Plugged in
+    Up,
+    /// Pulled out
+    Down,
 }
 
 /// `holm grow`.
@@ -188,6 +213,17 @@ fn try_detach(arguments: &Detach) -> Result<(), ControlError> {
     }
     terminal::say(&format!("{device}: detached"));
     Ok(())
+}
+
+/// Plugs the cable of a network card in or pulls it out.
+pub fn link(arguments: &Link) -> u8 {
+    let asked = Client::connect(&arguments.machine.name).and_then(|mut client| {
+        client.ask(&Request::SetLink {
+            nic: arguments.nic.clone(),
+            up: arguments.link == Carrier::Up,
+        })
+    });
+    finish(asked.map(drop))
 }
 
 /// Makes a disk larger.

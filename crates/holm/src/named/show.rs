@@ -89,6 +89,7 @@ fn watch_alone(name: &str, output: Output) -> Result<(), ControlError> {
             d.state,
             d.disks.clone(),
             d.attached_nics.clone(),
+            d.links_down.clone(),
             d.ports.clone(),
             d.guest_update.clone(),
         ));
@@ -123,11 +124,18 @@ fn text(name: &str, d: &Description) -> String {
         ("pid", d.pid.to_string()),
     ]);
     d.disks.iter().for_each(|disk| text += &disk_text(disk));
-    for nic in &d.nics {
-        text += &form::fields(&[("nic", nic.clone())]);
+    let link = |name: &str| match d.links_down.iter().any(|down| down == name) {
+        true => ", link down",
+        false => "",
+    };
+    for (index, network) in d.nics.iter().enumerate() {
+        let name = format!("net{index}");
+        let what = format!("{network} ({name}{})", link(&name));
+        text += &form::fields(&[("nic", what)]);
     }
     for nic in &d.attached_nics {
-        let what = format!("{} ({}, {})", nic.network, nic.name, nic.mac);
+        let (name, mac) = (&nic.name, &nic.mac);
+        let what = format!("{} ({name}, {mac}{})", nic.network, link(name));
         text += &form::fields(&[("nic", what)]);
     }
     text

@@ -59,6 +59,7 @@ pub(super) fn answer(machine: &Inner, request: &Request) -> Reply {
                 Err(error) => refused(error.to_string()),
             };
         }
+        Request::SetLink { nic, up } => return done(machine.set_link(nic, *up)),
         Request::GrowDisk { disk, size } => return done(machine.grow_disk(disk, *size)),
         Request::Pause {} => return done(machine.pause()),
         Request::Resume {} => machine.resume(),
@@ -187,12 +188,19 @@ fn describe(machine: &Inner) -> Description {
         disks: machine.board().disks().iter().map(disk).collect(),
         nics: d.nics.iter().map(|nic| nic.network.to_string()).collect(),
         attached_nics: machine.board().attached_nics().iter().map(nic).collect(),
+        links_down: links_down(machine),
         ports: ports(machine),
         uptime_seconds: machine.uptime().map_or(0, |t| t.as_secs()),
         uuid: hexadecimal(d.uuid),
         generation_id: hexadecimal(generation_id),
         guest_update: machine.guest_update(),
     }
+}
+
+fn links_down(machine: &Inner) -> Vec<String> {
+    let cards = machine.board().named_cards().into_iter();
+    let down = cards.filter(|(_, port)| !port.card.link_up());
+    down.map(|(name, _)| name).collect()
 }
 
 fn ports(machine: &Inner) -> Vec<PortReport> {
@@ -251,6 +259,8 @@ fn nic(attached: &AttachedNic) -> NicReport {
 
 fn nic_metrics(name: &str, card: &NetHandle, metrics: &mut Metrics) {
     let stats = card.stats();
+    let up = u64::from(card.link_up());
+    metrics.add("holm_nic_link_up", &[("nic", name.to_owned())], up);
     for (direction, d) in [("received", stats.received), ("sent", stats.sent)] {
         let labels = [("nic", name.to_owned()), ("direction", direction.into())];
         metrics.add("holm_nic_packets_total", &labels, d.packets);

@@ -238,6 +238,13 @@ impl Inner {
         self.board.detach_nic(name, force)
     }
 
+    /// See [`Machine::set_link`].
+    pub(crate) fn set_link(&self, nic: &str, up: bool) -> Result<(), MachineError> {
+        let _one = self.operation.lock();
+        self.must_not_have_ended()?;
+        self.board.set_link(nic, up)
+    }
+
     /// See [`Machine::grow_disk`].
     pub(crate) fn grow_disk(&self, name: &str, size: u64) -> Result<(), MachineError> {
         let _one = self.operation.lock();
