@@ -104,10 +104,11 @@ fn examine() -> KvmVerdict {
             judge(&mut verdict, guest, native);
             if let Err(error) = crate::engine::fits(&kvm) {
                 verdict.runs = false;
-                // That it only emulates is said first.
-                if std::mem::take(&mut verdict.usable) {
-                    verdict.reason = error.to_string();
-                }
+                verdict.reason = match std::mem::take(&mut verdict.usable) {
+                    true => error.to_string(),
+                    // That it only emulates is said first.
+                    false => format!("{}; and {error}", verdict.reason),
+                };
             }
         }
         Err(reason) => verdict.reason = reason,

@@ -1,6 +1,7 @@
 //! Which machine a command line means: one that runs alone (`holm run --name`),
 //! or one that the daemon of the state directory keeps.
 
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use api::resources::instances::InstanceView;
@@ -203,7 +204,9 @@ pub fn control(text: &str) -> Result<PathBuf, FindError> {
 /// [`FindError`].
 pub fn agent(text: &Path) -> Result<PathBuf, FindError> {
     let named = text.to_str().and_then(|text| target(text).ok());
-    match named.filter(|_| !text.exists()) {
+    // A directory may be called as a machine is.
+    let is_socket = || text.metadata().is_ok_and(|m| m.file_type().is_socket());
+    match named.filter(|_| !is_socket()) {
         Some(named) => socket(&named, AGENT_SOCKET),
         None => Ok(text.to_owned()),
     }
