@@ -184,8 +184,7 @@ fn ask(gdb: &mut TcpStream, packet: &str) -> String {
 }
 
 /// From the answer to `g`.
-fn rip(gdb: &mut TcpStream) -> u64 {
-    let registers = ask(gdb, "g");
+fn rip(registers: &str) -> u64 {
     let digits = &registers[16 * 16..17 * 16];
     u64::from_str_radix(digits, 16).unwrap().swap_bytes()
 }
@@ -209,13 +208,14 @@ fn a_debugger_looks_in(guest: &mut Guest) {
     if std::env::var("DEBUG_REGISTERS").is_ok_and(|arms| arms == "1") {
         assert_eq!(ask(&mut gdb, &format!("Z0,{start:x},1")), "OK");
         stop = ask(&mut gdb, "vCont;c");
-        assert_eq!(rip(&mut gdb), start);
+        assert_eq!(rip(&ask(&mut gdb, "g")), start);
         assert_eq!(ask(&mut gdb, &format!("z0,{start:x},1")), "OK");
     }
-    let before = rip(&mut gdb);
+    let before = ask(&mut gdb, "g");
     let step = format!("vCont;s:{}", stopped(&stop));
     assert_eq!(stopped(&ask(&mut gdb, &step)), stopped(&stop));
-    assert_ne!(rip(&mut gdb), before);
+    // A repeated string instruction stays where it is, but counts.
+    assert_ne!(ask(&mut gdb, "g"), before);
     assert_eq!(ask(&mut gdb, "D"), "OK");
     drop(gdb);
     guest.sh("kill $loops");
