@@ -1,5 +1,6 @@
 //! The image `debian` on both sides, and the time to its login prompt.
 
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Result;
@@ -40,26 +41,30 @@ impl Sides {
 
 pub(super) fn qemu_debian() -> Result<Command> {
     let image = image::make(Name::Debian, false)?;
+    let root = "root=/dev/vda ro console=ttyS0 quiet net.ifnames=0";
+    let mut command = qemu(&image.join("root.img"), root)?;
+    command.args(["-nic", "user,model=virtio-net-pci"]);
+    Ok(command)
+}
+
+/// QEMU's TCG with the kernel of `debian`, this command line, and what it
+/// writes to this raw disk thrown away. Others may use the disk meanwhile.
+pub(super) fn qemu(disk: &Path, cmdline: &str) -> Result<Command> {
+    let kernel = image::make(Name::Debian, false)?;
     let mut command = Command::new("qemu-system-x86_64");
-    let disk = image.join("root.img");
     command
         .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
         .args(["-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-serial", "stdio", "-no-reboot", "-smp", "2", "-m", "1024"])
         .arg("-kernel")
-        .arg(image.join("vmlinuz"))
+        .arg(kernel.join("vmlinuz"))
         .arg("-initrd")
-        .arg(image.join("initrd"))
-        .args([
-            "-append",
-            "root=/dev/vda ro console=ttyS0 quiet net.ifnames=0",
-        ])
-        .arg("-drive")
+        .arg(kernel.join("initrd"))
+        .args(["-append", cmdline, "-drive"])
         .arg(format!(
             "file={},format=raw,if=virtio,snapshot=on,file.locking=off",
             disk.display()
         ))
-        .args(["-nic", "user,model=virtio-net-pci"])
         .stderr(Stdio::null());
     Ok(command)
 }

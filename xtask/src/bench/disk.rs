@@ -3,10 +3,11 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::debian::qemu;
 use super::figures::Figures;
 use super::sides::{PATIENCE, Side, Sides};
 use crate::console::Console;
@@ -85,25 +86,8 @@ impl Sides {
 fn qemu_disks(raw: &Path, qcow2: &Path) -> Result<Command> {
     let image = image::make(Name::DebianDisk, false)?;
     // The disk has no boot loader that firmware would find.
-    let kernel = image::make(Name::Debian, false)?;
-    let mut command = Command::new("qemu-system-x86_64");
-    command
-        .args(["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max"])
-        .args(["-nodefaults", "-no-user-config", "-display", "none"])
-        .args(["-serial", "stdio", "-no-reboot", "-smp", "2", "-m", "1024"])
-        .arg("-kernel")
-        .arg(kernel.join("vmlinuz"))
-        .arg("-initrd")
-        .arg(kernel.join("initrd"))
-        .args([
-            "-append",
-            "root=UUID=5e0b15c6-3a05-4c29-9c0e-0d1500000001 ro console=ttyS0 quiet",
-        ])
-        .arg("-drive")
-        .arg(format!(
-            "file={},format=raw,if=virtio,snapshot=on,file.locking=off",
-            image.join("disk.img").display()
-        ));
+    let root = "root=UUID=5e0b15c6-3a05-4c29-9c0e-0d1500000001 ro console=ttyS0 quiet";
+    let mut command = qemu(&image.join("disk.img"), root)?;
     for (name, file, format) in [("raw", raw, "raw"), ("qcow2", qcow2, "qcow2")] {
         command.arg("-drive").arg(format!(
             "file={},format={format},if=none,id={name},cache=none,aio=io_uring",
@@ -113,7 +97,6 @@ fn qemu_disks(raw: &Path, qcow2: &Path) -> Result<Command> {
             .arg("-device")
             .arg(format!("virtio-blk-pci,drive={name},serial={name}"));
     }
-    command.stderr(Stdio::null());
     Ok(command)
 }
 
