@@ -26,7 +26,7 @@ in_ns $router "ip link set lo up; ip addr add 10.99.1.2/24 dev near; ip link set
     echo 1 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv4/icmp_ratelimit"
 in_ns $far "ip link set lo up; ip addr add 10.99.2.2/24 dev end; ip link set end up; ip route add default via 10.99.2.1
     echo 0 > /proc/sys/net/ipv4/icmp_ratelimit"
-ping -c 1 10.99.2.2 > /dev/null || fail "the host itself does not reach the other machine"
+busybox ping -c 1 10.99.2.2 > /dev/null || fail "the host itself does not reach the other machine"
 
 guest='set -e
 ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2
