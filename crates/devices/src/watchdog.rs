@@ -46,7 +46,7 @@ pub struct Watchdog {
 
 impl Watchdog {
     /// A stopped watchdog that calls `bite`, on the timers' thread, when the
-    /// guest has not pinged it in time.
+    /// guest has not pinged it in time. It must not ask the watchdog anything.
     pub fn new(timers: &Timers, bite: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
         Arc::new_cyclic(|this: &Weak<Self>| {
             let this = this.clone();
@@ -70,7 +70,7 @@ impl Watchdog {
         }
         registers.running = false;
         registers.expired = true;
-        drop(registers);
+        // Before the guest can see it: with the registers locked.
         (self.bite)();
     }
 
