@@ -195,7 +195,7 @@ pub enum Command {
     ///   holm attach web1 --disk /dev/vg/data,name=data,serial=DATA,iops=500
     ///   holm attach web1 --net switch=lab,name=lab
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
-    Attach(named::disks::Attach),
+    Attach(named::devices::Attach),
     /// Detaches a disk or a network card that was attached to a running machine
     ///
     /// Asks the guest to give it up, as the button at a drive bay would: Linux does so after five
@@ -206,7 +206,7 @@ pub enum Command {
     ///   holm detach web1 data --force
     ///   holm detach web1 lab
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
-    Detach(named::disks::Detach),
+    Detach(named::devices::Detach),
     /// Plugs the cable of a machine's network card in, or pulls it out
     ///
     /// The guest sees whether there is a carrier, as when a switch fails. The cards that it was
@@ -214,7 +214,7 @@ pub enum Command {
     ///
     /// Example: holm link web1 net0 down
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
-    Link(named::disks::Link),
+    Link(named::devices::Link),
     /// Makes a disk of a running machine larger; the guest sees it at once
     ///
     /// A file becomes larger and sparse; of a block device, which its owner has made larger
@@ -222,7 +222,7 @@ pub enum Command {
     ///
     /// Example: holm grow web1 data 20G
     #[command(verbatim_doc_comment, after_help = exit_code::CONTROL_HELP)]
-    Grow(named::disks::Grow),
+    Grow(named::devices::Grow),
     /// Makes, shows and checks snapshots of running machines
     ///
     /// Example: holm snapshot create web1 /srv/snapshots/web1-monday

@@ -47,8 +47,8 @@ pub struct Consoles {
 // 24 to 31 the root ports for hot-plug.
 const RNG_SLOT: u8 = 1;
 const CONSOLE_SLOT: u8 = 2;
-const FIRST_NIC_SLOT: u8 = 8;
-const FIRST_DISK_SLOT: u8 = 12;
+pub(crate) const FIRST_NIC_SLOT: u8 = 8;
+pub(crate) const FIRST_DISK_SLOT: u8 = 12;
 
 /// The devices of one machine.
 pub(crate) struct Board {

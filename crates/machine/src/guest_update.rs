@@ -14,6 +14,8 @@ use net::MacAddress;
 use crate::machine::Inner;
 use crate::nic::{NicNetwork, NicPort};
 
+/// Most characters of what a guest says that are kept.
+const SAID_MAX: usize = 1000;
 /// Time for one answer of the agent.
 const ANSWER: Duration = Duration::from_secs(10);
 /// Time for the program that does it.
@@ -89,7 +91,7 @@ pub(crate) fn begin(machine: &Arc<Inner>, update: GuestUpdate) {
             return;
         };
         match told {
-            Ok(told) if told.complete => updated(&machine, told.said),
+            Ok(told) if told.complete => updated(&machine, &told.said),
             Ok(told) => not_updated(&machine, &told.said),
             Err(error) => not_updated(&machine, &error.to_string()),
         }
@@ -101,13 +103,21 @@ pub(crate) fn begin(machine: &Arc<Inner>, update: GuestUpdate) {
     }
 }
 
-fn updated(machine: &Inner, message: String) {
+/// What a guest says in words is as long as it likes; others read all of it
+/// with each description of the machine.
+fn short(text: &str) -> String {
+    let printable = text.chars().filter(|c| !c.is_control());
+    printable.take(SAID_MAX).collect()
+}
+
+fn updated(machine: &Inner, message: &str) {
+    let message = short(message);
     machine.set_guest_update(message.clone());
     machine.events().note(EventKind::GuestUpdated { message });
 }
 
 fn not_updated(machine: &Inner, why: &str) {
-    let message = why.to_owned();
+    let message = short(why);
     machine.set_guest_update(format!("not told that it was restored: {message}"));
     machine
         .events()
@@ -159,7 +169,7 @@ fn tell(
     for output in [&ended.output, &ended.error] {
         for line in String::from_utf8_lossy(output).lines().take(32) {
             told.said += "; ";
-            told.said.extend(line.chars().filter(|c| !c.is_control()));
+            told.said += line;
         }
     }
     Ok(told)
@@ -197,6 +207,12 @@ fn link_local(mac: MacAddress) -> Ipv6Addr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_guest_says_is_bounded_and_printable() {
+        assert_eq!(short("eth0 has\x1b[2J it\r\n"), "eth0 has[2J it");
+        assert_eq!(short(&"é".repeat(1 << 20)).chars().count(), SAID_MAX);
+    }
 
     #[test]
     fn a_link_local_address_follows_from_the_card() {

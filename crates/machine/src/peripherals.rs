@@ -22,8 +22,8 @@ use crate::socket::{OwnSocket, listen};
 
 /// Slots of bus 0.
 const BALLOON_SLOT: u8 = 3;
-const VSOCK_SLOT: u8 = 4;
-const SHARE_SLOT: u8 = 5;
+pub(crate) const VSOCK_SLOT: u8 = 4;
+pub(crate) const SHARE_SLOT: u8 = 5;
 const AGENT_SLOT: u8 = 6;
 
 /// Which of these devices a machine has.

@@ -9,7 +9,10 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use virtio::VirtioPci;
 
+use crate::board::{FIRST_DISK_SLOT, FIRST_NIC_SLOT};
+use crate::hotplug::PORTS;
 use crate::outcome::MachineError;
+use crate::peripherals::{SHARE_SLOT, VSOCK_SLOT};
 
 /// A virtio function and its PCI place.
 type Placed = (u8, Arc<VirtioPci>);
@@ -116,11 +119,12 @@ fn key(function: &Arc<VirtioPci>) -> usize {
 /// What is in a slot, for people.
 fn device(slot: u8) -> &'static str {
     match slot {
-        5 => "the shared folder",
-        4 => "the socket device",
-        8..=11 => "a network card",
-        12..=23 => "a disk",
-        32.. => "an attached device",
+        SHARE_SLOT => "the shared folder",
+        VSOCK_SLOT => "the socket device",
+        FIRST_NIC_SLOT..FIRST_DISK_SLOT => "a network card",
+        slot if (FIRST_DISK_SLOT..*PORTS.start()).contains(&slot) => "a disk",
+        // The place behind a port.
+        slot if slot > *PORTS.end() => "an attached device",
         _ => "a device",
     }
 }

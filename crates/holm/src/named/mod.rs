@@ -3,7 +3,7 @@
 
 pub mod client;
 pub mod console;
-pub mod disks;
+pub mod devices;
 pub mod events;
 pub mod find;
 pub mod logs;
